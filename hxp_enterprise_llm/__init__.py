@@ -1,0 +1,1 @@
+"""Serve language models with vLLM as systemd services."""

@@ -1,0 +1,100 @@
+"""Settings to systemd: the limits, restart policy, dependencies, devices and credentials of an instance as a drop-in.
+
+Why a generator: `MemoryMax=${X}` cannot work, systemd expands variables in Exec lines only.
+Standard library only, see `utils.settings_file`.
+"""
+
+import os
+import sys
+from typing import Any
+
+from hxp_enterprise_llm.utils.settings import HostSettings, InstanceSettings, instance_names, load_host, load_instance
+from hxp_enterprise_llm.utils.settings_keys import GIBIBYTE, is_loopback
+
+DROP_IN = "50-settings.conf"
+HIGH_SHARE = 0.95
+"""Share of MemoryMax at which the kernel starts to slow the service down and reclaim, before it kills."""
+STOP_MARGIN_SEC = 15
+"""What TimeoutStopSec= adds to the drain (seconds): vLLM ends in under 1 s once its requests are done."""
+
+
+def unit_name(instance: str) -> str:
+    return f"citadel-llm@{instance}.service"
+
+
+def drop_in(settings: InstanceSettings, host: HostSettings) -> str:
+    """The text of the drop-in for one instance; refused settings get the host-wide limits."""
+    values = settings.values
+    unit: list[tuple[str, Any]] = [("SourcePath", settings.file)]
+    # A dependency on itself would be a cycle that systemd breaks by dropping a job.
+    requires = [unit_name(name) for name in values["REQUIRES"] if name != settings.name]
+    after = [unit_name(name) for name in values["AFTER"] if name != settings.name]
+    if requires:
+        unit.append(("Requires", " ".join(requires)))
+    if requires or after:
+        unit.append(("After", " ".join(sorted({*requires, *after}))))
+    sections = [("Unit", unit), ("Service", _service(values, host))]
+    lines = [f"# Made by citadel-llm-generator from {settings.file}; edit that and run systemctl daemon-reload."]
+    for section, directives in sections:
+        lines += [f"[{section}]", *(f"{name}={value}" for name, value in directives)]
+    return "\n".join(lines) + "\n"
+
+
+def _service(values: dict[str, Any], host: HostSettings) -> list[tuple[str, Any]]:
+    def number(key: str) -> float:
+        return float(values[key])
+
+    memory_max = round(number("MEMORY_LIMIT_GB") * GIBIBYTE)
+    service: list[tuple[str, Any]] = [
+        ("User", host.values["VLLM_USER"]),
+        ("Group", host.values["VLLM_GROUP"]),
+        ("MemoryHigh", int(memory_max * HIGH_SHARE)),
+        ("MemoryMax", memory_max),
+        # 100% is one core.
+        ("CPUQuota", f"{max(1, round(number('CPU_CORES') * 100))}%"),
+        ("TasksMax", values["MAX_TASKS"]),
+        ("Restart", values["RESTART_POLICY"]),
+        ("RestartSec", f"{number('RESTART_SEC'):g}s"),
+        ("TimeoutStartSec", f"{number('START_TIMEOUT_SEC'):g}s"),
+        ("TimeoutStopSec", f"{number('DRAIN_TIMEOUT_SEC') + STOP_MARGIN_SEC:g}s"),
+    ]
+    if values["API_KEY_FILE"]:
+        service.append(("LoadCredential", f"api-key:{values['API_KEY_FILE']}"))
+    if values["ALLOW_DOWNLOAD"] or not is_loopback(str(values["HOST"])):
+        # The template admits loopback only, and systemd filters both directions with one list.
+        service.append(("IPAddressAllow", "any"))
+    if values["GPU_DEVICES"]:
+        service += [
+            ("PrivateDevices", "no"),
+            ("DeviceAllow", "char-nvidia rw"),
+            ("DeviceAllow", "char-nvidia-uvm rw"),
+            ("DeviceAllow", "char-nvidia-caps r"),
+            # CUDA's just-in-time compiler writes code and runs it.
+            ("MemoryDenyWriteExecute", "no"),
+        ]
+    return service
+
+
+def generate(directory: str, root: str = "/") -> None:
+    """Write the drop-ins of all instances below `directory`; what is wrong with a file goes to standard error."""
+    host = load_host(root)
+    faults = list(host.faults)
+    for name in instance_names(root):
+        settings = load_instance(name, host, root)
+        faults += settings.faults
+        folder = os.path.join(directory, unit_name(name) + ".d")
+        os.makedirs(folder, exist_ok=True)
+        with open(os.path.join(folder, DROP_IN), "w", encoding="utf-8") as file:
+            file.write(drop_in(settings, host))
+    for fault in faults:
+        print(f"citadel-llm-generator: {fault}", file=sys.stderr)
+
+
+def main(arguments: list[str]) -> None:
+    """Entry point: the three directories of systemd.generator(7), of which the first counts."""
+    if not arguments:
+        sys.exit("usage: citadel-llm-generator NORMAL-DIRECTORY [EARLY-DIRECTORY LATE-DIRECTORY]")
+    try:
+        generate(arguments[0])
+    except OSError as error:
+        print(f"citadel-llm-generator: {error}", file=sys.stderr)

@@ -1,0 +1,75 @@
+"""The settings of one instance as a frozen model. No I/O: `utils.config` reads the files."""
+
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from hxp_enterprise_llm.utils.settings_keys import INSTANCE_KEYS, INSTANCE_NAME
+
+
+class ServiceConfigSchema(BaseModel):
+    """Settings of one instance, checked.
+
+    The fields are the keys of its settings file in small letters, and the rule of each is the one in
+    `utils.settings_keys`: a value may be given in the file's own form or as what the rule makes of it.
+    Sizes named `_gb` are in GiB (2**30 bytes), times named `_sec` in seconds, `max_model_len` in tokens.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=f"^{INSTANCE_NAME.pattern}$")
+    model: str
+    port: int
+    host: str = "127.0.0.1"
+    served_model_name: str = ""
+    memory_limit_gb: float = 4.0
+    cpu_cores: float = 2.0
+    max_tasks: int = 1000
+    restart_policy: str = "always"
+    restart_sec: float = 10.0
+    start_timeout_sec: float = 300.0
+    drain_timeout_sec: float = 30.0
+    max_model_len: int | None = None
+    kv_cache_gb: float | None = None
+    gpu_devices: tuple[str, ...] = ()
+    requires: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    api_key_file: str | None = None
+    allow_download: bool = False
+    start_method: str = "fork"
+    vllm_args: tuple[str, ...] = ()
+    environment: dict[str, str] = {}
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _by_the_rule_of_its_key(cls, value: Any, info: ValidationInfo) -> Any:
+        key = INSTANCE_KEYS.get((info.field_name or "").upper())
+        if key is None or value is None or value == "" or isinstance(value, bool | tuple | list):
+            return value
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        try:
+            return key.parse(str(value))
+        except ValueError as error:
+            raise ValueError(f"{key.name}={value} is refused: write {error}") from None
+
+    @model_validator(mode="after")
+    def _cache_below_the_limit(self) -> Self:
+        if self.kv_cache_gb is not None and not self.gpu_devices and self.kv_cache_gb >= self.memory_limit_gb:
+            raise ValueError(
+                f"KV_CACHE_GB={self.kv_cache_gb:g} must be below MEMORY_LIMIT_GB={self.memory_limit_gb:g}: "
+                "on the CPU the cache is part of the service's memory"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _no_secret_in_the_file(self) -> Self:
+        # Settings files are world-readable, and so is a command line.
+        if "VLLM_API_KEY" in self.environment or any(part.startswith("--api-key") for part in self.vllm_args):
+            raise ValueError("an API key does not belong in a settings file: name a file of it with API_KEY_FILE")
+        return self
+
+    @property
+    def api_name(self) -> str:
+        """The model name that API requests carry."""
+        return self.served_model_name or self.name

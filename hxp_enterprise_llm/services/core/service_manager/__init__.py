@@ -1,0 +1,1 @@
+"""One instance from inside (`python -m` this package), and many from outside."""

@@ -1,0 +1,107 @@
+"""Main process of a citadel-llm@ unit: `python -m hxp_enterprise_llm.services.core.service_manager MODEL`."""
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from pathlib import Path
+
+from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
+from hxp_enterprise_llm.services.core.service_manager import engine
+from hxp_enterprise_llm.services.core.service_manager.config import ServiceManagerConfig
+from hxp_enterprise_llm.services.core.service_manager.notify import Notifier
+from hxp_enterprise_llm.services.core.service_manager.supervisor import Supervisor, listen
+from hxp_enterprise_llm.utils import config as settings
+from hxp_enterprise_llm.utils.errors import CitadelError, ExitStatus, GpuMissing
+
+log = logging.getLogger("citadel-llm")
+
+SYSLOG_LEVELS = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
+
+
+class JournalFormatter(logging.Formatter):
+    """Puts the priority in front of every line, as sd-daemon(3) says, when the journal reads the stream."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        level = SYSLOG_LEVELS.get(record.levelno, 6)
+        return "\n".join(f"<{level}>{line}" for line in super().format(record).splitlines())
+
+
+def prepare(name: str) -> tuple[ServiceConfigSchema, str]:
+    """Read and check the settings of `name`, down to the flags for vLLM; the settings and the model to load."""
+    config, warnings = settings.load(name)
+    for warning in warnings:
+        log.warning("%s", warning)
+    model = engine.find_model(config)
+    engine.arguments(config, model)
+    for number in config.gpu_devices:
+        device = Path("/dev/nvidiactl" if number == "all" else f"/dev/nvidia{number}")
+        if not device.exists():
+            raise GpuMissing(f"GPU_DEVICES={','.join(config.gpu_devices)}: there is no {device}; is the driver loaded?")
+    return config, model
+
+
+def check(name: str) -> None:
+    """Check instance `name` as a start would, including its port, and print what it would serve."""
+    config, model = prepare(name)
+    listen(config).close()
+    print(f"{name}: settings are good; would serve {model} as {config.api_name} on {config.host}:{config.port}")
+
+
+def api_keys(config: ServiceConfigSchema) -> list[str]:
+    """The keys that systemd hands over as a credential, one a line; none if the settings name no file."""
+    directory = os.environ.pop("CREDENTIALS_DIRECTORY", None)
+    if not config.api_key_file or not directory:
+        return []
+    lines = Path(directory, "api-key").read_text(encoding="utf-8").splitlines()
+    return [line.strip() for line in lines if line.strip()]
+
+
+def run(name: str, notifier: Notifier) -> None:
+    """Serve instance `name` until it is told to stop."""
+    notifier.send(STATUS="Checking the settings")
+    config, model = prepare(name)
+    pid_file = Path(ServiceManagerConfig.load().pid_path, f"{name}.pid")
+    pid_file.write_text(f"{os.getpid()}\n", encoding="ascii")
+    environment = engine.environment(config)
+    keys = api_keys(config)
+    # The fork server and what comes from it inherit this, and nothing of how this process was started.
+    os.environ.clear()
+    os.environ.update(environment)
+    try:
+        asyncio.run(Supervisor(config, model, keys, notifier, lambda: prepare(name)).run())
+    finally:
+        pid_file.unlink(missing_ok=True)
+
+
+def main(arguments: list[str]) -> ExitStatus:
+    """Parse the command line, run, and turn an error into its exit status and its last words."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hxp_enterprise_llm.services.core.service_manager",
+        description="Main process of a citadel-llm@MODEL.service unit. Administrators use systemctl or citadel-llm.",
+    )
+    parser.add_argument("model", help="name of the instance: its settings are in /etc/default/citadel-llm-MODEL")
+    parser.add_argument("--check", action="store_true", help="check settings, model and port, start nothing")
+    options = parser.parse_args(arguments)
+    in_journal = "JOURNAL_STREAM" in os.environ
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(JournalFormatter() if in_journal else logging.Formatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    notifier = Notifier.take()
+    try:
+        if options.check:
+            check(options.model)
+        else:
+            run(options.model, notifier)
+    except CitadelError as error:
+        for line in str(error).splitlines():
+            log.error("%s", line)
+        notifier.send(STATUS=f"Failed: {error}")
+        return error.exit_status
+    return ExitStatus.DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,27 @@
+"""Messages to systemd: sd_notify(3), and nothing at all where there is no systemd."""
+
+import os
+import socket
+
+
+class Notifier:
+    """Sends state to the manager that started this process.
+
+    `address` is the value of NOTIFY_SOCKET; without one every message is dropped.
+    """
+
+    def __init__(self, address: str | None) -> None:
+        self._address = "\0" + address[1:] if address and address.startswith("@") else address
+
+    @classmethod
+    def take(cls) -> "Notifier":
+        """Take the address out of this process's environment: a child of it must not say READY for us."""
+        return cls(os.environ.pop("NOTIFY_SOCKET", None))
+
+    def send(self, **state: str | int) -> None:
+        """Send assignments such as READY=1 or STATUS='loading'."""
+        if not self._address:
+            return
+        message = "\n".join(f"{name}={str(value).replace(chr(10), ' ')}" for name, value in state.items())
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+            sender.sendto(message.encode(), self._address)

@@ -1,0 +1,50 @@
+"""Readiness: the model has answered a request."""
+
+import ipaddress
+from collections.abc import Sequence
+
+import httpx
+
+from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
+
+ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  where to reach a server that binds to these
+
+REQUESTS: tuple[tuple[str, dict[str, object]], ...] = (
+    ("/v1/completions", {"prompt": "Hello", "max_tokens": 1}),
+    # A pooling model has no completions; vLLM then answers 404 to the first.
+    ("/v1/embeddings", {"input": "Hello"}),
+    ("/pooling", {"input": "Hello"}),
+)
+
+
+class NotAnswered(Exception):
+    """The server is up but does not answer as a model should; the message is what it said."""
+
+
+def base_url(config: ServiceConfigSchema) -> str:
+    """Where this host reaches the instance's API."""
+    host = ANY_ADDRESS.get(config.host, config.host)
+    return f"http://[{host}]:{config.port}" if ipaddress.ip_address(host).version == 6 else f"http://{host}:{config.port}"
+
+
+async def first_answer(config: ServiceConfigSchema, api_keys: Sequence[str] = ()) -> None:
+    """Ask the model for one token and return when it has answered.
+
+    It does not poll: the main process holds the listening socket, so the request waits in its queue until the server
+    accepts it. Raises NotAnswered if the answer is not one.
+    """
+    headers = {"Authorization": f"Bearer {api_keys[0]}"} if api_keys else {}
+    said = ""
+    # The environment's proxies are for other hosts than this one.
+    async with httpx.AsyncClient(base_url=base_url(config), headers=headers, timeout=None, trust_env=False) as client:  # noqa: S113  the caller ends the wait
+        for path, body in REQUESTS:
+            try:
+                answer = await client.post(path, json={"model": config.api_name, **body})
+            except httpx.HTTPError as error:
+                raise NotAnswered(f"{path}: {error}") from error
+            if answer.is_success:
+                return
+            said = f"{path}: {answer.status_code} {answer.text[:200]}"
+            if answer.status_code != httpx.codes.NOT_FOUND:
+                break
+    raise NotAnswered(said)

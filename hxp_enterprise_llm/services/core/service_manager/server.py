@@ -1,0 +1,41 @@
+"""vLLM's OpenAI server on a socket that the main process owns: what a newly started process runs."""
+
+import os
+import signal
+import socket
+from collections.abc import Sequence
+
+import setproctitle
+
+
+def serve(
+    arguments: Sequence[str], environment: dict[str, str], forked: bool, listener: socket.socket, api_keys: Sequence[str]
+) -> None:
+    """Run vLLM's API server until SIGTERM, then drain it.
+
+    `arguments` are flags of `vllm serve`; its `--host` and `--port` are for messages only, connections come from
+    `listener`. `api_keys` are what requests may carry; they come in memory and so are in no command line.
+    """
+    # Until vLLM installs its own handler, an early stop ends the process at once.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # The fork server keeps the environment of its own start; the settings may have changed since.
+    os.environ.clear()
+    os.environ.update(environment)
+    if forked:
+        # Also where the fork server could not: this shows why an import fails.
+        from hxp_enterprise_llm.services.core.service_manager import preload  # noqa: F401
+
+    setproctitle.setproctitle("VLLM::APIServer")
+    # Imported here: in a fork these are in memory already, in a spawned process this is where the time goes.
+    import uvloop
+    from vllm.entrypoints.launchers.api_server.entry import run_server_worker
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.entrypoints.launchers.launcher import validate_api_server_args
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    options = make_arg_parser(FlexibleArgumentParser(prog="VLLM_ARGS")).parse_args(list(arguments))
+    if api_keys:
+        options.api_key = list(api_keys)
+    validate_parsed_serve_args(options)
+    validate_api_server_args(options)
+    uvloop.run(run_server_worker(f"http://{options.host}:{options.port}", listener, options))

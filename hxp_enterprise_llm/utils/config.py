@@ -1,0 +1,43 @@
+"""Settings files to the schema: the one way for programs to learn what an instance is configured to be."""
+
+import os
+
+from pydantic import ValidationError
+
+from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
+from hxp_enterprise_llm.utils.errors import SettingsRefused
+from hxp_enterprise_llm.utils.settings import instance_file, instance_names, load_host, load_instance
+from hxp_enterprise_llm.utils.settings_file import Fault
+from hxp_enterprise_llm.utils.settings_keys import is_instance_name
+
+__all__ = ["instance_names", "load"]
+
+
+def load(name: str, root: str = "/") -> tuple[ServiceConfigSchema, list[Fault]]:
+    """Read the settings of instance `name`, and the warnings about them.
+
+    Raises SettingsRefused with every fault of the host's and the instance's file at once.
+    """
+    if not is_instance_name(name):
+        raise SettingsRefused(
+            [Fault(repr(name), 0, "is not an instance name: up to 64 letters, digits, . _ and -, no other first than a letter or digit")]
+        )
+    host = load_host(root)
+    settings = load_instance(name, host, root)
+    faults = [*host.faults, *settings.faults]
+    fatal = [fault for fault in faults if fault.fatal]
+    if fatal:
+        raise SettingsRefused(fatal)
+    values = {key.lower(): value for key, value in settings.values.items() if value is not None}
+    try:
+        schema = ServiceConfigSchema(name=name, environment=settings.environment, **values)
+    except ValidationError as error:
+        raise SettingsRefused(
+            [Fault(settings.file, 0, problem["msg"].removeprefix("Value error, ")) for problem in error.errors()]
+        ) from None
+    return schema, faults
+
+
+def exists(name: str, root: str = "/") -> bool:
+    """Whether instance `name` has a settings file."""
+    return is_instance_name(name) and os.path.lexists(instance_file(name, root))

@@ -1,0 +1,138 @@
+"""Settings files to typed values: the host's file and an instance's file, resolved key by key.
+
+Standard library only, see `settings_file`. `utils.config` turns the result into the schema.
+"""
+
+import os
+from typing import Any, NamedTuple
+
+from hxp_enterprise_llm.utils.settings_file import Entry, Fault, SettingsText, read
+from hxp_enterprise_llm.utils.settings_keys import HOST_KEYS, INSTANCE_KEYS, PASSED_THROUGH, Key, is_instance_name
+
+DIRECTORY = "etc/default"
+HOST_FILE = "citadel-llm"
+PREFIX = "citadel-llm-"
+
+
+class HostSettings(NamedTuple):
+    """Every host-wide key with its value, and what was wrong with the file."""
+
+    values: dict[str, Any]
+    faults: list[Fault]
+
+
+class InstanceSettings(NamedTuple):
+    """Every key of one instance with its value, the engine's environment, and what was wrong with the files."""
+
+    name: str
+    file: str
+    values: dict[str, Any]
+    environment: dict[str, str]
+    faults: list[Fault]
+
+    @property
+    def refused(self) -> bool:
+        return any(fault.fatal for fault in self.faults)
+
+
+def instance_file(name: str, root: str = "/") -> str:
+    return os.path.join(root, DIRECTORY, PREFIX + name)
+
+
+def instance_names(root: str = "/") -> list[str]:
+    """Names of all instances that have a settings file, sorted."""
+    try:
+        files = os.listdir(os.path.join(root, DIRECTORY))
+    except FileNotFoundError:
+        return []
+    names = (file.removeprefix(PREFIX) for file in files if file.startswith(PREFIX))
+    return sorted(name for name in names if is_instance_name(name))
+
+
+def load_host(root: str = "/") -> HostSettings:
+    """Read the host-wide file. A missing file means the built-in values; a refused one too, and says why."""
+    file = os.path.join(root, DIRECTORY, HOST_FILE)
+    text = read(file) if os.path.lexists(file) else SettingsText({}, [])
+    faults = list(text.faults)
+    values = {key.name: _value(key, text.entries.get(key.name), file, faults) for key in HOST_KEYS.values()}
+    faults += _unknown_keys(file, text.entries, HOST_KEYS)
+    if any(fault.fatal for fault in faults):
+        values = {key.name: _default(key) for key in HOST_KEYS.values()}
+    return HostSettings(values, faults)
+
+
+def load_instance(name: str, host: HostSettings, root: str = "/") -> InstanceSettings:
+    """Read one instance's file over the host's settings.
+
+    Never raises for the content: with `refused` set, every value is the host's or the built-in one.
+    """
+    file = instance_file(name, root)
+    text = read(file)
+    faults = list(text.faults)
+    values: dict[str, Any] = {}
+    for key in INSTANCE_KEYS.values():
+        entry = text.entries.get(key.name)
+        if key.host_key and not (entry and entry.value):
+            values[key.name] = host.values[key.host_key]
+        else:
+            values[key.name] = _value(key, entry, file, faults)
+        if key.required and not (entry and entry.value) and not text.faults:
+            faults.append(Fault(file, 0, f"{key.name} is missing; write {key.name}= and {_allowed(key)}"))
+    environment = {
+        entry.key: entry.value
+        for entry in text.entries.values()
+        if entry.key not in INSTANCE_KEYS and entry.key not in HOST_KEYS and entry.key.startswith(PASSED_THROUGH)
+    }
+    faults += _unknown_keys(file, text.entries, INSTANCE_KEYS, PASSED_THROUGH)
+    settings = InstanceSettings(name, file, values, environment, faults)
+    if settings.refused:
+        for key in INSTANCE_KEYS.values():
+            values[key.name] = host.values[key.host_key] if key.host_key else _default(key)
+    return settings
+
+
+def _value(key: Key, entry: Entry | None, file: str, faults: list[Fault]) -> Any:
+    if entry is None or not entry.value:  # KEY= is the same as no line
+        return _default(key)
+    try:
+        return key.parse(entry.value)
+    except ValueError as error:
+        faults.append(Fault(file, entry.line, f"{key.name}={_shown(entry.value)} is refused: write {error}"))
+        return None
+
+
+def _default(key: Key) -> Any:
+    return None if key.default is None else key.parse(key.default)
+
+
+def _allowed(key: Key) -> str:
+    try:
+        key.parse("\n")
+    except ValueError as error:
+        return str(error)
+    return "a value"
+
+
+def _shown(value: str) -> str:
+    return value if len(value) <= 60 else value[:57] + "..."
+
+
+def _unknown_keys(
+    file: str, entries: dict[str, Entry], known: dict[str, Key], prefixes: tuple[str, ...] = ()
+) -> list[Fault]:
+    faults = []
+    for entry in entries.values():
+        if entry.key in known:
+            continue
+        if prefixes and entry.key in HOST_KEYS:
+            faults.append(Fault(file, entry.line, f"{entry.key} belongs in {HOST_FILE}; ignored here", fatal=False))
+            continue
+        if prefixes and entry.key.startswith(prefixes):
+            continue
+        # Imported here: rare, and the generator counts its milliseconds.
+        import difflib
+
+        near = difflib.get_close_matches(entry.key, known, n=1)
+        advice = f"; did you mean {near[0]}?" if near else ""
+        faults.append(Fault(file, entry.line, f"{entry.key} is not a setting and is ignored{advice}", fatal=False))
+    return faults

@@ -1,0 +1,243 @@
+"""The table of settings: every key, the rule for its value, its default, and what it is for.
+
+The generator, the schema and the documentation all read this one table. Standard library only, see `settings_file`.
+"""
+
+import re
+import socket
+from collections.abc import Callable
+from typing import NamedTuple
+
+GIBIBYTE = 1024**3
+"""Sizes "in GB" are counted as systemd counts its G suffix: 1 GB = 2**30 bytes."""
+
+INSTANCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_LEFT_BY_DPKG_OR_EDITORS = re.compile(r".*\.(dpkg-[a-z]+|ucf-[a-z]+|orig|rej|bak|old|new|save|sw[a-p])")
+
+PASSED_THROUGH = (
+    "VLLM_", "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TOKENIZERS_", "SAFETENSORS_", "TORCH", "PYTORCH_", "TRITON_",
+    "CUDA_", "NVIDIA_", "NCCL_", "GLOO_", "OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "NUMBA_", "FLASHINFER_",
+    "HIP_", "ROCR_", "RAY_",
+)  # fmt: skip
+"""Variables that vLLM or a library under it reads: they reach the engine's environment as written."""
+
+_DECIMAL = re.compile(r"[0-9]+(\.[0-9]+)?")
+
+
+def is_instance_name(name: str) -> bool:
+    """Whether `name` can be an instance; what dpkg and editors leave beside a settings file is none."""
+    return bool(INSTANCE_NAME.fullmatch(name)) and not _LEFT_BY_DPKG_OR_EDITORS.fullmatch(name)
+
+
+def _decimal(text: str, smallest: float, largest: float, what: str) -> float:
+    if _DECIMAL.fullmatch(text) and smallest <= float(text) <= largest:
+        return float(text)
+    raise ValueError(f"a number of {what} from {smallest:g} to {largest:g}, such as 2 or 1.5")
+
+
+def _whole(text: str, smallest: int, largest: int, what: str) -> int:
+    if text.isascii() and text.isdigit() and len(text) < 12 and smallest <= int(text) <= largest:
+        return int(text)
+    raise ValueError(f"a whole number of {what} from {smallest} to {largest}")
+
+
+def gigabytes(text: str) -> float:
+    return _decimal(text, 0.1, 65536, "gigabytes")
+
+
+def cores(text: str) -> float:
+    return _decimal(text, 0.1, 4096, "cores")
+
+
+def seconds(text: str) -> float:
+    return _decimal(text, 0, 86400, "seconds")
+
+
+def timeout(text: str) -> float:
+    return _decimal(text, 1, 86400, "seconds")
+
+
+def tasks(text: str) -> int:
+    # Below 64 not even the interpreter's and OpenMP's threads fit.
+    return _whole(text, 64, 4194304, "tasks")
+
+
+def tokens(text: str) -> int:
+    return _whole(text, 1, 100_000_000, "tokens")
+
+
+def port(text: str) -> int:
+    if text.isascii() and text.isdigit() and len(text) < 6 and 1024 <= int(text) <= 65535:
+        return int(text)
+    raise ValueError("a port from 1024 to 65535; lower ones need a privilege that the service does not have")
+
+
+def address(text: str) -> str:
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            socket.inet_pton(family, text)
+        except (OSError, ValueError):
+            continue
+        return text
+    raise ValueError("an IPv4 or IPv6 address such as 127.0.0.1 or ::1, not a host name")
+
+
+def is_loopback(text: str) -> bool:
+    """Whether an address that `address` accepted can be reached from this host only."""
+    return text == "::1" or text.startswith("127.")
+
+
+def yes_or_no(text: str) -> bool:
+    if text in ("yes", "no"):
+        return text == "yes"
+    raise ValueError("yes or no")
+
+
+def _choice(*allowed: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text in allowed:
+            return text
+        raise ValueError("one of " + ", ".join(allowed))
+
+    return parse
+
+
+def path(text: str) -> str:
+    if re.fullmatch(r"(/[A-Za-z0-9._@+-]+)+", text) and "/../" not in text + "/" and "/./" not in text + "/":
+        return text
+    raise ValueError("an absolute path of letters, digits and . _ @ + -, without .. in it")
+
+
+def account(text: str) -> str:
+    if re.fullmatch(r"[a-z_][a-z0-9_-]{0,31}", text):
+        return text
+    raise ValueError("the name of a user or group: small letters, digits, _ and -")
+
+
+def host_name(text: str) -> str:
+    if re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", text):
+        return text
+    raise ValueError("a host name of letters, digits, - and .")
+
+
+def word(text: str) -> str:
+    if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", text):
+        return text
+    raise ValueError("a word of letters, digits, . _ and -")
+
+
+def model(text: str) -> str:
+    if text.startswith("/"):
+        return path(text)
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}", text):
+        return text
+    raise ValueError("the absolute path of a model's directory, or a hub id such as openchat/openchat-3.5-0106")
+
+
+def served_name(text: str) -> str:
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,127}", text):
+        return text
+    raise ValueError("a name of letters, digits and . _ - / : @")
+
+
+def devices(text: str) -> tuple[str, ...]:
+    if text in ("", "all"):
+        return (text,) if text else ()
+    numbers = tuple(text.split(","))
+    if all(number.isascii() and number.isdigit() and len(number) < 4 for number in numbers):
+        return numbers
+    raise ValueError("GPU numbers such as 0 or 0,1, or all, or nothing")
+
+
+def instances(text: str) -> tuple[str, ...]:
+    names = tuple(text.replace(",", " ").split())
+    if all(is_instance_name(name) for name in names):
+        return names
+    raise ValueError("names of instances with spaces between them")
+
+
+def arguments(text: str) -> tuple[str, ...]:
+    # Imported here: the generator never splits arguments, and shlex costs it a millisecond at boot.
+    import shlex
+
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise ValueError(f"vLLM flags as on its command line ({str(error).lower()})") from None
+
+
+class Key(NamedTuple):
+    """One key of a settings file.
+
+    `parse` turns the text into the value or raises ValueError with what is allowed. `default` is text in the file's own
+    form, or None where there is none. `host_key` names the host-wide key that supplies the value when the instance's
+    file is silent.
+    """
+
+    name: str
+    parse: Callable[[str], object]
+    default: str | None
+    meaning: str
+    host_key: str | None = None
+    required: bool = False
+
+
+HOST_KEYS = {
+    key.name: key
+    for key in (
+        Key("CITADEL_ENV", word, "production", "What this host is for; shown, never acted on."),
+        Key("SERVER_IP", address, "127.0.0.1", "Address that the monitor and, unless HOST differs, models bind to."),
+        Key("SERVER_HOSTNAME", host_name, "localhost", "Name of this host in reports."),
+        Key("VLLM_SERVICE_TEMPLATE_PATH", path, "/opt/citadel/config/services", "Directory of the template's link."),
+        Key("VLLM_LOG_PATH", path, "/var/log/citadel-llm", "Directory for log files; services log to the journal."),
+        Key("VLLM_PID_PATH", path, "/run/citadel-llm", "Directory of the services' run-time files."),
+        Key("VLLM_USER", account, "agent0", "User that models run as."),
+        Key("VLLM_GROUP", account, "agent0", "Group that models run as."),
+        Key("DEFAULT_MEMORY_LIMIT_GB", gigabytes, "4", "MEMORY_LIMIT_GB of instances that set none (GB)."),
+        Key("DEFAULT_CPU_CORES", cores, "2", "CPU_CORES of instances that set none (cores)."),
+        Key("DEFAULT_MAX_TASKS", tasks, "1000", "MAX_TASKS of instances that set none (processes and threads)."),
+        Key(
+            "DEFAULT_RESTART_POLICY",
+            _choice("no", "on-success", "on-failure", "on-abnormal", "on-watchdog", "on-abort", "always"),
+            "always",
+            "RESTART_POLICY of instances that set none.",
+        ),
+        Key("DEFAULT_RESTART_SEC", seconds, "10", "RESTART_SEC of instances that set none (seconds)."),
+        Key("HEALTH_PORT", port, "8000", "Port of the monitor's health pages."),
+        Key("METRICS_PORT", port, "9090", "Port of the monitor's Prometheus metrics."),
+    )
+}
+"""Keys of /etc/default/citadel-llm."""
+
+
+def _like(host_key: str, name: str, meaning: str) -> Key:
+    """An instance key that follows the rule, and in its absence the value, of a host-wide key."""
+    return Key(name, HOST_KEYS[host_key].parse, None, meaning, host_key)
+
+
+INSTANCE_KEYS = {
+    key.name: key
+    for key in (
+        Key("MODEL", model, None, "Directory of the model, or its hub id.", required=True),
+        Key("PORT", port, None, "Port of the OpenAI API.", required=True),
+        _like("SERVER_IP", "HOST", "Address of the OpenAI API."),
+        Key("SERVED_MODEL_NAME", served_name, None, "Model name in API requests; without it the instance's name."),
+        _like("DEFAULT_MEMORY_LIMIT_GB", "MEMORY_LIMIT_GB", "Memory beyond which the kernel ends the service (GB)."),
+        _like("DEFAULT_CPU_CORES", "CPU_CORES", "CPU time that the service may use (cores)."),
+        _like("DEFAULT_MAX_TASKS", "MAX_TASKS", "Processes and threads that the service may have."),
+        _like("DEFAULT_RESTART_POLICY", "RESTART_POLICY", "When systemd starts the service again, as its Restart=."),
+        _like("DEFAULT_RESTART_SEC", "RESTART_SEC", "Pause before systemd starts the service again (seconds)."),
+        Key("START_TIMEOUT_SEC", timeout, "300", "How long loading may go without progress (seconds)."),
+        Key("DRAIN_TIMEOUT_SEC", seconds, "30", "How long a stop waits for requests in flight (seconds)."),
+        Key("MAX_MODEL_LEN", tokens, None, "Longest prompt and answer together (tokens); without it the model's."),
+        Key("KV_CACHE_GB", gigabytes, None, "Memory for the KV cache (GB); without it what the limit leaves."),
+        Key("GPU_DEVICES", devices, "", "GPUs of the service: 0,1 or all; empty: none, run on the CPU."),
+        Key("REQUIRES", instances, "", "Instances that must run for this one to run."),
+        Key("AFTER", instances, "", "Instances that start before this one."),
+        Key("API_KEY_FILE", path, None, "File with the key that API requests must carry."),
+        Key("ALLOW_DOWNLOAD", yes_or_no, "no", "Whether a start may fetch the model from the hub."),
+        Key("START_METHOD", _choice("fork", "spawn"), "fork", "fork: import vLLM once; spawn: as plain vLLM does."),
+        Key("VLLM_ARGS", arguments, "", "Further flags of vllm serve."),
+    )
+}
+"""Keys of /etc/default/citadel-llm-<instance>."""

@@ -69,8 +69,6 @@ def _service(values: dict[str, Any], host: HostSettings) -> list[tuple[str, Any]
             ("DeviceAllow", "char-nvidia rw"),
             ("DeviceAllow", "char-nvidia-uvm rw"),
             ("DeviceAllow", "char-nvidia-caps r"),
-            # CUDA's just-in-time compiler writes code and runs it.
-            ("MemoryDenyWriteExecute", "no"),
         ]
     return service
 

@@ -20,7 +20,13 @@ def load(name: str, root: str = "/") -> tuple[ServiceConfigSchema, list[Fault]]:
     """
     if not is_instance_name(name):
         raise SettingsRefused(
-            [Fault(repr(name), 0, "is not an instance name: up to 64 letters, digits, . _ and -, no other first than a letter or digit")]
+            [
+                Fault(
+                    repr(name),
+                    0,
+                    "is not an instance name: up to 64 letters, digits, . _ and -, a letter or digit first",
+                )
+            ]
         )
     host = load_host(root)
     settings = load_instance(name, host, root)

@@ -32,6 +32,7 @@ class InstanceSettings(NamedTuple):
 
     @property
     def refused(self) -> bool:
+        """Whether a start with these settings fails."""
         return any(fault.fatal for fault in self.faults)
 
 

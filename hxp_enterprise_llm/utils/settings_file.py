@@ -78,13 +78,14 @@ def read(path: str) -> SettingsText:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         return SettingsText({}, [Fault(path, 0, _cannot_open(error))])
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             return SettingsText({}, [Fault(path, 0, "is not a regular file; write the settings into a plain file")])
-        try:
-            content = file.read(MAX_BYTES + 1)
-        except OSError as error:
-            return SettingsText({}, [Fault(path, 0, f"cannot be read: {error.strerror}")])
+        content = os.read(descriptor, MAX_BYTES + 1)
+    except OSError as error:
+        return SettingsText({}, [Fault(path, 0, f"cannot be read: {error.strerror}")])
+    finally:
+        os.close(descriptor)
     if len(content) > MAX_BYTES:
         return SettingsText({}, [Fault(path, 0, f"is larger than {MAX_BYTES // 1024} KiB; is it a settings file?")])
     return parse(path, content)

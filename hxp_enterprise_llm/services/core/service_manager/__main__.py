@@ -24,6 +24,7 @@ class JournalFormatter(logging.Formatter):
     """Puts the priority in front of every line, as sd-daemon(3) says, when the journal reads the stream."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """One or more lines with the priority in front of each."""
         level = SYSLOG_LEVELS.get(record.levelno, 6)
         return "\n".join(f"<{level}>{line}" for line in super().format(record).splitlines())
 

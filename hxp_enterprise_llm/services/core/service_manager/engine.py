@@ -51,7 +51,9 @@ def find_model(config: ServiceConfigSchema, models: Path = MODELS) -> str:
 
 def weights_bytes(model: str) -> int:
     """Size of the model's weight files (bytes), 0 for a model that is not on this host."""
-    return sum(file.stat().st_size for suffix in ("safetensors", "bin", "gguf") for file in Path(model).glob(f"*.{suffix}"))
+    return sum(
+        file.stat().st_size for suffix in ("safetensors", "bin", "gguf") for file in Path(model).glob(f"*.{suffix}")
+    )
 
 
 def cache_gb(config: ServiceConfigSchema, model: str) -> float | None:
@@ -152,5 +154,3 @@ def _forked_on_cpu(config: ServiceConfigSchema) -> dict[str, str]:
         for library in sorted(Path(place).glob("lib/libgomp*.so*")):
             values["LD_PRELOAD"] = str(library)
     return values
-
-

@@ -13,7 +13,6 @@ import setproctitle
 import vllm.utils.system_utils
 from vllm.platforms import current_platform
 
-
 # It finds the memory of the title by walking the environment, and must do so before a fork replaces its environment.
 setproctitle.setproctitle("VLLM::ForkServer")
 
@@ -37,7 +36,7 @@ import vllm.v1.executor.multiproc_executor
 import vllm.v1.executor.uniproc_executor
 
 if current_platform.is_cpu():
-    import vllm.v1.worker.cpu_worker  # noqa: F401  for its side effect: it is imported
+    import vllm.v1.worker.cpu_worker
 
 # Objects that live for ever need not be walked, and a page that the collector does not touch stays shared.
 gc.collect()

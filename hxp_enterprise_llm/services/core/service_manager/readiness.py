@@ -24,7 +24,9 @@ class NotAnswered(Exception):
 def base_url(config: ServiceConfigSchema) -> str:
     """Where this host reaches the instance's API."""
     host = ANY_ADDRESS.get(config.host, config.host)
-    return f"http://[{host}]:{config.port}" if ipaddress.ip_address(host).version == 6 else f"http://{host}:{config.port}"
+    return (
+        f"http://[{host}]:{config.port}" if ipaddress.ip_address(host).version == 6 else f"http://{host}:{config.port}"
+    )
 
 
 async def first_answer(config: ServiceConfigSchema, api_keys: Sequence[str] = ()) -> None:

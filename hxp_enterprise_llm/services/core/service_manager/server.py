@@ -9,7 +9,11 @@ import setproctitle
 
 
 def serve(
-    arguments: Sequence[str], environment: dict[str, str], forked: bool, listener: socket.socket, api_keys: Sequence[str]
+    arguments: Sequence[str],
+    environment: dict[str, str],
+    forked: bool,
+    listener: socket.socket,
+    api_keys: Sequence[str],
 ) -> None:
     """Run vLLM's API server until SIGTERM, then drain it.
 

@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
+from multiprocessing.context import ForkServerContext, SpawnContext
 
 import psutil
 
@@ -25,12 +26,22 @@ class ServerProcess:
     """
 
     def __init__(
-        self, method: str, arguments: Sequence[str], environment: dict[str, str], listener: socket.socket, api_keys: Sequence[str]
+        self,
+        method: str,
+        arguments: Sequence[str],
+        environment: dict[str, str],
+        listener: socket.socket,
+        api_keys: Sequence[str],
     ) -> None:
-        context = multiprocessing.get_context("forkserver" if method == "fork" else "spawn")
+        context: ForkServerContext | SpawnContext
+        context = (
+            multiprocessing.get_context("forkserver") if method == "fork" else multiprocessing.get_context("spawn")
+        )
         context.set_forkserver_preload([PRELOAD])
         self._process = context.Process(
-            target=serve, name="APIServer", args=(list(arguments), environment, method == "fork", listener, list(api_keys))
+            target=serve,
+            name="APIServer",
+            args=(list(arguments), environment, method == "fork", listener, list(api_keys)),
         )
         self._engines: dict[int, int] = {}  # pid to pidfd
 

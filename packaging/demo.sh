@@ -1,0 +1,9 @@
+# shellcheck shell=bash
+# ./build.sh demo: see packaging/demo.py.
+
+demo() {
+    build_deb
+    install_packages systemd-container debootstrap
+    fetch_wheels demo
+    exec /usr/bin/python3 packaging/demo.py "$PACKAGE" "$WHEELS"
+}

@@ -1,0 +1,38 @@
+# shellcheck shell=bash
+# ./build.sh test [unit|package|system|PYTEST ARGUMENTS…]
+
+# test_environment: a virtual environment with the test tools, its python in $TEST_PYTHON.
+test_environment() {
+    local environment
+    fetch_wheels test
+    environment=$CACHE/test-env/$(basename "$WHEELS")
+    TEST_PYTHON=$environment/bin/python
+    [ -d "$environment" ] && return
+    say "making the environment of the tests (once)"
+    rm -rf "$environment.part"
+    /usr/bin/python3 -m venv "$environment.part"
+    "$environment.part/bin/pip" install -q --no-index --find-links "$WHEELS" --require-hashes -r requirements/test.txt
+    # Its scripts name the path it was made at; the tests call modules, not scripts.
+    mv "$environment.part" "$environment"
+}
+
+test() {
+    mkdir -p "$CACHE"
+    install_packages git python3-venv shellcheck
+    test_environment
+    local words=()
+    case ${1:-} in
+    unit | package | system)
+        words=("tests/$1")
+        shift
+        ;;
+    esac
+    if [ "${words[*]:-}" != tests/unit ]; then
+        build_deb
+        install_packages systemd-container debootstrap
+        fetch_wheels demo
+        export CITADEL_TEST_PACKAGE=$PACKAGE CITADEL_TEST_MODEL_WHEELS=$WHEELS
+    fi
+    say "running the tests"
+    exec "$TEST_PYTHON" -m pytest "${words[@]}" "$@"
+}

@@ -1,0 +1,285 @@
+"""A throwaway Debian that boots systemd as PID 1, with limits that the kernel enforces.
+
+    with Machine.boot("example") as machine:
+        machine.run("systemctl", "is-system-running")
+
+A base tree is made once by debootstrap and kept; every machine is an overlay over it, so a fresh host takes a second.
+It runs in systemd-nspawn with a network of its own, which holds loopback and nothing else. Needs root.
+Standard library only: the demo runs it with the distribution's Python.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+PROJECT = Path(__file__).resolve().parent.parent
+CACHE = Path(os.environ.get("CITADEL_BUILD_CACHE", "/var/cache/citadel-llm-build"))
+CGROUPS = Path("/sys/fs/cgroup")
+V1_CONTROLLERS = ("memory", "cpu", "cpuacct", "pids", "blkio", "cpuset", "devices", "freezer")
+TREE_PACKAGES = ("systemd", "systemd-sysv", "dbus", "iproute2", "procps", "curl")
+SHUTDOWN_SIGNAL = signal.SIGRTMIN + 3  # systemd(1): start halt.target
+SHUTDOWN_SEC = 60
+BOOT_SEC = 60
+ENVIRONMENT = {
+    "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+    "LANG": "C.UTF-8",
+    "HOME": "/root",
+    "DEBIAN_FRONTEND": "noninteractive",
+}
+
+
+def host_runs_systemd() -> bool:
+    """Whether nspawn can ask a systemd of this host for a scope of its own."""
+    return Path("/run/systemd/system").is_dir()
+
+
+def package_depends() -> list[str]:
+    """The packages that ours depends on, for the base tree to have their .debs at hand."""
+    control = (PROJECT / "debian/control").read_text(encoding="utf-8")
+    field = re.search(r"^Depends:(.*(?:\n[ \t].*)*)", control, re.MULTILINE)
+    assert field, "debian/control has no Depends"
+    names = re.sub(r"\(.*?\)|\$\{.*?\}|\n", "", field[1]).split(",")
+    return sorted(name.strip() for name in names if name.strip())
+
+
+def base_tree(suite: str = "bookworm") -> Path:
+    """The tree of a minimal Debian with systemd, made on first use (about a minute).
+
+    Our package's dependencies lie in apt's cache there, not installed: `apt install` then works as on any host,
+    and needs no network.
+    """
+    recipe = [suite, *TREE_PACKAGES, *package_depends()]
+    tree = CACHE / "trees" / f"{suite}-{hashlib.sha256(repr(recipe).encode()).hexdigest()[:12]}"
+    if tree.is_dir():
+        return tree
+    print(f"making a base tree of {suite} (once)", flush=True)
+    partial = tree.with_suffix(".part")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    log = CACHE / "debootstrap.log"
+    fetch = ["apt-get", "-qy", "--no-install-recommends", "--download-only", "install"]
+    steps = [
+        ["debootstrap", "--variant=minbase", f"--include={','.join(TREE_PACKAGES)}", suite, str(partial)],
+        ["chroot", str(partial), "apt-get", "-q", "update"],
+        ["chroot", str(partial), *fetch, "python3", "python3-venv", *package_depends()],
+    ]
+    for step in steps:
+        with log.open("ab") as output:
+            done = subprocess.run(step, stdout=output, stderr=subprocess.STDOUT, env=ENVIRONMENT, check=False)
+        if done.returncode:
+            raise SystemExit(f"{step[0]} failed; is the network there? Its output is in {log}")
+    # The journal survives the machine, so that a failed test can keep it.
+    (partial / "var/log/journal").mkdir(exist_ok=True)
+    (partial / "etc/machine-id").unlink(missing_ok=True)
+    partial.rename(tree)
+    return tree
+
+
+class Machine:
+    """A booted machine. Make it with `boot`."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name = name
+        self.folder = folder
+        self.root = folder / "root"
+        self._launcher: subprocess.Popen[bytes] | None = None
+        self._leader = 0
+
+    @classmethod
+    @contextlib.contextmanager
+    def boot(cls, name: str, suite: str = "bookworm") -> Iterator["Machine"]:
+        """Boot a fresh machine and take all of it away in the end, also when interrupted."""
+        with cls._fresh(name, suite) as machine:
+            machine._start()
+            yield machine
+
+    @classmethod
+    @contextlib.contextmanager
+    def unbooted(cls, name: str, suite: str = "bookworm") -> Iterator[Path]:
+        """The root of a fresh machine that does not run, for a chroot."""
+        with cls._fresh(name, suite) as machine:
+            yield machine.root
+
+    @classmethod
+    @contextlib.contextmanager
+    def _fresh(cls, name: str, suite: str) -> Iterator["Machine"]:
+        tree = base_tree(suite)
+        name = f"citadel-{name}-{os.getpid()}"
+        machine = cls(name, CACHE / "machines" / name)
+        with _signals_raise():
+            try:
+                machine._mount(tree)
+                yield machine
+            finally:
+                machine._remove()
+
+    def run(
+        self, *command: str | Path, check: bool = True, timeout: float = 600, echo: bool = False
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command in the machine as root; `echo` shows its output as it comes instead of returning it."""
+        words = ["nsenter", f"--target={self._leader}", "--all", "--", *map(str, command)]
+        streams = None if echo else subprocess.PIPE
+        done = subprocess.run(
+            words,
+            stdout=streams,
+            stderr=streams,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            timeout=timeout,
+            env=ENVIRONMENT,
+            check=False,
+        )
+        if check and done.returncode:
+            raise MachineError(command, done)
+        return done
+
+    def output(self, *command: str | Path, timeout: float = 600) -> str:
+        """Standard output of a command that succeeds, without the last newline."""
+        return self.run(*command, timeout=timeout).stdout.rstrip("\n")
+
+    def show(self, unit: str, *properties: str) -> dict[str, str]:
+        """Properties of a unit as `systemctl show` prints them."""
+        lines = self.output("systemctl", "show", unit, f"--property={','.join(properties)}").splitlines()
+        return dict(line.split("=", 1) for line in lines)
+
+    def inside(self, path: str) -> Path:
+        """Where this host sees a path of the machine, also one on a file system that the machine has mounted itself."""
+        return Path(f"/proc/{self._leader}/root", path.lstrip("/"))
+
+    def write(self, path: str, text: str) -> None:
+        """Write a file in the machine."""
+        file = self.inside(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+
+    def copy_in(self, source: Path, path: str) -> None:
+        """Copy a file or a directory into the machine."""
+        target = self.inside(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target)
+        else:
+            shutil.copy2(source, target)
+
+    def keep_journal(self) -> str:
+        """Copy the journal out of the machine; the command that opens the copy."""
+        self.run("journalctl", "--sync", check=False)
+        kept = CACHE / "journals" / self.name
+        shutil.rmtree(kept, ignore_errors=True)
+        shutil.copytree(self.root / "var/log/journal", kept)
+        return f"journalctl --directory {kept}"
+
+    def _mount(self, tree: Path) -> None:
+        for part in ("upper", "work", "root"):
+            (self.folder / part).mkdir(parents=True)
+        layers = f"lowerdir={tree},upperdir={self.folder}/upper,workdir={self.folder}/work"
+        subprocess.run(["mount", "-t", "overlay", "overlay", "-o", layers, self.root], check=True)
+
+    def _start(self) -> None:
+        nspawn = [
+            "systemd-nspawn", "--boot", "--quiet", "--console=passive", "--private-network", "--link-journal=no",
+            "--settings=no", "--resolv-conf=off", "--timezone=off",
+            f"--machine={self.name}", f"--directory={self.root}",
+        ]  # fmt: skip
+        groups: list[Path] = []
+        environment = ENVIRONMENT
+        if not host_runs_systemd():
+            # Nobody to give nspawn a scope: we make the groups, and with the identity mapping it gets to write in them.
+            nspawn += ["--register=no", "--keep-unit", "--private-users=identity"]
+            groups = list(self._make_groups())
+            # systemd from 256 on refuses version 1 unless told.
+            environment = ENVIRONMENT | {"SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE": "1"}
+        enter = 'while [ "$1" != -- ]; do echo $$ >"$1"; shift; done; shift; exec "$@"'
+        log = (self.folder / "console.log").open("wb")
+        self._launcher = subprocess.Popen(
+            ["sh", "-c", enter, "sh", *(group / "cgroup.procs" for group in groups), "--", *nspawn],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
+        )  # fmt: skip
+        log.close()
+        self._leader = self._wait_for_leader()
+        state = self.run("systemctl", "is-system-running", "--wait", check=False, timeout=BOOT_SEC).stdout.strip()
+        if state not in ("running", "degraded"):
+            raise RuntimeError(f"{self.name} did not boot: {state or self._console()}")
+
+    def _wait_for_leader(self) -> int:
+        """PID (on this host) of the machine's PID 1, once its systemd answers."""
+        assert self._launcher
+        children = Path(f"/proc/{self._launcher.pid}/task/{self._launcher.pid}/children")
+        end = time.monotonic() + BOOT_SEC
+        while time.monotonic() < end and self._launcher.poll() is None:
+            for child in children.read_text().split():
+                self._leader = int(child)
+                bus = f"/proc/{child}/root/run/systemd/private"
+                if os.path.basename(os.path.realpath(f"/proc/{child}/exe")) == "systemd" and os.path.exists(bus):
+                    return int(child)
+            time.sleep(0.05)
+        raise RuntimeError(f"{self.name} did not boot: {self._console()}")
+
+    def _console(self) -> str:
+        return (self.folder / "console.log").read_text(errors="replace")[-2000:]
+
+    def _make_groups(self) -> Iterator[Path]:
+        for controller in V1_CONTROLLERS:
+            group = CGROUPS / controller / self.name
+            group.mkdir()
+            if controller == "cpuset":
+                for file in ("cpuset.cpus", "cpuset.mems"):
+                    (group / file).write_text((group.parent / file).read_text())
+            yield group
+
+    def _remove(self) -> None:
+        if self._launcher and self._launcher.poll() is None:
+            if self._leader:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self._leader, SHUTDOWN_SIGNAL)
+            try:
+                self._launcher.wait(SHUTDOWN_SEC if self._leader else 0)
+            except subprocess.TimeoutExpired:
+                self._launcher.kill()
+                if self._leader:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(self._leader, signal.SIGKILL)
+                self._launcher.wait()
+        if self.root.is_mount():
+            subprocess.run(["umount", "--recursive", self.root], check=True)
+        for controller in V1_CONTROLLERS if not host_runs_systemd() else ():
+            group = CGROUPS / controller / self.name
+            for folder, _, _ in os.walk(group, topdown=False):
+                with contextlib.suppress(OSError):
+                    os.rmdir(folder)
+        with contextlib.suppress(OSError):
+            os.rmdir(f"/run/systemd/nspawn/propagate/{self.name}")
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class MachineError(Exception):
+    """A command failed in a machine; the message has what it printed."""
+
+    def __init__(self, command: Sequence[str | Path], done: subprocess.CompletedProcess[str]) -> None:
+        super().__init__(
+            f"{' '.join(map(str, command))}: exit status {done.returncode}\n{done.stdout or ''}{done.stderr or ''}"
+        )
+
+
+@contextlib.contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP into SystemExit, so that an ended run takes its machine down."""
+
+    def stop(number: int, _frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    earlier = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)

@@ -1,0 +1,68 @@
+"""Linters, as tests: what is shipped passes the field's own tools."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parent.parent.parent
+SHELL = [
+    "build.sh",
+    ".ci/run",
+    *(f"packaging/{name}" for name in sorted(p.name for p in (PROJECT / "packaging").glob("*.sh"))),
+]
+MAINTAINER_SCRIPTS = [f"debian/citadel-llm.{name}" for name in ("postinst", "prerm", "postrm")]
+
+
+def run(*command: str | Path) -> None:
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_ruff() -> None:
+    run(sys.executable, "-m", "ruff", "check", ".")
+    run(sys.executable, "-m", "ruff", "format", "--check", ".")
+
+
+def test_mypy() -> None:
+    run(sys.executable, "-m", "mypy", "hxp_enterprise_llm")
+    run(sys.executable, "-m", "mypy", "tests/machine.py", "tests/chat_model.py")
+
+
+def test_shellcheck() -> None:
+    # SC1091: the verbs are checked on their own. SC2154: they share variables of common.sh.
+    run("shellcheck", "--exclude=SC1091,SC2154,SC2034", *SHELL)
+    run("shellcheck", "--shell=sh", *MAINTAINER_SCRIPTS)
+
+
+def test_modules_stay_readable() -> None:
+    for file in (PROJECT / "hxp_enterprise_llm").rglob("*.py"):
+        assert len(file.read_text().splitlines()) <= 300, file
+
+
+def test_no_path_or_address_of_where_this_was_made() -> None:
+    files = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=PROJECT, capture_output=True, text=True, check=True
+    ).stdout.split("\0")
+    for name in filter(None, files):
+        text = (PROJECT / name).read_bytes()
+        assert str(PROJECT).encode() + b"/" not in text or str(PROJECT) == "/", name
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="build.sh deb needs root")
+def test_a_build_without_room_ends_with_one_clear_line_and_leaves_nothing(tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=50M", "tmpfs", small], check=True)
+    try:
+        environment = os.environ | {"CITADEL_BUILD_CACHE": str(small), "CITADEL_VERSION": "0.0.1-1+full"}
+        done = subprocess.run(
+            ["./build.sh"], cwd=PROJECT, env=environment, capture_output=True, text=True, check=False, timeout=120
+        )
+        assert done.returncode == 1
+        assert "needs 3000 MB" in done.stderr.splitlines()[-1]
+        assert not list((PROJECT / "dist").glob("*0.0.1*"))
+    finally:
+        subprocess.run(["umount", small], check=True)

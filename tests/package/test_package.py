@@ -1,0 +1,121 @@
+"""What is in the .deb, read from the file itself: nothing is installed and no root is needed."""
+
+import filecmp
+import os
+import re
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(os.environ.get("CITADEL_TEST_PACKAGE", "none"))
+pytestmark = pytest.mark.skipif(
+    not PACKAGE.is_file(), reason="CITADEL_TEST_PACKAGE names no package; ./build.sh test does"
+)
+
+ENVIRONMENT = "./opt/citadel/env/"
+SETTINGS = {"citadel-llm"} | {
+    f"citadel-llm-{name}" for name in ("mixtral-8x7b", "hermes-2", "openchat-3.5", "phi-3-mini", "test")
+}
+
+
+def dpkg_deb(*arguments: str) -> str:
+    return subprocess.run(["dpkg-deb", *arguments], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture(scope="module")
+def members() -> dict[str, tarfile.TarInfo]:
+    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", PACKAGE], stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        with tarfile.open(fileobj=process.stdout, mode="r|") as content:
+            found = {member.name: member for member in content}
+        process.stdout.read()
+    return found
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """All but the environment."""
+    directory = tmp_path_factory.mktemp("unpacked")
+    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", PACKAGE], stdout=subprocess.PIPE) as process:
+        keep = ["--exclude=./opt/citadel/env/lib/python3*/site-packages/[!h]*", "--exclude=*.pyc"]
+        subprocess.run(["tar", "-x", "-C", directory, *keep], stdin=process.stdout, check=True)
+    yield directory
+
+
+def test_name_version_and_size() -> None:
+    assert dpkg_deb("--field", str(PACKAGE), "Package").strip() == "citadel-llm"
+    assert re.fullmatch(r"1\.0\.0-1\+cpu", dpkg_deb("--field", str(PACKAGE), "Version").strip())
+    size = PACKAGE.stat().st_size
+    print(f"package: {size / 1e6:.0f} MB")
+    assert size <= 600e6  # the contract's bound
+
+
+def test_depends_name_the_one_python_and_the_libraries() -> None:
+    depends = dpkg_deb("--field", str(PACKAGE), "Depends")
+    assert re.search(r"\bpython3\.1[1-3](,|$)", depends)
+    for library in ("libnuma1", "libstdc++6", "libgcc-s1", "zlib1g", "systemd (>= 252)"):
+        assert library in depends
+
+
+def test_settings_are_conffiles_and_nothing_else_is() -> None:
+    conffiles = dpkg_deb("--info", str(PACKAGE), "conffiles").split()
+    assert set(conffiles) == {f"/etc/default/{name}" for name in SETTINGS}
+
+
+def test_everything_is_roots_and_no_one_else_may_write_it(members: dict[str, tarfile.TarInfo]) -> None:
+    for name, member in members.items():
+        assert (member.uname, member.gname) == ("root", "root"), name
+        assert member.issym() or not member.mode & 0o022, name
+        assert not member.mode & 0o6000, name
+
+
+def test_the_directories_of_the_contract(members: dict[str, tarfile.TarInfo]) -> None:
+    link = members["./opt/citadel/config/services/citadel-llm@.service"]
+    assert link.issym() and link.linkname == "/lib/systemd/system/citadel-llm@.service"
+    for unit in ("citadel-llm@.service", "citadel-llm.target", "citadel-llm.slice"):
+        assert f"./lib/systemd/system/{unit}" in members
+    assert members["./lib/systemd/system-generators/citadel-llm-generator"].mode == 0o755
+    assert not [name for name in members if name.startswith("./run/") or name.startswith("./var/")]
+
+
+def test_the_environment_has_byte_code_for_every_module_that_the_engine_imports(
+    members: dict[str, tarfile.TarInfo],
+) -> None:
+    sources = [name for name in members if re.search(r"/site-packages/(vllm|hxp_enterprise_llm)/.*\.py$", name)]
+    assert len(sources) > 1000
+    for source in sources:
+        folder, file = source.rsplit("/", 1)
+        assert any(
+            name in members
+            for name in (f"{folder}/__pycache__/{file[:-3]}.cpython-3{minor}.pyc" for minor in (11, 12, 13))
+        ), source
+
+
+def test_what_is_unused_is_left_out(members: dict[str, tarfile.TarInfo]) -> None:
+    for unused in ("triton", "torchvision", "torchaudio", "torchcodec", "pip"):
+        assert not [name for name in members if re.search(rf"/site-packages/{unused}(/|-)", name)], unused
+    assert not [name for name in members if name.endswith((".a", ".pyx"))]
+
+
+def test_generator_and_library_are_one_source(unpacked: Path) -> None:
+    (library,) = (unpacked / "opt/citadel/env/lib").glob("python3*/site-packages/hxp_enterprise_llm")
+    generator = unpacked / "usr/lib/citadel-llm/hxp_enterprise_llm"
+    modules = [file.relative_to(generator) for file in generator.rglob("*.py")]
+    assert Path("utils/settings_keys.py") in modules
+    assert filecmp.cmpfiles(library, generator, [str(module) for module in modules], shallow=False)[0] == [
+        str(m) for m in modules
+    ]
+
+
+def test_no_path_of_the_build(unpacked: Path) -> None:
+    build = os.environ.get("CITADEL_BUILD_CACHE", "/var/cache/citadel-llm-build") + "/build"
+    found = subprocess.run(["grep", "-rlF", build, unpacked], capture_output=True, text=True, check=False)
+    assert not found.stdout
+
+
+def test_the_tiny_model_is_complete_and_readable_by_all(members: dict[str, tarfile.TarInfo]) -> None:
+    for file in ("config.json", "model.safetensors", "tokenizer.json"):
+        assert members[f"./usr/share/citadel-llm/models/test/{file}"].mode == 0o644

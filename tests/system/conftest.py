@@ -1,0 +1,78 @@
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from machine import Machine
+
+PACKAGE = Path(os.environ.get("CITADEL_TEST_PACKAGE", "none"))
+MODEL_WHEELS = Path(os.environ.get("CITADEL_TEST_MODEL_WHEELS", "none"))
+
+TINY_MODEL = "/usr/share/citadel-llm/models/test"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    reason = ""
+    if os.geteuid() != 0:
+        reason = "booting a machine needs root"
+    elif not PACKAGE.is_file():
+        reason = "CITADEL_TEST_PACKAGE names no package; ./build.sh test does"
+    for item in items:
+        if reason and Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def install(machine: Machine) -> None:
+    if not machine.inside(f"/root/{PACKAGE.name}").exists():
+        machine.copy_in(PACKAGE, f"/root/{PACKAGE.name}")
+    machine.run("apt-get", "-qy", "install", f"/root/{PACKAGE.name}")
+
+
+class Host:
+    """A machine with the package installed, as its administrator uses it."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+
+    def settings(self, instance: str, **values: str | float) -> None:
+        """Write an instance's settings file and let systemd know, as the README says."""
+        lines = [f"{key}={value}\n" for key, value in values.items()]
+        self.machine.write(f"/etc/default/citadel-llm-{instance}", "".join(lines))
+        self.machine.run("systemctl", "daemon-reload")
+
+    def forget(self, instance: str) -> None:
+        """Stop an instance and delete its settings."""
+        self.machine.run("systemctl", "stop", f"citadel-llm@{instance}")
+        self.machine.run("systemctl", "reset-failed", f"citadel-llm@{instance}", check=False)
+        self.machine.inside(f"/etc/default/citadel-llm-{instance}").unlink(missing_ok=True)
+        self.machine.run("systemctl", "daemon-reload")
+
+    def python(self, code: str, *arguments: str, timeout: float = 120) -> str:
+        """Run code with the package's own environment, which has the openai client."""
+        return self.machine.output("/opt/citadel/env/bin/python", "-I", "-c", code, *arguments, timeout=timeout)
+
+    def journal(self, instance: str) -> str:
+        self.machine.run("journalctl", "--sync")
+        return self.machine.output("journalctl", "-u", f"citadel-llm@{instance}", "-o", "cat")
+
+
+@pytest.fixture(scope="session")
+def machine() -> Iterator[Machine]:
+    with Machine.boot("test") as machine:
+        install(machine)
+        yield machine
+
+
+@pytest.fixture
+def host(machine: Machine) -> Host:
+    return Host(machine)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Keep the journal of a failed test and say how to open it."""
+    outcome = yield
+    report = outcome.get_result()  # type: ignore[attr-defined]
+    machine = getattr(item, "funcargs", {}).get("machine")
+    if report.failed and machine is not None:
+        report.sections.append(("journal of the machine", machine.keep_journal()))

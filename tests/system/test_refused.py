@@ -1,0 +1,75 @@
+"""Bad input on a booted host: a clear last word, the contract's exit status, and no other instance touched."""
+
+import pytest
+
+from .conftest import TINY_MODEL, Host
+
+GOOD = {"MODEL": TINY_MODEL, "PORT": 11520, "KV_CACHE_GB": 0.25}
+
+
+def failed_start(host: Host, instance: str) -> tuple[int, str, str]:
+    """Exit status, status text and last own journal line of a start that fails."""
+    unit = f"citadel-llm@{instance}"
+    assert host.machine.run("systemctl", "start", unit, check=False).returncode != 0
+    shown = host.machine.show(unit, "ExecMainStatus", "StatusText")
+    lines = [
+        line
+        for line in host.journal(instance).splitlines()
+        if not line.startswith(("citadel-llm@", "Starting", "Failed to"))
+    ]
+    return int(shown["ExecMainStatus"]), shown["StatusText"], lines[-1] if lines else ""
+
+
+@pytest.mark.parametrize(
+    ("settings", "status", "words"),
+    [
+        ({**GOOD, "MEMORY_LIMIT_GB": "lots"}, 78, "MEMORY_LIMIT_GB=lots is refused: write a number of gigabytes"),
+        ({**GOOD, "MODEL": "/srv/none"}, 78, "MODEL=/srv/none: there is no such directory"),
+        ({**GOOD, "MODEL": "org/none"}, 78, "not on this host"),
+        ({"MODEL": TINY_MODEL}, 78, "PORT is missing"),
+        ({**GOOD, "HOST": "192.0.2.1"}, 78, "HOST=192.0.2.1 cannot be listened on"),
+        ({**GOOD, "GPU_DEVICES": "0"}, 69, "there is no /dev/nvidia0"),
+        ({**GOOD, "VLLM_ARGS": "--no-such-flag"}, 78, "vLLM refuses these flags"),
+    ],
+)
+def test_a_refused_start(host: Host, settings: dict[str, str], status: int, words: str) -> None:
+    host.settings("bad", **settings)
+    got, text, last = failed_start(host, "bad")
+    assert (got, words in text, words in last) == (status, True, True), (got, text, last)
+    host.forget("bad")
+
+
+def test_a_missing_settings_file(host: Host) -> None:
+    status, text, _ = failed_start(host, "nobody")
+    assert status == 78
+    assert "citadel-llm-nobody: does not exist; create it" in text
+
+
+def test_refused_settings_are_not_retried(host: Host) -> None:
+    host.settings("bad", **{**GOOD, "PORT": 1})
+    failed_start(host, "bad")
+    shown = host.machine.show("citadel-llm@bad", "ActiveState", "NRestarts", "MemoryMax")
+    assert shown == {"ActiveState": "failed", "NRestarts": "0", "MemoryMax": str(4 * 2**30)}
+    host.forget("bad")
+
+
+def test_an_unknown_key_is_named_and_does_not_stop_the_start(host: Host) -> None:
+    host.settings("odd", **GOOD, MEMORY_LIMIT=4)
+    host.machine.run("systemctl", "start", "citadel-llm@odd")
+    assert "MEMORY_LIMIT is not a setting and is ignored; did you mean MEMORY_LIMIT_GB?" in host.journal("odd")
+    # And its port is taken now.
+    host.settings("late", **GOOD)
+    status, text, _ = failed_start(host, "late")
+    assert status == 69
+    assert "PORT=11520 on 127.0.0.1 is taken" in text
+    assert host.machine.show("citadel-llm@odd", "ActiveState")["ActiveState"] == "active"
+    host.forget("late")
+    host.forget("odd")
+
+
+def test_check_works_without_systemd(host: Host) -> None:
+    command = ["/opt/citadel/env/bin/python", "-I", "-m", "hxp_enterprise_llm.services.core.service_manager"]
+    assert "settings are good" in host.machine.output(*command, "--check", "test")
+    assert "/etc/default/citadel-llm-MODEL" in host.machine.output(*command, "--help")
+    done = host.machine.run(*command, "--check", "../x", check=False)
+    assert (done.returncode, "is not an instance name" in done.stdout + done.stderr) == (78, True)

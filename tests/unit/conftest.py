@@ -1,0 +1,44 @@
+import os
+import socket
+import subprocess
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def no_process_and_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A unit test that starts a process or leaves this host would be slow, and would test something else."""
+
+    def refuse(*_: object, **__: object) -> NoReturn:
+        raise AssertionError("a unit test starts no process; put this test into tests/system")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    monkeypatch.setattr(os, "fork", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+class Root:
+    """A file root with /etc/default in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.defaults = path / "etc/default"
+        self.defaults.mkdir(parents=True)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def host(self, text: str) -> None:
+        (self.defaults / "citadel-llm").write_text(text)
+
+    def instance(self, name: str, text: str) -> Path:
+        file = self.defaults / f"citadel-llm-{name}"
+        file.write_text(text)
+        return file
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Root:
+    return Root(tmp_path)

@@ -1,0 +1,69 @@
+from pathlib import Path
+
+import pytest
+
+from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
+from hxp_enterprise_llm.services.core.service_manager import engine
+from hxp_enterprise_llm.utils.errors import ModelMissing, SettingsRefused
+
+
+def config(**values: object) -> ServiceConfigSchema:
+    return ServiceConfigSchema.model_validate({"name": "m", "model": "/srv/m", "port": 11500, **values})
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"x" * 1000)
+    return tmp_path
+
+
+def test_a_model_is_found_by_directory_and_by_hub_id(model: Path) -> None:
+    assert engine.find_model(config(model=str(model))) == str(model)
+    nested = model / "models/org/name"
+    nested.mkdir(parents=True)
+    (nested / "config.json").write_text("{}")
+    assert engine.find_model(config(model="org/name"), model / "models") == str(nested)
+
+
+def test_a_missing_model_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ModelMissing, match="no such directory; copy the model there"):
+        engine.find_model(config(model=str(tmp_path / "none")))
+    with pytest.raises(ModelMissing, match=r"no config\.json"):
+        engine.find_model(config(model=str(tmp_path)))
+    with pytest.raises(ModelMissing, match="ALLOW_DOWNLOAD=yes"):
+        engine.find_model(config(model="org/name"), tmp_path)
+    assert engine.find_model(config(model="org/name", allow_download=True), tmp_path) == "org/name"
+
+
+def test_flags(model: Path) -> None:
+    words = engine.arguments(config(kv_cache_gb=0.5, max_model_len=512, vllm_args="--seed 1"), str(model))
+    flags = dict(zip(words[::2], words[1::2], strict=False))
+    assert flags["--kv-cache-memory-bytes"] == str(2**29)
+    assert flags["--max-model-len"] == "512"
+    assert flags["--served-model-name"] == "m"
+    assert words[-2:] == ["--seed", "1"]
+    assert "--enforce-eager" in words
+
+
+def test_the_cache_takes_what_the_limit_leaves_and_a_limit_too_small_is_refused(model: Path) -> None:
+    assert engine.cache_gb(config(memory_limit_gb=10), str(model)) == pytest.approx(
+        (10 - engine.OVERHEAD_GB) * 0.8, 0.01
+    )
+    with pytest.raises(SettingsRefused, match=r"MEMORY_LIMIT_GB=1 is too little for this model: write 2\.0 or more"):
+        engine.cache_gb(config(memory_limit_gb=1), str(model))
+    assert engine.cache_gb(config(gpu_devices="0"), str(model)) is None
+
+
+def test_the_environment_is_clean_and_the_settings_win(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SECRET", "x")
+    monkeypatch.setenv("LANG", "C.UTF-8")
+    values = engine.environment(config(environment={"OMP_NUM_THREADS": "7"}), tmp_path)
+    assert "SECRET" not in values
+    assert values["LANG"] == "C.UTF-8"
+    assert values["HF_HUB_OFFLINE"] == "1"
+    assert values["VLLM_TARGET_DEVICE"] == "cpu"
+    assert values["OMP_NUM_THREADS"] == "7"
+    assert "HF_HUB_OFFLINE" not in engine.environment(config(allow_download=True), tmp_path)
+    assert engine.environment(config(gpu_devices="0,1"), tmp_path)["CUDA_VISIBLE_DEVICES"] == "0,1"
+    assert "OMP_NUM_THREADS" not in engine.environment(config(start_method="spawn"), tmp_path)

@@ -1,0 +1,90 @@
+import pytest
+
+from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
+from hxp_enterprise_llm.services.core.service_manager.config import ServiceManagerConfig
+from hxp_enterprise_llm.utils import config
+from hxp_enterprise_llm.utils.errors import ExitStatus, SettingsRefused
+from hxp_enterprise_llm.utils.settings_keys import INSTANCE_KEYS
+
+from .conftest import Root
+
+
+def test_every_key_of_the_table_is_a_field_of_the_schema() -> None:
+    fields = {name.upper() for name in ServiceConfigSchema.model_fields} - {"NAME", "ENVIRONMENT"}
+    assert fields == set(INSTANCE_KEYS)
+
+
+def test_an_instance_over_the_host_over_the_built_in(root: Root) -> None:
+    root.host("DEFAULT_MEMORY_LIMIT_GB=6\nDEFAULT_CPU_CORES=3\n")
+    root.instance("m", "MODEL=/srv/m\nPORT=11500\nCPU_CORES=1.5\nOMP_NUM_THREADS=1\n")
+    settings, warnings = config.load("m", str(root))
+    assert (settings.memory_limit_gb, settings.cpu_cores, settings.max_tasks) == (6.0, 1.5, 1000)
+    assert settings.api_name == "m"
+    assert settings.environment == {"OMP_NUM_THREADS": "1"}
+    assert not warnings
+
+
+def test_all_faults_of_a_file_at_once(root: Root) -> None:
+    root.instance("m", "MEMORY_LIMIT_GB=lots\nPORT=80\nMODEL=$X\n")
+    with pytest.raises(SettingsRefused) as refused:
+        config.load("m", str(root))
+    text = str(refused.value)
+    assert "citadel-llm-m:1: MEMORY_LIMIT_GB=lots is refused: write a number of gigabytes" in text
+    assert "citadel-llm-m:2: PORT=80 is refused: write a port from 1024" in text
+    assert "citadel-llm-m:3: MODEL: nothing is expanded" in text
+    assert refused.value.exit_status == ExitStatus.CONFIG == 78
+
+
+def test_a_missing_key_and_a_missing_file_say_what_to_write(root: Root) -> None:
+    root.instance("m", "PORT=11500\n")
+    with pytest.raises(SettingsRefused, match="MODEL is missing; write MODEL= and the absolute path"):
+        config.load("m", str(root))
+    with pytest.raises(SettingsRefused, match="does not exist; create it"):
+        config.load("other", str(root))
+
+
+def test_an_unknown_key_is_a_warning_with_the_nearest_known_one(root: Root) -> None:
+    root.instance("m", "MODEL=/srv/m\nPORT=11500\nMEMORY_LIMIT=4\n")
+    _, warnings = config.load("m", str(root))
+    assert "did you mean MEMORY_LIMIT_GB?" in str(warnings[0])
+
+
+@pytest.mark.parametrize("name", ["../x", "a b", "é", "x" * 300, "", "-x", "m.dpkg-old", "a/b"])
+def test_names_that_are_no_instance(name: str, root: Root) -> None:
+    with pytest.raises(SettingsRefused, match="is not an instance name"):
+        config.load(name, str(root))
+
+
+def test_leftovers_beside_the_settings_are_no_instances(root: Root) -> None:
+    for name in ("m", "m.dpkg-old", "m~", "m.ucf-dist", "m.bak", ".m.swp"):
+        root.instance(name, "")
+    assert config.instance_names(str(root)) == ["m"]
+
+
+def test_a_secret_in_a_settings_file_is_refused(root: Root) -> None:
+    for line in ("VLLM_API_KEY=x", "VLLM_ARGS='--api-key x'"):
+        root.instance("m", f"MODEL=/srv/m\nPORT=11500\n{line}\n")
+        with pytest.raises(SettingsRefused, match="API_KEY_FILE"):
+            config.load("m", str(root))
+
+
+def test_cache_must_be_below_the_limit(root: Root) -> None:
+    root.instance("m", "MODEL=/srv/m\nPORT=11500\nMEMORY_LIMIT_GB=2\nKV_CACHE_GB=2\n")
+    with pytest.raises(SettingsRefused, match="KV_CACHE_GB=2 must be below MEMORY_LIMIT_GB=2"):
+        config.load("m", str(root))
+
+
+def test_schema_from_python_follows_the_same_rules() -> None:
+    assert ServiceConfigSchema(name="m", model="/srv/m", port=11500, memory_limit_gb=0.5).memory_limit_gb == 0.5
+    with pytest.raises(ValueError, match="PORT=80 is refused"):
+        ServiceConfigSchema(name="m", model="/srv/m", port=80)
+
+
+def test_manager_config_has_the_fields_of_the_task_and_reads_the_host_file(root: Root) -> None:
+    assert ServiceManagerConfig.load(str(root)) == ServiceManagerConfig()
+    root.host("VLLM_USER=llm\nDEFAULT_RESTART_SEC=5\nDEFAULT_MEMORY_LIMIT_GB=8\n")
+    loaded = ServiceManagerConfig.load(str(root))
+    assert (loaded.user, loaded.restart_sec, loaded.default_memory_limit_gb) == ("llm", 5.0, 8.0)
+    root.host("DEFAULT_RESTART_SEC=soon\n")
+    with pytest.raises(SettingsRefused):
+        ServiceManagerConfig.load(str(root))

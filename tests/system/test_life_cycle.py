@@ -50,7 +50,8 @@ def test_remove_stops_everything_and_purge_keeps_models_only(machine: Machine) -
     machine.run("apt-get", "-qy", "remove", "citadel-llm")
     assert not machine.run("pgrep", "-u", "agent0", check=False).stdout
     assert machine.inside("/etc/default/citadel-llm-mine").exists()
-    links = machine.output("find", "/etc/systemd/system", "/opt", "-xtype", "l")
+    links = machine.output("find", "/etc/systemd/system", "-xtype", "l")
+    assert not machine.inside("/opt/citadel").exists()
     assert not links, links
     said = machine.output("apt-get", "-qy", "purge", "citadel-llm")
     assert "the models are kept in /var/lib/citadel-llm/models" in said

@@ -105,8 +105,9 @@ class Machine:
     @classmethod
     @contextlib.contextmanager
     def unbooted(cls, name: str, suite: str = "bookworm") -> Iterator[Path]:
-        """The root of a fresh machine that does not run, for a chroot."""
+        """The root of a fresh machine that does not run, for a chroot; /proc is there, as every chroot has it."""
         with cls._fresh(name, suite) as machine:
+            subprocess.run(["mount", "-t", "proc", "proc", machine.root / "proc"], check=True)
             yield machine.root
 
     @classmethod

@@ -70,6 +70,6 @@ def test_an_unknown_key_is_named_and_does_not_stop_the_start(host: Host) -> None
 def test_check_works_without_systemd(host: Host) -> None:
     command = ["/opt/citadel/env/bin/python", "-I", "-m", "hxp_enterprise_llm.services.core.service_manager"]
     assert "settings are good" in host.machine.output(*command, "--check", "test")
-    assert "/etc/default/citadel-llm-MODEL" in host.machine.output(*command, "--help")
+    assert "/etc/default/citadel-llm-MODEL" in host.machine.output("env", "COLUMNS=200", *command, "--help")
     done = host.machine.run(*command, "--check", "../x", check=False)
     assert (done.returncode, "is not an instance name" in done.stdout + done.stderr) == (78, True)

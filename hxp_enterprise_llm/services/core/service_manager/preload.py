@@ -7,14 +7,22 @@ comes from a process with one thread, no lock held, no GPU opened and all of vLL
 import gc
 import multiprocessing
 import sys
+from collections.abc import Callable
 from multiprocessing.context import BaseContext
+from typing import TypeVar
 
 import setproctitle
 import vllm.utils.system_utils
 from vllm.platforms import current_platform
 
+T = TypeVar("T")
+
 # It finds the memory of the title by walking the environment, and must do so before a fork replaces its environment.
 setproctitle.setproctitle("VLLM::ForkServer")
+
+
+def _call(function: Callable[[], T]) -> T:
+    return function()
 
 
 def _fork_context() -> BaseContext:
@@ -36,7 +44,12 @@ import vllm.v1.executor.multiproc_executor
 import vllm.v1.executor.uniproc_executor
 
 if current_platform.is_cpu():
+    import vllm.model_executor.models.registry
     import vllm.v1.worker.cpu_worker
+
+    # vLLM looks at a model's class in a process of its own, lest a GPU be opened in this one; that is one more import
+    # of all of vLLM at the first start of a model. Without a GPU the server, itself a fork, can look.
+    vllm.model_executor.models.registry._run_in_subprocess = _call
 
 # Objects that live for ever need not be walked, and a page that the collector does not touch stays shared.
 gc.collect()

@@ -5,16 +5,16 @@ cd "$(dirname "$0")"
 
 usage() {
     cat <<'TEXT'
-Usage: ./build.sh [VERB]
+Usage: ./build.sh [--flavour cpu] [VERB]
 
   deb      build dist/citadel-llm_<version>_amd64.deb (the default)
   demo     boot a throwaway Debian, install the package there, serve a real model and ask it
+  model    the chat model of the demo, as a directory in dist/
   test     all tests; ./build.sh test unit, or any of pytest's arguments, for some
   lock     resolve requirements/*.in into hash locks
   clean    remove dist/ and what the cache holds of unfinished builds
 
 Environment:
-  FLAVOUR=cpu               what to build for
   CITADEL_VERSION=…         another version than that of debian/changelog
   CITADEL_BUILD_CACHE=DIR   wheels and base trees, /var/cache/citadel-llm-build if unset
   PIP_FIND_LINKS, PIP_EXTRA_INDEX_URL
@@ -22,6 +22,11 @@ Environment:
 TEXT
 }
 
+if [ "${1:-}" = --flavour ]; then
+    [ $# -ge 2 ] || { usage >&2; exit 2; }
+    FLAVOUR=$2
+    shift 2
+fi
 . packaging/common.sh
 verb=${1:-deb}
 [ $# = 0 ] || shift
@@ -30,7 +35,7 @@ deb)
     . packaging/deb.sh
     build_deb
     ;;
-demo | test | lock | clean)
+demo | model | test | lock | clean)
     . packaging/deb.sh
     # shellcheck source=/dev/null
     . "packaging/$verb.sh"

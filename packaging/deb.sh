@@ -48,6 +48,9 @@ build_deb() {
     fi
     fetch_wheels "$FLAVOUR"
     need_space "$CACHE" 8000 "building"
+    # Kept open until this shell ends: two builds in one cache would undo each other.
+    exec 9>"$CACHE/build.lock"
+    flock -n 9 || fail "another build uses $CACHE; wait for it, or set CITADEL_BUILD_CACHE"
     # The inner half builds in a copy, so that a failed build leaves nothing in the checkout.
     tree=$CACHE/build/citadel-llm-${version%%-*}
     rm -rf "$CACHE/build"

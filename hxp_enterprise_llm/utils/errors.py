@@ -40,7 +40,7 @@ class SettingsRefused(CitadelError):
 
 
 class ModelMissing(CitadelError):
-    """The model that the settings name is not on this host, or is not one that vLLM can read."""
+    """The model that the settings name is not on this host, or is not one that the service can read."""
 
     code = "model-missing"
     exit_status = ExitStatus.CONFIG

@@ -36,6 +36,12 @@ def find_model(config: ServiceConfigSchema, models: Path = MODELS) -> str:
     except (FileNotFoundError, NotADirectoryError):
         mode = 0
     if stat.S_ISREG(mode):
+        for file in sorted(directory.iterdir()):
+            if not os.access(file, os.R_OK):
+                raise ModelMissing(
+                    f"MODEL={config.model}: {file} cannot be read by this service's user; "
+                    f"give it to all: chmod -R u=rwX,go=rX {directory}"
+                )
         return str(directory)
     if directory.exists():
         raise ModelMissing(f"MODEL={config.model}: {directory} has no config.json, so it is not a complete model")

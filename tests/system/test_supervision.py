@@ -1,0 +1,82 @@
+"""What the main process does when loading stalls, engines keep dying, or a request has no key."""
+
+import time
+
+import pytest
+
+from .conftest import TINY_MODEL, Host
+
+SETTINGS = {"MODEL": TINY_MODEL, "PORT": 11540, "KV_CACHE_GB": 0.25}
+STATUS_OF = "curl -s -o /dev/null -w %{http_code} -H 'Content-Type: application/json' "
+REQUEST = """-d '{"prompt": "x", "max_tokens": 1}' http://127.0.0.1:11540/v1/completions"""
+
+
+def wait_for(host: Host, instance: str, name: str, value: str, seconds: float) -> float:
+    """Wait until a property of the unit has a value; the seconds that took."""
+    begin = time.monotonic()
+    while host.machine.show(f"citadel-llm@{instance}", name)[name] != value:
+        assert time.monotonic() - begin < seconds, f"{name} is not {value} after {seconds} s"
+        time.sleep(0.2)
+    return time.monotonic() - begin
+
+
+def test_the_start_timeout_is_extended_while_loading_progresses(host: Host) -> None:
+    host.settings("slow", **SETTINGS, START_TIMEOUT_SEC=3)
+    begin = time.monotonic()
+    host.machine.run("systemctl", "start", "citadel-llm@slow")
+    assert time.monotonic() - begin > 3, "too quick to show anything"
+    host.forget("slow")
+
+
+def test_a_start_that_stands_still_runs_into_the_timeout(host: Host) -> None:
+    host.settings("hung", **SETTINGS, START_TIMEOUT_SEC=3)
+    host.machine.run("systemctl", "start", "--no-block", "citadel-llm@hung")
+    wait_for(host, "hung", "StatusText", "Importing vLLM", 10)
+    stop = "until pkill -STOP -u agent0 -f multiprocessing.forkserver; do sleep 0.1; done"
+    host.machine.run("sh", "-c", stop, timeout=20)
+    print(f"stalled start ended after {wait_for(host, 'hung', 'Result', 'timeout', 30):.1f} s")
+    host.forget("hung")
+    assert not host.machine.run("pgrep", "-u", "agent0", check=False).stdout
+
+
+def test_an_engine_that_keeps_dying_is_left_to_systemd(host: Host) -> None:
+    host.settings("dying", **SETTINGS)
+    host.machine.run("systemctl", "start", "citadel-llm@dying")
+    ask = f"{STATUS_OF} {REQUEST}"
+    for _ in range(3):
+        host.machine.run("pkill", "-KILL", "-f", "^VLLM::EngineCore")
+        assert host.machine.output("sh", "-c", ask, timeout=60) == "200"
+    host.machine.run("pkill", "-KILL", "-f", "^VLLM::EngineCore")
+    wait_for(host, "dying", "SubState", "auto-restart", 20)
+    shown = host.machine.show("citadel-llm@dying", "ExecMainStatus", "StatusText")
+    assert shown["ExecMainStatus"] == "70"
+    assert "and 3 before it in the last 300 s" in shown["StatusText"]
+    wait_for(host, "dying", "ActiveState", "active", 60)
+    host.forget("dying")
+
+
+@pytest.mark.parametrize("process", ["^VLLM::APIServer", "^VLLM::ForkServer"])
+def test_the_end_of_any_process_is_survived(host: Host, process: str) -> None:
+    host.settings("parts", **SETTINGS)
+    host.machine.run("systemctl", "start", "citadel-llm@parts")
+    host.machine.run("pkill", "-KILL", "-f", process)
+    for _ in range(2):
+        assert host.machine.output("sh", "-c", f"{STATUS_OF} {REQUEST}", timeout=60) == "200"
+        host.machine.run("pkill", "-KILL", "-f", "^VLLM::EngineCore")
+    host.forget("parts")
+
+
+def test_a_key_is_asked_for_and_shown_nowhere(host: Host) -> None:
+    host.machine.write("/etc/citadel-llm/parts.key", "secret-of-the-test\n")
+    host.machine.run("chmod", "0600", "/etc/citadel-llm/parts.key")
+    host.settings("keyed", **SETTINGS, API_KEY_FILE="/etc/citadel-llm/parts.key")
+    host.machine.run("systemctl", "start", "citadel-llm@keyed")
+    assert host.machine.output("sh", "-c", f"{STATUS_OF} {REQUEST}") == "401"
+    key = "-H 'Authorization: Bearer secret-of-the-test'"
+    assert host.machine.output("sh", "-c", f"{STATUS_OF} {key} {REQUEST}") == "200"
+    seen = host.machine.output("systemctl", "show", "citadel-llm@keyed") + host.journal("keyed")
+    seen += host.machine.output(
+        "sh", "-c", "cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null | tr '\\0' ' '; true"
+    )
+    assert "secret-of-the-test" not in seen
+    host.forget("keyed")

@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from hxp_enterprise_llm.utils.settings import HostSettings, InstanceSettings, instance_names, load_host, load_instance
-from hxp_enterprise_llm.utils.settings_keys import GIBIBYTE, is_loopback
+from hxp_enterprise_llm.utils.settings_keys import GIBIBYTE, HOST_KEYS, is_loopback
 
 DROP_IN = "50-settings.conf"
 HIGH_SHARE = 0.95
@@ -58,6 +58,8 @@ def _service(values: dict[str, Any], host: HostSettings) -> list[tuple[str, Any]
         ("TimeoutStartSec", f"{number('START_TIMEOUT_SEC'):g}s"),
         ("TimeoutStopSec", f"{number('DRAIN_TIMEOUT_SEC') + STOP_MARGIN_SEC:g}s"),
     ]
+    if host.values["VLLM_PID_PATH"] != HOST_KEYS["VLLM_PID_PATH"].default:
+        service.append(("ReadWritePaths", f"-{host.values['VLLM_PID_PATH']}"))
     if values["API_KEY_FILE"]:
         service.append(("LoadCredential", f"api-key:{values['API_KEY_FILE']}"))
     if values["ALLOW_DOWNLOAD"] or not is_loopback(str(values["HOST"])):

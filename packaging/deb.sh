@@ -30,7 +30,7 @@ prepare_tools() {
 
 # One hash over everything that the package is made of.
 source_hash() {
-    { package_version && source_files | sort -z | xargs -0 sha256sum 2>/dev/null | grep -vE '  (tests|docs|bench|\.ci)/'; } | sha256sum | cut -d' ' -f1
+    { package_version && source_files | sort -z | xargs -0 sha256sum 2>/dev/null | grep -vE '  (tests|bench|\.ci)/'; } | sha256sum | cut -d' ' -f1
 }
 
 build_deb() {

@@ -13,8 +13,8 @@ from hxp_enterprise_llm.utils.settings_keys import is_instance_name
 __all__ = ["instance_names", "load"]
 
 
-def load(name: str, root: str = "/") -> tuple[ServiceConfigSchema, list[Fault]]:
-    """Read the settings of instance `name`, and the warnings about them.
+def load(name: str, root: str = "/", file: str | None = None) -> tuple[ServiceConfigSchema, list[Fault]]:
+    """Read the settings of instance `name`, and the warnings about them; from `file`, if they are not in place yet.
 
     Raises SettingsRefused with every fault of the host's and the instance's file at once.
     """
@@ -29,7 +29,7 @@ def load(name: str, root: str = "/") -> tuple[ServiceConfigSchema, list[Fault]]:
             ]
         )
     host = load_host(root)
-    settings = load_instance(name, host, root)
+    settings = load_instance(name, host, root, file)
     faults = [*host.faults, *settings.faults]
     fatal = [fault for fault in faults if fault.fatal]
     if fatal:

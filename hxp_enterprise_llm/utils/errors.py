@@ -10,11 +10,13 @@ from hxp_enterprise_llm.utils.settings_file import Fault
 
 
 class ExitStatus(IntEnum):
-    """Exit statuses of the unit's main process. The values from 64 are those of sysexits.h."""
+    """Exit statuses of the command line and of the unit's main process; those from 64 are the names of sysexits.h."""
 
     DONE = 0
     FAILED = 1
     USAGE = 2
+    NOT_RUNNING = 3  # as systemctl status
+    NO_SUCH_INSTANCE = 4
     UNAVAILABLE = 69  # the port is taken, or a GPU is missing
     SOFTWARE = 70  # the engine died
     TEMPORARY = 75  # the engine hung and was ended
@@ -65,3 +67,53 @@ class GpuMissing(CitadelError):
 
     code = "gpu-missing"
     exit_status = ExitStatus.UNAVAILABLE
+
+
+class NoSuchInstance(CitadelError):
+    """An instance without a settings file."""
+
+    code = "no-such-instance"
+    exit_status = ExitStatus.NO_SUCH_INSTANCE
+
+
+class SystemdUnreachable(CitadelError):
+    """There is no systemd to talk to, or no bus to reach it by."""
+
+    code = "systemd-unreachable"
+
+
+class NotPermitted(CitadelError):
+    """The user may not do that."""
+
+    code = "not-permitted"
+
+
+class JobFailed(CitadelError):
+    """systemd could not do what it was asked to; the message has the unit's own reason.
+
+    `status` is the exit status of the unit's main process, if it had one.
+    """
+
+    code = "job-failed"
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        if status == ExitStatus.CONFIG:
+            self.exit_status = ExitStatus.CONFIG
+
+
+class DependencyCycle(CitadelError):
+    """Instances that require each other in a circle, so that none can be first."""
+
+    code = "dependency-cycle"
+    exit_status = ExitStatus.CONFIG
+
+
+class SeveralFailed(CitadelError):
+    """More than one instance failed; `errors` has each."""
+
+    code = "several-failed"
+
+    def __init__(self, errors: Sequence[CitadelError]) -> None:
+        self.errors = tuple(errors)
+        super().__init__("\n".join(str(error) for error in self.errors))

@@ -12,21 +12,26 @@ from hxp_enterprise_llm.utils.settings_keys import HOST_KEYS, INSTANCE_KEYS, PAS
 DIRECTORY = "etc/default"
 HOST_FILE = "citadel-llm"
 PREFIX = "citadel-llm-"
+BUILT_IN = "built-in"
 
 
 class HostSettings(NamedTuple):
-    """Every host-wide key with its value, and what was wrong with the file."""
+    """Every host-wide key with its value and where that came from (the file, or built-in), and the file's faults."""
 
     values: dict[str, Any]
+    origins: dict[str, str]
     faults: list[Fault]
 
 
 class InstanceSettings(NamedTuple):
-    """Every key of one instance with its value, the engine's environment, and what was wrong with the files."""
+    """Every key of one instance with its value and where that came from (a file, or built-in), the engine's
+    environment, and what was wrong with the files.
+    """
 
     name: str
     file: str
     values: dict[str, Any]
+    origins: dict[str, str]
     environment: dict[str, str]
     faults: list[Fault]
 
@@ -57,26 +62,29 @@ def load_host(root: str = "/") -> HostSettings:
     faults = list(text.faults)
     values = {key.name: _value(key, text.entries.get(key.name), file, faults) for key in HOST_KEYS.values()}
     faults += _unknown_keys(file, text.entries, HOST_KEYS)
+    origins = {key: _origin(file, text.entries.get(key)) for key in HOST_KEYS}
     if any(fault.fatal for fault in faults):
         values = {key.name: _default(key) for key in HOST_KEYS.values()}
-    return HostSettings(values, faults)
+        origins = dict.fromkeys(HOST_KEYS, BUILT_IN)
+    return HostSettings(values, origins, faults)
 
 
-def load_instance(name: str, host: HostSettings, root: str = "/") -> InstanceSettings:
+def load_instance(name: str, host: HostSettings, root: str = "/", file: str | None = None) -> InstanceSettings:
     """Read one instance's file over the host's settings.
 
     Never raises for the content: with `refused` set, every value is the host's or the built-in one.
     """
-    file = instance_file(name, root)
+    file = file or instance_file(name, root)
     text = read(file)
     faults = list(text.faults)
     values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
     for key in INSTANCE_KEYS.values():
         entry = text.entries.get(key.name)
         if key.host_key and not (entry and entry.value):
-            values[key.name] = host.values[key.host_key]
+            values[key.name], origins[key.name] = host.values[key.host_key], host.origins[key.host_key]
         else:
-            values[key.name] = _value(key, entry, file, faults)
+            values[key.name], origins[key.name] = _value(key, entry, file, faults), _origin(file, entry)
         if key.required and not (entry and entry.value) and not text.faults:
             faults.append(Fault(file, 0, f"{key.name} is missing; write {key.name}= and {_allowed(key)}"))
     environment = {
@@ -85,7 +93,7 @@ def load_instance(name: str, host: HostSettings, root: str = "/") -> InstanceSet
         if entry.key not in INSTANCE_KEYS and entry.key not in HOST_KEYS and entry.key.startswith(PASSED_THROUGH)
     }
     faults += _unknown_keys(file, text.entries, INSTANCE_KEYS, PASSED_THROUGH)
-    settings = InstanceSettings(name, file, values, environment, faults)
+    settings = InstanceSettings(name, file, values, origins, environment, faults)
     if settings.refused:
         for key in INSTANCE_KEYS.values():
             values[key.name] = host.values[key.host_key] if key.host_key else _default(key)
@@ -100,6 +108,10 @@ def _value(key: Key, entry: Entry | None, file: str, faults: list[Fault]) -> Any
     except ValueError as error:
         faults.append(Fault(file, entry.line, f"{key.name}={_shown(entry.value)} is refused: write {error}"))
         return None
+
+
+def _origin(file: str, entry: Entry | None) -> str:
+    return f"{file}:{entry.line}" if entry and entry.value else BUILT_IN
 
 
 def _default(key: Key) -> Any:

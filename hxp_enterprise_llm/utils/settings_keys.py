@@ -162,8 +162,8 @@ def arguments(text: str) -> tuple[str, ...]:
 
     try:
         return tuple(shlex.split(text))
-    except ValueError as error:
-        raise ValueError(f"vLLM flags as on its command line ({str(error).lower()})") from None
+    except ValueError:
+        raise ValueError("flags as on the command line of vllm serve, with every quote closed") from None
 
 
 class Key(NamedTuple):

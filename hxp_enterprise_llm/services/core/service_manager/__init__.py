@@ -1,1 +1,141 @@
-"""One instance from inside (`python -m` this package), and many from outside."""
+"""Many instances from outside (`ServiceManager`), and one from inside (`python -m` this package)."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from hxp_enterprise_llm.services.core.service_manager.config import ServiceManagerConfig
+    from hxp_enterprise_llm.services.core.service_manager.service import Service
+    from hxp_enterprise_llm.services.core.service_manager.systemd import Systemd
+
+T = TypeVar("T")
+
+
+def unit_name(instance: str) -> str:
+    """Name of an instance's unit."""
+    return f"citadel-llm@{instance}.service"
+
+
+class ServiceManager:
+    """The instances of this host: what they are, and what is done with them through systemd.
+
+    Reading needs no privilege. `root` is the file root that the settings are read from; `connect` makes the connection
+    to systemd. Every method raises CitadelError: NoSuchInstance, SettingsRefused, NotPermitted, SystemdUnreachable or
+    JobFailed, whose message ends in what the unit itself says.
+    """
+
+    def __init__(
+        self,
+        config: "ServiceManagerConfig | None" = None,
+        root: str = "/",
+        connect: "Callable[[], AbstractAsyncContextManager[Systemd]] | None" = None,
+    ) -> None:
+        # Imported here: the unit's main process imports this package and needs neither D-Bus nor this class.
+        from hxp_enterprise_llm.services.core.service_manager.config import ServiceManagerConfig
+        from hxp_enterprise_llm.services.core.service_manager.systemd import Systemd
+
+        self.config = config or ServiceManagerConfig.load(root)
+        self._root = root
+        self._connect = connect or Systemd
+
+    def list_services(self) -> "list[Service]":
+        """Every instance that has a settings file, running or not, by name."""
+        from hxp_enterprise_llm.utils import config
+
+        return self._with_systemd(lambda systemd: self._look(systemd, config.instance_names(self._root)))
+
+    def status(self, name: str) -> "Service":
+        """One instance."""
+        self._require(name)
+        (service,) = self._with_systemd(lambda systemd: self._look(systemd, [name]))
+        return service
+
+    def start(self, *names: str) -> None:
+        """Start instances, those that they need before them, and return once all are ready."""
+        from hxp_enterprise_llm.orchestration.service_orchestrator import in_order
+
+        self._require(*names)
+        self._with_systemd(lambda systemd: in_order(names, self._root, lambda name: self._job(systemd, "Start", name)))
+
+    def stop(self, *names: str) -> None:
+        """Stop instances, those that need them first."""
+        from hxp_enterprise_llm.orchestration.service_orchestrator import in_order
+
+        self._require(*names)
+        self._with_systemd(
+            lambda systemd: in_order(names, self._root, lambda name: self._job(systemd, "Stop", name), reverse=True)
+        )
+
+    def restart(self, *names: str) -> None:
+        """Restart instances, one after another in the order of their dependencies."""
+        self._each("Restart", names)
+
+    def reload(self, *names: str) -> None:
+        """Have running instances take in their settings anew."""
+        self._each("Reload", names)
+
+    def enable(self, *names: str) -> None:
+        """Make instances start at boot, with citadel-llm.target."""
+        self._require(*names)
+        self._with_systemd(lambda systemd: systemd.enable([unit_name(name) for name in names]))
+
+    def disable(self, *names: str) -> None:
+        """Make instances not start at boot; what runs goes on."""
+        self._require(*names)
+        self._with_systemd(lambda systemd: systemd.disable([unit_name(name) for name in names]))
+
+    def settings_changed(self) -> None:
+        """Have systemd read the settings files again, as `systemctl daemon-reload`."""
+        self._with_systemd(lambda systemd: systemd.call("Reload"))
+
+    def _each(self, verb: str, names: Sequence[str]) -> None:
+        from hxp_enterprise_llm.orchestration.service_orchestrator import in_order
+
+        self._require(*names)
+        self._with_systemd(
+            lambda systemd: in_order(names, self._root, lambda name: self._job(systemd, verb, name), at_once=1)
+        )
+
+    def _require(self, *names: str) -> None:
+        from hxp_enterprise_llm.utils import config
+        from hxp_enterprise_llm.utils.errors import NoSuchInstance
+
+        for name in names:
+            if not config.exists(name, self._root):
+                known = ", ".join(config.instance_names(self._root)) or "none yet"
+                raise NoSuchInstance(f"there is no instance {name!r}; there are: {known}")
+
+    def _with_systemd(self, action: "Callable[[Systemd], Awaitable[T]]") -> T:
+        async def run() -> T:
+            async with self._connect() as systemd:
+                return await action(systemd)
+
+        return asyncio.run(run())
+
+    async def _look(self, systemd: "Systemd", names: Sequence[str]) -> "list[Service]":
+        from hxp_enterprise_llm.services.core.service_manager.service import Service
+        from hxp_enterprise_llm.utils import config
+        from hxp_enterprise_llm.utils.errors import SettingsRefused
+
+        async def look(name: str) -> Service:
+            unit = unit_name(name)
+            properties, enabled = await asyncio.gather(systemd.properties(unit), systemd.enabled(unit))
+            try:
+                settings, warnings = config.load(name, self._root)
+            except SettingsRefused as error:
+                return Service.seen(name, enabled, None, tuple(map(str, error.faults)), properties)
+            return Service.seen(name, enabled, settings, tuple(map(str, warnings)), properties)
+
+        return list(await asyncio.gather(*map(look, names)))
+
+    async def _job(self, systemd: "Systemd", verb: str, name: str) -> None:
+        from hxp_enterprise_llm.utils.errors import JobFailed
+
+        result = await systemd.job(verb, unit_name(name))
+        if result == "done":
+            return
+        properties: dict[str, Any] = await systemd.properties(unit_name(name))
+        said = properties.get("StatusText") or f"see: journalctl -u citadel-llm@{name}"
+        raise JobFailed(f"{name}: {verb.lower()} {result}: {said}", properties.get("ExecMainStatus"))

@@ -11,9 +11,9 @@ from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConf
 from hxp_enterprise_llm.services.core.service_manager import engine
 from hxp_enterprise_llm.services.core.service_manager.config import ServiceManagerConfig
 from hxp_enterprise_llm.services.core.service_manager.notify import Notifier
+from hxp_enterprise_llm.services.core.service_manager.prestart import prepare
 from hxp_enterprise_llm.services.core.service_manager.supervisor import Supervisor, listen
-from hxp_enterprise_llm.utils import config as settings
-from hxp_enterprise_llm.utils.errors import CitadelError, ExitStatus, GpuMissing
+from hxp_enterprise_llm.utils.errors import CitadelError, ExitStatus
 
 log = logging.getLogger("citadel-llm")
 
@@ -27,20 +27,6 @@ class JournalFormatter(logging.Formatter):
         """One or more lines with the priority in front of each."""
         level = SYSLOG_LEVELS.get(record.levelno, 6)
         return "\n".join(f"<{level}>{line}" for line in super().format(record).splitlines())
-
-
-def prepare(name: str) -> tuple[ServiceConfigSchema, str]:
-    """Read and check the settings of `name`, down to the flags for vLLM; the settings and the model to load."""
-    config, warnings = settings.load(name)
-    for warning in warnings:
-        log.warning("%s", warning)
-    model = engine.find_model(config)
-    engine.arguments(config, model)
-    for number in config.gpu_devices:
-        device = Path("/dev/nvidiactl" if number == "all" else f"/dev/nvidia{number}")
-        if not device.exists():
-            raise GpuMissing(f"GPU_DEVICES={','.join(config.gpu_devices)}: there is no {device}; is the driver loaded?")
-    return config, model
 
 
 def check(name: str) -> None:

@@ -1,0 +1,62 @@
+"""A new instance: its settings file, complete or not at all."""
+
+import os
+import secrets
+from pathlib import Path
+
+from hxp_enterprise_llm.utils import config
+from hxp_enterprise_llm.utils.errors import CitadelError, NotPermitted, SettingsRefused
+from hxp_enterprise_llm.utils.settings import instance_file, instance_names, load_host, load_instance
+from hxp_enterprise_llm.utils.settings_file import Fault
+from hxp_enterprise_llm.utils.settings_keys import is_instance_name
+
+FIRST_PORT = 11400
+
+
+def free_port(root: str = "/") -> int:
+    """The first port from 11400 on that no instance is configured for."""
+    host = load_host(root)
+    taken = {load_instance(name, host, root).values["PORT"] for name in instance_names(root)}
+    return next(port for port in range(FIRST_PORT, 65536) if port not in taken)
+
+
+def create(name: str, settings: dict[str, str], root: str = "/") -> str:
+    """Write the settings file of a new instance and return its path.
+
+    Raises CitadelError if the instance or its port exists, SettingsRefused if a value is not allowed; then no file is
+    left.
+    """
+    if not is_instance_name(name):
+        config.load(name, root)  # raises with the rule
+    file = Path(instance_file(name, root))
+    if os.path.lexists(file):
+        raise CitadelError(f"there is an instance {name} already: {file}; edit that, or choose another name")
+    host = load_host(root)
+    for other in instance_names(root):
+        if str(load_instance(other, host, root).values["PORT"]) == settings["PORT"]:
+            raise CitadelError(f"PORT={settings['PORT']} is that of {other}; leave --port out for a free one")
+    # Beside the target, so that the rename stays on one file system; the suffix makes it no instance meanwhile.
+    draft = file.with_name(f"{file.name}.{secrets.token_hex(4)}.new")
+    lines = [f"{key}='{value}'" if " " in value else f"{key}={value}" for key, value in settings.items()]
+    try:
+        draft.write_text("\n".join([f"# Settings of citadel-llm@{name}", *lines, ""]), encoding="utf-8")
+    except PermissionError:
+        raise NotPermitted(f"{file.parent} can be written by root only; run it with sudo") from None
+    try:
+        _check(draft, name, root)
+        draft.chmod(0o644)
+        # A link, not a rename: it fails if another has made the instance in the meantime.
+        os.link(draft, file)
+    except FileExistsError:
+        raise CitadelError(f"there is an instance {name} already: {file}") from None
+    finally:
+        draft.unlink()
+    return str(file)
+
+
+def _check(draft: Path, name: str, root: str) -> None:
+    """Raises SettingsRefused if the draft, as the file of `name`, would be refused."""
+    try:
+        config.load(name, root, file=str(draft))
+    except SettingsRefused as error:
+        raise SettingsRefused([Fault(f"citadel-llm create {name}", 0, fault.text) for fault in error.faults]) from None

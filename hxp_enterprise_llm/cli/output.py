@@ -1,0 +1,85 @@
+"""What the command line prints: tables for people, JSON for programs, errors for both."""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import click
+
+from hxp_enterprise_llm.services.core.service_manager.service import Service, State
+from hxp_enterprise_llm.utils.settings_keys import GIBIBYTE
+
+COLOURS = {State.READY: "green", State.FAILED: "red", State.STARTING: "yellow", State.RESTARTING: "yellow"}
+"""Of a state, on a terminal; click leaves colours out elsewhere."""
+NOTHING = "-"
+
+
+def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print aligned columns; a cell may hold colour."""
+    lines = [list(titles), *map(list, rows)]
+    widths = [max(len(click.unstyle(line[column])) for line in lines) for column in range(len(titles))]
+    for line in lines:
+        cells = (cell + " " * (width - len(click.unstyle(cell))) for cell, width in zip(line, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())
+
+
+def as_json(value: Any) -> None:
+    """Print `value` for a program."""
+    click.echo(json.dumps(value, indent=2, sort_keys=True))
+
+
+def state(service: Service) -> str:
+    """The state, coloured where that means something."""
+    return click.style(service.state.value, fg=COLOURS.get(service.state))
+
+
+def gigabytes(size: int | None) -> str:
+    """A size in bytes as people read it, in GiB."""
+    return NOTHING if size is None else f"{size / GIBIBYTE:.1f}"
+
+
+def services(found: Sequence[Service]) -> None:
+    """The table of `citadel-llm list`."""
+    rows = []
+    for service in found:
+        config = service.config
+        rows.append(
+            (
+                service.name,
+                state(service),
+                "yes" if service.enabled else "no",
+                str(config.port) if config else NOTHING,
+                f"{gigabytes(service.memory_bytes)}/{gigabytes(service.memory_limit_bytes)}",
+                f"{service.cpu_limit_cores:g}" if service.cpu_limit_cores else NOTHING,
+                str(service.restarts),
+                config.model if config else f"settings refused: citadel-llm check {service.name}",
+            )
+        )
+    table(("NAME", "STATE", "ENABLED", "PORT", "MEMORY GB", "CORES", "RESTARTS", "MODEL"), rows)
+
+
+def one_service(service: Service) -> None:
+    """The lines of `citadel-llm status M`."""
+    config = service.config
+    since = service.since.astimezone().strftime("%Y-%m-%d %H:%M:%S") if service.since else NOTHING
+    lines = {
+        "State": f"{state(service)} since {since}" + (", enabled" if service.enabled else ", not enabled"),
+        "Says": service.reason or NOTHING,
+        "Process": str(service.pid or NOTHING) + f", {service.restarts} restarts by systemd",
+        "Memory": f"{gigabytes(service.memory_bytes)} of {gigabytes(service.memory_limit_bytes)} GB",
+        "Tasks": f"{service.tasks if service.tasks is not None else NOTHING} of {service.tasks_limit}",
+    }
+    if config:
+        lines |= {"Address": f"{config.host}:{config.port}", "Model": f"{config.model} as {config.api_name}"}
+    click.echo(service.name)
+    for title, text in lines.items():
+        click.echo(f"  {title + ':':9}{text}")
+    for fault in service.faults:
+        click.echo(f"  {click.style('Settings:', fg='red')} {fault}")
+
+
+def complain(text: str) -> None:
+    """Print an error, one line of it at a time, to standard error."""
+    for line in text.splitlines():
+        print(f"citadel-llm: {line}", file=sys.stderr)

@@ -1,0 +1,28 @@
+"""The pre-start check of one instance: everything that a start needs, before anything is started."""
+
+import logging
+from pathlib import Path
+
+from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
+from hxp_enterprise_llm.services.core.service_manager import engine
+from hxp_enterprise_llm.utils import config as settings
+from hxp_enterprise_llm.utils.errors import GpuMissing
+
+log = logging.getLogger(__name__)
+
+
+def prepare(name: str, root: str = "/") -> tuple[ServiceConfigSchema, str]:
+    """Read and check the settings of `name`, down to the flags for vLLM; the settings and the model to load.
+
+    Raises SettingsRefused, ModelMissing or GpuMissing; logs the warnings.
+    """
+    config, warnings = settings.load(name, root)
+    for warning in warnings:
+        log.warning("%s", warning)
+    model = engine.find_model(config)
+    engine.arguments(config, model)
+    for number in config.gpu_devices:
+        device = Path("/dev/nvidiactl" if number == "all" else f"/dev/nvidia{number}")
+        if not device.exists():
+            raise GpuMissing(f"GPU_DEVICES={','.join(config.gpu_devices)}: there is no {device}; is the driver loaded?")
+    return config, model

@@ -1,0 +1,103 @@
+"""What an instance is configured to be and what it is doing, at one moment."""
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
+from hxp_enterprise_llm.services.core.service_manager.systemd import UNSET
+
+
+class State(StrEnum):
+    """Where an instance is in its life, in one word."""
+
+    STOPPED = "stopped"
+    STARTING = "starting"
+    READY = "ready"
+    RELOADING = "reloading"
+    STOPPING = "stopping"
+    RESTARTING = "restarting"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+
+    @classmethod
+    def of(cls, active: str, sub: str) -> "State":
+        """From a unit's ActiveState and SubState."""
+        if sub == "auto-restart":
+            return cls.RESTARTING
+        states = {
+            "active": cls.READY,  # Type=notify: systemd says active once the model has answered
+            "activating": cls.STARTING,
+            "reloading": cls.RELOADING,
+            "deactivating": cls.STOPPING,
+            "inactive": cls.STOPPED,
+            "failed": cls.FAILED,
+        }
+        return states.get(active, cls.UNKNOWN)
+
+
+class Service(BaseModel):
+    """One instance. Memory in bytes, times as seconds or UTC; None is what systemd or the settings do not say.
+
+    `config` is None if the settings are refused; `faults` then says why, one sentence each.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    state: State
+    enabled: bool
+    config: ServiceConfigSchema | None
+    faults: tuple[str, ...]
+    reason: str
+    pid: int | None
+    since: datetime | None
+    restarts: int
+    memory_bytes: int | None
+    memory_limit_bytes: int | None
+    cpu_limit_cores: float | None
+    tasks: int | None
+    tasks_limit: int | None
+    exit_status: int | None
+
+    @property
+    def running(self) -> bool:
+        """Whether the instance is up or on its way."""
+        return self.state in (State.READY, State.STARTING, State.RELOADING, State.RESTARTING)
+
+    @classmethod
+    def seen(
+        cls,
+        name: str,
+        enabled: bool,
+        config: ServiceConfigSchema | None,
+        faults: tuple[str, ...],
+        properties: dict[str, Any],
+    ) -> "Service":
+        """Put together what the settings and systemd say; `properties` is empty where systemd was not asked."""
+
+        def figure(key: str) -> int | None:
+            value = properties.get(key)
+            return None if value is None or value == UNSET else int(value)
+
+        changed = figure("StateChangeTimestamp")
+        quota = figure("CPUQuotaPerSecUSec")
+        return cls(
+            name=name,
+            state=State.of(properties.get("ActiveState", ""), properties.get("SubState", "")),
+            enabled=enabled,
+            config=config,
+            faults=faults,
+            reason=str(properties.get("StatusText", "")),
+            pid=figure("MainPID") or None,
+            since=datetime.fromtimestamp(changed / 1e6, UTC) if changed else None,
+            restarts=figure("NRestarts") or 0,
+            memory_bytes=figure("MemoryCurrent"),
+            memory_limit_bytes=figure("MemoryMax"),
+            cpu_limit_cores=None if quota is None else quota / 1e6,
+            tasks=figure("TasksCurrent"),
+            tasks_limit=figure("TasksMax"),
+            exit_status=figure("ExecMainStatus") if properties.get("ExecMainExitTimestamp") else None,
+        )

@@ -1,0 +1,67 @@
+"""Print docs/settings.md, from the table of keys: `python packaging/settings_page.py >docs/settings.md`."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from hxp_enterprise_llm.utils.settings_keys import HOST_KEYS, INSTANCE_KEYS, PASSED_THROUGH, Key
+
+HEAD = """\
+# Settings
+
+<!-- Made from hxp_enterprise_llm/utils/settings_keys.py by packaging/settings_page.py; edit there. -->
+
+`/etc/default/citadel-llm` holds the settings of the host, `/etc/default/citadel-llm-NAME` those of the instance NAME.
+`citadel-llm show NAME` prints what is in effect and where it comes from. After an edit: `systemctl daemon-reload`, and
+`citadel-llm restart NAME` (or `reload`, for what is no limit).
+
+One `KEY=value` a line. A value with other characters than letters, digits and `_ . / : @ % + , = ^ -` stands in single
+or double quotes. Nothing is expanded: `$`, a backslash and, in double quotes, a backtick are refused. A comment starts
+with `#` on a line of its own. Sizes in GB are GiB (2^30 bytes).
+"""
+
+
+def rows(keys: Iterable[Key]) -> Iterator[str]:
+    yield "| key | meaning | allowed | default |"
+    yield "|---|---|---|---|"
+    for key in keys:
+        default = (
+            "required"
+            if key.required
+            else "–"
+            if key.default is None
+            else f"`{key.default}`"
+            if key.default
+            else "empty"
+        )
+        if key.host_key:
+            default = f"`{key.host_key}` of the host"
+        yield f"| `{key.name}` | {key.meaning} | {allowed(key)} | {default} |"
+
+
+def allowed(key: Key) -> str:
+    """What the key's rule says to somebody who got it wrong."""
+    try:
+        key.parse("'\0")
+    except ValueError as error:
+        return str(error)
+    return "any text"
+
+
+def page() -> str:
+    prefixes = ", ".join(f"`{prefix}`" for prefix in PASSED_THROUGH)
+    parts = [
+        HEAD,
+        "## Of one instance\n",
+        *rows(INSTANCE_KEYS.values()),
+        f"\nVariables that start with {prefixes} go to the engine as they are. Any other key is ignored with a warning.\n",
+        "## Of the host\n",
+        *rows(HOST_KEYS.values()),
+    ]
+    return "\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())

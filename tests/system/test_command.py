@@ -1,0 +1,124 @@
+"""The citadel-llm command on a booted host, as an administrator types it."""
+
+import json
+import time
+
+import pytest
+
+from .conftest import TINY_MODEL, Host
+
+READY = 11550
+
+
+@pytest.fixture
+def pair(host: Host) -> Host:
+    """Two instances, of which `second` requires `first`."""
+    host.settings("first", MODEL=TINY_MODEL, PORT=READY, KV_CACHE_GB=0.25)
+    host.settings("second", MODEL=TINY_MODEL, PORT=READY + 1, KV_CACHE_GB=0.25, REQUIRES="first")
+    yield host
+    for name in ("second", "first"):
+        host.forget(name)
+
+
+def exit_status(host: Host, *words: str) -> tuple[int, str]:
+    done = host.machine.run("citadel-llm", *words, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_list_is_quick_and_shows_every_instance(host: Host) -> None:
+    begin = time.monotonic()
+    for _ in range(5):
+        listed = host.machine.output("citadel-llm", "list")
+    took = (time.monotonic() - begin) / 5
+    print(f"citadel-llm list: {took:.2f} s")
+    for name in ("mixtral-8x7b", "hermes-2", "openchat-3.5", "phi-3-mini", "test"):
+        assert name in listed
+    assert "\033" not in listed
+    assert took <= 0.3  # the contract's bound
+    found = json.loads(host.machine.output("citadel-llm", "list", "--json"))
+    (mixtral,) = [service for service in found if service["name"] == "mixtral-8x7b"]
+    assert mixtral["memory_limit_bytes"] == 90 * 2**30
+    assert (mixtral["state"], mixtral["config"]["port"]) == ("stopped", 11400)
+
+
+def test_listing_needs_no_root_and_acting_says_that_it_does(host: Host) -> None:
+    as_nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "citadel-llm"]
+    assert "phi-3-mini" in host.machine.output(*as_nobody, "list")
+    done = host.machine.run(*as_nobody, "start", "test", check=False)
+    assert (done.returncode, "run it as root, with sudo" in done.stderr) == (1, True), done.stderr
+
+
+def test_what_is_required_starts_first_and_stops_last(pair: Host) -> None:
+    machine = pair.machine
+    assert "second: ready" in machine.output("citadel-llm", "start", "second")
+    assert "citadel-llm@first.service" in machine.output(
+        "systemctl", "list-dependencies", "--plain", "citadel-llm@second"
+    )
+    times = [
+        int(machine.show(f"citadel-llm@{name}", "ActiveEnterTimestampMonotonic")["ActiveEnterTimestampMonotonic"])
+        for name in ("first", "second")
+    ]
+    assert times == sorted(times)
+    status = json.loads(machine.output("citadel-llm", "status", "second", "--json"))
+    assert (status["state"], status["config"]["requires"]) == ("ready", ["first"])
+    assert "Ready: second on" in machine.output("citadel-llm", "status", "second")
+    machine.output("citadel-llm", "restart", "first")
+    machine.output("citadel-llm", "wait", "second", "--timeout", "60")
+    machine.output("citadel-llm", "stop", "first", "second")
+    assert exit_status(pair, "status", "second")[0] == 3
+
+
+def test_a_failed_requirement_stops_its_dependant_with_the_reason(pair: Host) -> None:
+    pair.settings("first", MODEL="/srv/none", PORT=READY)
+    status, said = exit_status(pair, "start", "second")
+    assert status != 0
+    assert "first: start failed: Failed: MODEL=/srv/none: there is no such directory" in said
+    assert "second: not started, because first failed" in said
+
+
+def test_create_show_check_enable_and_logs(host: Host) -> None:
+    machine = host.machine
+    said = machine.output("citadel-llm", "create", "made", "--model", TINY_MODEL, "--set", "KV_CACHE_GB=0.25")
+    assert "PORT=11404" in said
+    assert machine.show("citadel-llm@made", "MemoryMax")["MemoryMax"] == str(4 * 2**30)
+    assert exit_status(host, "create", "made", "--model", TINY_MODEL)[0] == 1
+    shown = machine.output("citadel-llm", "show", "made").splitlines()
+    assert any(line.split() == ["KV_CACHE_GB", "0.25", "/etc/default/citadel-llm-made:4"] for line in shown)
+    assert any(line.split() == ["CPU_CORES", "2", "/etc/default/citadel-llm:17"] for line in shown), shown
+    assert machine.output("citadel-llm", "check", "made") == "made: good"
+    machine.output("citadel-llm", "enable", "made")
+    assert machine.output("systemctl", "is-enabled", "citadel-llm@made") == "enabled"
+    machine.output("citadel-llm", "disable", "made")
+    machine.output("citadel-llm", "start", "made")
+    assert "Importing vLLM" in machine.output("citadel-llm", "logs", "made")
+    host.forget("made")
+
+
+def test_exit_statuses_of_the_contract(host: Host) -> None:
+    assert exit_status(host, "--version") == (0, "citadel-llm, version 1.0.0\n")
+    assert exit_status(host, "nonsense")[0] == 2
+    assert exit_status(host, "status", "test")[0] == 3
+    assert exit_status(host, "status", "nobody")[0] == 4
+    assert exit_status(host, "start", "nobody")[0] == 4
+    host.settings("bad", MODEL=TINY_MODEL, PORT="none")
+    assert exit_status(host, "check", "bad")[0] == 78
+    assert exit_status(host, "start", "bad")[0] == 78
+    host.forget("bad")
+
+
+@pytest.mark.parametrize("name", ["../x", "a b", "é", "x" * 300])
+def test_names_that_can_be_no_instance(host: Host, name: str) -> None:
+    for verb in ("start", "status", "show", "check", "logs"):
+        status, said = exit_status(host, verb, name)
+        assert status in (4, 78), (verb, said)
+        assert "Traceback" not in said
+
+
+def test_completion_and_manual_are_installed(host: Host) -> None:
+    environment = ["env", "_CITADEL_LLM_COMPLETE=bash_complete", "COMP_WORDS=citadel-llm start mix", "COMP_CWORD=2"]
+    assert "mixtral-8x7b" in host.machine.output(*environment, "citadel-llm")
+    for path in (
+        "bash-completion/completions/citadel-llm", "zsh/vendor-completions/_citadel-llm",
+        "fish/vendor_completions.d/citadel-llm.fish", "man/man8/citadel-llm.8.gz", "man/man8/citadel-llm-start.8.gz",
+    ):  # fmt: skip
+        assert host.machine.inside(f"/usr/share/{path}").exists(), path

@@ -1,0 +1,34 @@
+import pytest
+
+from hxp_enterprise_llm.cli.create import create, free_port
+from hxp_enterprise_llm.utils import config
+from hxp_enterprise_llm.utils.errors import CitadelError, SettingsRefused
+
+from .conftest import Root
+
+
+def test_a_created_instance_is_readable_and_takes_a_free_port(root: Root) -> None:
+    root.instance("a", "MODEL=/srv/m\nPORT=11400\n")
+    values = {"MODEL": "/srv/m", "PORT": str(free_port(str(root))), "VLLM_ARGS": "--seed 1"}
+    file = create("b", values, str(root))
+    assert file.endswith("citadel-llm-b")
+    settings, warnings = config.load("b", str(root))
+    assert (settings.port, settings.vllm_args, warnings) == (11401, ("--seed", "1"), [])
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "words"),
+    [
+        ("a", {"MODEL": "/srv/m", "PORT": "11401"}, "there is an instance a already"),
+        ("b", {"MODEL": "/srv/m", "PORT": "11400"}, "PORT=11400 is that of a"),
+        ("b", {"MODEL": "/srv/m", "PORT": "80"}, "PORT=80 is refused"),
+        ("b", {"MODEL": "/srv/m", "PORT": "11401", "HOST": "a\nb"}, "create b"),
+        ("../b", {"MODEL": "/srv/m", "PORT": "11401"}, "is not an instance name"),
+    ],
+)
+def test_a_refused_creation_leaves_nothing(root: Root, name: str, values: dict[str, str], words: str) -> None:
+    root.instance("a", "MODEL=/srv/m\nPORT=11400\n")
+    before = sorted(root.defaults.iterdir())
+    with pytest.raises((CitadelError, SettingsRefused), match=words):
+        create(name, values, str(root))
+    assert sorted(root.defaults.iterdir()) == before

@@ -1,0 +1,100 @@
+"""ServiceManager against a systemd that is a parameter."""
+
+from typing import Any, Self
+
+import pytest
+
+from hxp_enterprise_llm.services.core.service_manager import ServiceManager
+from hxp_enterprise_llm.services.core.service_manager.service import State
+from hxp_enterprise_llm.utils.errors import ExitStatus, JobFailed, NoSuchInstance
+
+from .conftest import Root
+
+GOOD = "MODEL=/srv/m\nPORT=11500\n"
+
+
+class FakeSystemd:
+    """Answers from a table of properties and keeps what it was asked to do."""
+
+    def __init__(self, results: dict[str, str] | None = None, **properties: Any) -> None:
+        self.results = results or {}
+        self.values: dict[str, Any] = {"ActiveState": "inactive", "SubState": "dead", "MemoryCurrent": 2**64 - 1}
+        self.values |= properties
+        self.asked: list[tuple[str, str]] = []
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def properties(self, unit: str) -> dict[str, Any]:
+        return self.values
+
+    async def enabled(self, unit: str) -> bool:
+        return unit == "citadel-llm@a.service"
+
+    async def job(self, verb: str, unit: str) -> str:
+        self.asked.append((verb, unit))
+        return self.results.get(unit, "done")
+
+    async def enable(self, units: list[str]) -> None:
+        self.asked += [("enable", unit) for unit in units]
+
+
+def manager(root: Root, systemd: FakeSystemd) -> ServiceManager:
+    return ServiceManager(root=str(root), connect=lambda: systemd)  # type: ignore[arg-type, return-value]
+
+
+def test_every_instance_is_listed_with_its_configuration_running_or_not(root: Root) -> None:
+    root.instance("a", GOOD)
+    root.instance("b", GOOD + "PORT=none\n")
+    found = manager(root, FakeSystemd()).list_services()
+    assert [(service.name, service.enabled, service.state) for service in found] == [
+        ("a", True, State.STOPPED),
+        ("b", False, State.STOPPED),
+    ]
+    assert found[0].config and found[0].config.port == 11500
+    assert found[1].config is None and "PORT=none is refused" in found[1].faults[-1]
+    assert found[0].memory_bytes is None
+
+
+def test_the_figures_of_a_running_one(root: Root) -> None:
+    root.instance("a", GOOD)
+    systemd = FakeSystemd(
+        ActiveState="active", SubState="running", MainPID=7, NRestarts=2, MemoryCurrent=10, MemoryMax=20,
+        CPUQuotaPerSecUSec=1_500_000, TasksCurrent=3, TasksMax=1000, StateChangeTimestamp=1_000_000, StatusText="Ready",
+    )  # fmt: skip
+    service = manager(root, systemd).status("a")
+    assert (service.state, service.running, service.pid, service.restarts) == (State.READY, True, 7, 2)
+    assert (service.memory_bytes, service.memory_limit_bytes, service.cpu_limit_cores) == (10, 20, 1.5)
+    assert service.since and service.since.timestamp() == 1
+    assert service.reason == "Ready"
+
+
+def test_jobs_go_to_the_units(root: Root) -> None:
+    root.instance("a", GOOD)
+    systemd = FakeSystemd()
+    instances = manager(root, systemd)
+    instances.start("a")
+    instances.reload("a")
+    instances.restart("a")
+    instances.stop("a")
+    instances.enable("a")
+    unit = "citadel-llm@a.service"
+    assert systemd.asked == [("Start", unit), ("Reload", unit), ("Restart", unit), ("Stop", unit), ("enable", unit)]
+
+
+def test_a_failed_job_says_what_the_unit_says(root: Root) -> None:
+    root.instance("a", GOOD)
+    systemd = FakeSystemd({"citadel-llm@a.service": "failed"}, StatusText="Failed: PORT is missing", ExecMainStatus=78)
+    with pytest.raises(JobFailed, match="a: start failed: Failed: PORT is missing") as failed:
+        manager(root, systemd).start("a")
+    assert failed.value.exit_status == ExitStatus.CONFIG
+
+
+def test_an_unknown_instance_is_named_with_those_that_there_are(root: Root) -> None:
+    root.instance("a", GOOD)
+    for call in ("status", "start", "enable"):
+        with pytest.raises(NoSuchInstance, match="there is no instance 'b'; there are: a"):
+            getattr(manager(root, FakeSystemd()), call)("b")

@@ -30,7 +30,7 @@ def rows(keys: Iterable[Key]) -> Iterator[str]:
         default = (
             "required"
             if key.required
-            else "–"
+            else "none"
             if key.default is None
             else f"`{key.default}`"
             if key.default
@@ -56,7 +56,8 @@ def page() -> str:
         HEAD,
         "## Of one instance\n",
         *rows(INSTANCE_KEYS.values()),
-        f"\nVariables that start with {prefixes} go to the engine as they are. Any other key is ignored with a warning.\n",
+        f"\nVariables that start with {prefixes} go to the engine as they are.",
+        "Any other key is ignored with a warning.\n",
         "## Of the host\n",
         *rows(HOST_KEYS.values()),
     ]

@@ -10,7 +10,7 @@ from hxp_enterprise_llm.utils.settings import instance_file, instance_names, loa
 from hxp_enterprise_llm.utils.settings_file import Fault
 from hxp_enterprise_llm.utils.settings_keys import is_instance_name
 
-__all__ = ["instance_names", "load"]
+__all__ = ["exists", "instance_file", "instance_names", "load"]
 
 
 def load(name: str, root: str = "/", file: str | None = None) -> tuple[ServiceConfigSchema, list[Fault]]:

@@ -4,9 +4,10 @@ import logging
 from pathlib import Path
 
 from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
-from hxp_enterprise_llm.services.core.service_manager import engine
+from hxp_enterprise_llm.services.core.service_manager import engine, vllm_flags
 from hxp_enterprise_llm.utils import config as settings
-from hxp_enterprise_llm.utils.errors import GpuMissing
+from hxp_enterprise_llm.utils.errors import GpuMissing, SettingsRefused
+from hxp_enterprise_llm.utils.settings_file import Fault
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +20,9 @@ def prepare(name: str, root: str = "/") -> tuple[ServiceConfigSchema, str]:
     config, warnings = settings.load(name, root)
     for warning in warnings:
         log.warning("%s", warning)
+    refused = vllm_flags.faults(config.vllm_args)
+    if refused:
+        raise SettingsRefused([Fault(settings.instance_file(name, root), 0, text) for text in refused])
     model = engine.find_model(config)
     engine.arguments(config, model)
     for number in config.gpu_devices:

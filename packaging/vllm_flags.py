@@ -1,0 +1,36 @@
+"""Write the table of vLLM's command line flags that the pre-start check reads: `vllm_flags.py FILE`.
+
+Importing vLLM's own parser takes seconds at every start; what it accepts changes only with the package.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+
+def kind(action: argparse.Action) -> str:
+    """What a value of the flag must be: "int" or "float" where that is all there is to it, else "text"."""
+    return {int: "int", float: "float"}.get(action.type, "text")  # type: ignore[arg-type]
+
+
+def flags() -> list[dict[str, Any]]:
+    parser = make_arg_parser(FlexibleArgumentParser())
+    return [
+        {
+            "names": action.option_strings,
+            "values": action.nargs if action.nargs is not None else 1,
+            "kind": kind(action),
+            "choices": sorted(map(str, action.choices)) if action.choices else None,
+        }
+        for action in parser._actions
+        if action.option_strings and not isinstance(action, argparse._HelpAction)
+    ]
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(json.dumps(flags(), indent=0), encoding="utf-8")

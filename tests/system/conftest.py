@@ -33,9 +33,11 @@ class Host:
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
+        self.made: set[str] = set()
 
     def settings(self, instance: str, **values: str | float) -> None:
         """Write an instance's settings file and let systemd know, as the README says."""
+        self.made.add(instance)
         lines = [f"{key}={value}\n" for key, value in values.items()]
         self.machine.write(f"/etc/default/citadel-llm-{instance}", "".join(lines))
         self.machine.run("systemctl", "daemon-reload")
@@ -64,8 +66,12 @@ def machine() -> Iterator[Machine]:
 
 
 @pytest.fixture
-def host(machine: Machine) -> Host:
-    return Host(machine)
+def host(machine: Machine) -> Iterator[Host]:
+    """The shared machine; instances that a test makes are gone after it."""
+    host = Host(machine)
+    yield host
+    for instance in sorted(host.made):
+        host.forget(instance)
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -15,9 +15,7 @@ def pair(host: Host) -> Host:
     """Two instances, of which `second` requires `first`."""
     host.settings("first", MODEL=TINY_MODEL, PORT=READY, KV_CACHE_GB=0.25)
     host.settings("second", MODEL=TINY_MODEL, PORT=READY + 1, KV_CACHE_GB=0.25, REQUIRES="first")
-    yield host
-    for name in ("second", "first"):
-        host.forget(name)
+    return host
 
 
 def exit_status(host: Host, *words: str) -> tuple[int, str]:
@@ -78,6 +76,7 @@ def test_a_failed_requirement_stops_its_dependant_with_the_reason(pair: Host) ->
 
 def test_create_show_check_enable_and_logs(host: Host) -> None:
     machine = host.machine
+    host.made.add("made")
     said = machine.output("citadel-llm", "create", "made", "--model", TINY_MODEL, "--set", "KV_CACHE_GB=0.25")
     assert "PORT=11404" in said
     assert machine.show("citadel-llm@made", "MemoryMax")["MemoryMax"] == str(4 * 2**30)
@@ -91,7 +90,6 @@ def test_create_show_check_enable_and_logs(host: Host) -> None:
     machine.output("citadel-llm", "disable", "made")
     machine.output("citadel-llm", "start", "made")
     assert "Importing vLLM" in machine.output("citadel-llm", "logs", "made")
-    host.forget("made")
 
 
 def test_exit_statuses_of_the_contract(host: Host) -> None:
@@ -103,7 +101,6 @@ def test_exit_statuses_of_the_contract(host: Host) -> None:
     host.settings("bad", MODEL=TINY_MODEL, PORT="none")
     assert exit_status(host, "check", "bad")[0] == 78
     assert exit_status(host, "start", "bad")[0] == 78
-    host.forget("bad")
 
 
 @pytest.mark.parametrize("name", ["../x", "a b", "é", "x" * 300])

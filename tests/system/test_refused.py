@@ -37,7 +37,6 @@ def test_a_refused_start(host: Host, settings: dict[str, str], status: int, word
     host.settings("bad", **settings)
     got, text, last = failed_start(host, "bad")
     assert (got, words in text, words in last) == (status, True, True), (got, text, last)
-    host.forget("bad")
 
 
 def test_a_missing_settings_file(host: Host) -> None:
@@ -51,7 +50,6 @@ def test_refused_settings_are_not_retried(host: Host) -> None:
     failed_start(host, "bad")
     shown = host.machine.show("citadel-llm@bad", "ActiveState", "NRestarts", "MemoryMax")
     assert shown == {"ActiveState": "failed", "NRestarts": "0", "MemoryMax": str(4 * 2**30)}
-    host.forget("bad")
 
 
 def test_an_unknown_key_is_named_and_does_not_stop_the_start(host: Host) -> None:
@@ -64,8 +62,6 @@ def test_an_unknown_key_is_named_and_does_not_stop_the_start(host: Host) -> None
     assert status == 69
     assert "PORT=11520 on 127.0.0.1 is taken" in text
     assert host.machine.show("citadel-llm@odd", "ActiveState")["ActiveState"] == "active"
-    host.forget("late")
-    host.forget("odd")
 
 
 def test_check_works_without_systemd(host: Host) -> None:

@@ -12,6 +12,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
@@ -24,6 +25,8 @@ from hxp_enterprise_llm.utils.settings_file import Fault
 
 log = logging.getLogger(__name__)
 
+RUN = Path("/run/citadel-llm")
+"""Where ExecReload= of the unit leaves and expects its marks."""
 PROGRESS_INTERVAL_SEC = 2.0
 PROGRESS_BYTES = 1 << 20
 """What memory or reads must grow by between two looks for loading to count as progressing."""
@@ -212,13 +215,21 @@ class Supervisor:
             successor = listen(config) if moved else listener
         except CitadelError as error:
             log.error("%s", error)
+            self._answer_reload(str(error))
             self._say("Ready with the old settings: the reload was refused, the journal says why", READY=1)
             return None
+        self._answer_reload()
         if moved:
             listener.close()
         self._config, self._model = config, model
         self._say("Reloading: waiting for requests in flight")
         return successor
+
+    def _answer_reload(self, refused: str = "") -> None:
+        """Tell the unit's ExecReload= that the reload is taken up, or why it is not."""
+        if refused:
+            (RUN / f"{self._config.name}.refused").write_text(refused + "\n", encoding="utf-8")
+        (RUN / f"{self._config.name}.reload").unlink(missing_ok=True)
 
     def _say(self, status: str, **state: int) -> None:
         log.info("%s", status)

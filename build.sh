@@ -2,6 +2,8 @@
 # The one door to building, showing and testing citadel-llm.
 set -euo pipefail
 cd "$(dirname "$0")"
+# What is built and what a test machine is given must be readable by others, also under a stricter mask of the caller's.
+umask 022
 
 usage() {
     cat <<'TEXT'

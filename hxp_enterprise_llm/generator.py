@@ -9,11 +9,9 @@ import sys
 from typing import Any
 
 from hxp_enterprise_llm.utils.settings import HostSettings, InstanceSettings, instance_names, load_host, load_instance
-from hxp_enterprise_llm.utils.settings_keys import GIBIBYTE, HOST_KEYS, is_loopback
+from hxp_enterprise_llm.utils.settings_keys import GIBIBYTE, HOST_KEYS, is_loopback, memory_high
 
 DROP_IN = "50-settings.conf"
-HIGH_SHARE = 0.95
-"""Share of MemoryMax at which the kernel starts to slow the service down and reclaim, before it kills."""
 STOP_MARGIN_SEC = 15
 """What TimeoutStopSec= adds to the drain (seconds): vLLM ends in under 1 s once its requests are done."""
 
@@ -33,14 +31,19 @@ def drop_in(settings: InstanceSettings, host: HostSettings) -> str:
         unit.append(("Requires", " ".join(requires)))
     if requires or after:
         unit.append(("After", " ".join(sorted({*requires, *after}))))
-    sections = [("Unit", unit), ("Service", _service(values, host))]
+    if not is_loopback(str(values["HOST"])):
+        # At network.target an address of the host may not be there yet.
+        unit += [("Wants", "network-online.target"), ("After", "network-online.target")]
+    sections = [("Unit", unit), ("Service", _service(settings, host))]
     lines = [f"# Made by citadel-llm-generator from {settings.file}; edit that and run systemctl daemon-reload."]
     for section, directives in sections:
         lines += [f"[{section}]", *(f"{name}={value}" for name, value in directives)]
     return "\n".join(lines) + "\n"
 
 
-def _service(values: dict[str, Any], host: HostSettings) -> list[tuple[str, Any]]:
+def _service(settings: InstanceSettings, host: HostSettings) -> list[tuple[str, Any]]:
+    values = settings.values
+
     def number(key: str) -> float:
         return float(values[key])
 
@@ -48,7 +51,7 @@ def _service(values: dict[str, Any], host: HostSettings) -> list[tuple[str, Any]
     service: list[tuple[str, Any]] = [
         ("User", host.values["VLLM_USER"]),
         ("Group", host.values["VLLM_GROUP"]),
-        ("MemoryHigh", int(memory_max * HIGH_SHARE)),
+        ("MemoryHigh", memory_high(number("MEMORY_LIMIT_GB"))),
         ("MemoryMax", memory_max),
         # 100% is one core.
         ("CPUQuota", f"{max(1, round(number('CPU_CORES') * 100))}%"),
@@ -59,7 +62,8 @@ def _service(values: dict[str, Any], host: HostSettings) -> list[tuple[str, Any]
         ("TimeoutStopSec", f"{number('DRAIN_TIMEOUT_SEC') + STOP_MARGIN_SEC:g}s"),
     ]
     if host.values["VLLM_PID_PATH"] != HOST_KEYS["VLLM_PID_PATH"].default:
-        service.append(("ReadWritePaths", f"-{host.values['VLLM_PID_PATH']}"))
+        below_run = host.values["VLLM_PID_PATH"].removeprefix("/run/")
+        service += [("RuntimeDirectory", ""), ("RuntimeDirectory", f"{below_run}/{settings.name}")]
     if values["API_KEY_FILE"]:
         service.append(("LoadCredential", f"api-key:{values['API_KEY_FILE']}"))
     if values["ALLOW_DOWNLOAD"] or not is_loopback(str(values["HOST"])):

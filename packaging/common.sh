@@ -44,7 +44,18 @@ package_version() {
     echo "${CITADEL_VERSION:-$(dpkg-parsechangelog -S Version)+$FLAVOUR}"
 }
 
+megabytes() { echo $(($(stat -c %s "$1") / 1000000)); }
+
+# shown LOG SED COMMAND…: run a long command with its output in LOG, and show the lines that SED prints of it as they come.
+shown() {
+    local log=$1 filter=$2
+    shift 2
+    "$@" 2>&1 | tee "$log" | sed -un "$filter" >&2
+    return "${PIPESTATUS[0]}"
+}
+
 # Every file that git knows or would add, NUL-separated: what a build is made of.
 source_files() {
-    git -c safe.directory="$PWD" ls-files -z --cached --others --exclude-standard
+    git -c safe.directory="$PWD" ls-files -z --cached --others --exclude-standard |
+        while IFS= read -r -d '' file; do [ ! -e "$file" ] || printf '%s\0' "$file"; done
 }

@@ -13,9 +13,10 @@ fetch_wheels() {
     say "fetching the wheels of $lock (once)"
     mkdir -p "$part"
     # What has arrived stays in .part, so that a broken fetch goes on where it stopped.
-    if ! "$CACHE/tools/bin/pip" download --no-deps --require-hashes --only-binary :all: --progress-bar off \
-        --find-links "$part" -r "$lock" -d "$part" >"$CACHE/fetch.log" 2>&1; then
-        grep -E '^ERROR' "$CACHE/fetch.log" | tail -n 5 >&2
+    if ! shown "$CACHE/fetch.log" 's/^ *Downloading \([^ ]*\) (\(.*MB\).*/  \1 (\2)/p' \
+        "$CACHE/tools/bin/pip" download --no-deps --require-hashes --only-binary :all: --progress-bar off \
+        --find-links "$part" -r "$lock" -d "$part"; then
+        grep -E '^ERROR' "$CACHE/fetch.log" | tail -n 5 >&2 || true
         fail "the wheels could not be fetched. Is the network there? A folder of wheels can be named with PIP_FIND_LINKS, another index with PIP_EXTRA_INDEX_URL. All of pip's output: $CACHE/fetch.log"
     fi
     mv "$part" "$WHEELS"
@@ -30,7 +31,7 @@ prepare_tools() {
 
 # One hash over everything that the package is made of.
 source_hash() {
-    { package_version && source_files | sort -z | xargs -0 sha256sum 2>/dev/null | grep -vE '  (tests|bench|\.ci)/'; } | sha256sum | cut -d' ' -f1
+    { package_version && source_files | grep -zvE '^(tests|bench|\.ci)/' | sort -z | xargs -0 sha256sum; } | sha256sum | cut -d' ' -f1
 }
 
 build_deb() {
@@ -43,11 +44,13 @@ build_deb() {
     hash=$(source_hash)
     PACKAGE=$PWD/dist/$package
     if [ -f "$PACKAGE" ] && [ "$(cat "dist/.$package.source" 2>/dev/null)" = "$hash" ]; then
-        say "dist/$package is up to date"
+        say "dist/$package is up to date, $(megabytes "$PACKAGE") MB"
+        echo "Install it with: sudo apt install ./dist/$package"
         return
     fi
     fetch_wheels "$FLAVOUR"
     need_space "$CACHE" 8000 "building"
+    need_space dist 700 "keeping the package"
     # Kept open until this shell ends: two builds in one cache would undo each other.
     exec 9>"$CACHE/build.lock"
     flock -n 9 || fail "another build uses $CACHE; wait for it, or set CITADEL_BUILD_CACHE"
@@ -58,17 +61,18 @@ build_deb() {
     source_files | xargs -0 cp --parents -t "$tree" --no-dereference
     sed -i "1s/([^)]*)/($version)/" "$tree/debian/changelog"
     say "building $version (log: $CACHE/build.log)"
-    if ! (cd "$tree" && WHEELS=$WHEELS FLAVOUR=$FLAVOUR dpkg-buildpackage -b -us -uc) >"$CACHE/build.log" 2>&1; then
-        grep -vE '^(make|dh_|dpkg-)' "$CACHE/build.log" | tail -n 15 >&2
+    if ! shown "$CACHE/build.log" 's/^\(   dh_[a-z_]*\|environment: .*\|library audit: .*\)$/  \1/p' \
+        env -C "$tree" WHEELS="$WHEELS" FLAVOUR="$FLAVOUR" dpkg-buildpackage -b -us -uc; then
+        grep -vE '^(make|dh_|dpkg-)' "$CACHE/build.log" | tail -n 15 >&2 || true
         fail "the build failed; all of it: $CACHE/build.log, the tree: $tree"
     fi
-    say "checking with lintian"
+    say "checking with lintian (some minutes: it looks at every file)"
     lintian --fail-on warning --tag-display-limit 0 "$CACHE/build/$package" >&2 ||
         fail "lintian has found something (above); the package is $CACHE/build/$package"
     mv "$CACHE/build/$package" "$PACKAGE.new"
     mv "$PACKAGE.new" "$PACKAGE"
     echo "$hash" >"dist/.$package.source"
     rm -rf "$CACHE/build"
-    say "dist/$package: $(($(stat -c %s "$PACKAGE") / 1000000)) MB, built in $((SECONDS - started)) s"
+    say "dist/$package: $(megabytes "$PACKAGE") MB, built in $((SECONDS - started)) s"
     echo "Install it with: sudo apt install ./dist/$package"
 }

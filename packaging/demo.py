@@ -91,7 +91,7 @@ if __name__ == "__main__":
             model(*map(Path, sys.argv[1:4]))
         else:
             demo(*map(Path, sys.argv[1:3]))
-    except MachineError as error:
+    except (MachineError, RuntimeError) as error:
         sys.exit(f"demo: {error}")
     except KeyboardInterrupt:
         sys.exit("demo: interrupted; the machine is gone")

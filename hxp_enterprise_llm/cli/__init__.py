@@ -94,20 +94,9 @@ _verb("disable", "Do not start instances at boot; what runs goes on.", "will not
 @click.argument("names", type=NAME, nargs=-1, metavar="[NAME...]")
 def check(names: tuple[str, ...]) -> None:
     """Check the settings of instances, or of all, as a start would; every fault at once."""
-    from hxp_enterprise_llm.services.core.service_manager.prestart import prepare
+    from hxp_enterprise_llm.cli.checks import check as run
 
-    worst = ExitStatus.DONE
-    for name in names or instance_names():
-        try:
-            if not settings.exists(name):
-                raise NoSuchInstance(f"there is no instance {name!r}; citadel-llm list shows those that there are")
-            prepare(name)
-        except CitadelError as error:
-            output.complain("\n".join(f"{name}: {line}" for line in str(error).splitlines()))
-            worst = max(worst, error.exit_status)
-        else:
-            click.echo(f"{name}: good")
-    raise click.exceptions.Exit(worst)
+    raise click.exceptions.Exit(run(names))
 
 
 @cli.command()

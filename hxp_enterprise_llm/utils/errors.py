@@ -17,7 +17,7 @@ class ExitStatus(IntEnum):
     USAGE = 2
     NOT_RUNNING = 3  # as systemctl status
     NO_SUCH_INSTANCE = 4
-    UNAVAILABLE = 69  # the port is taken, or a GPU is missing
+    UNAVAILABLE = 69  # the port is taken, the address or a GPU is missing
     SOFTWARE = 70  # the engine died
     TEMPORARY = 75  # the engine hung and was ended
     CONFIG = 78  # settings refused or model missing; systemd does not retry
@@ -53,6 +53,20 @@ class PortTaken(CitadelError):
 
     code = "port-taken"
     exit_status = ExitStatus.UNAVAILABLE
+
+
+class AddressMissing(CitadelError):
+    """The address to listen on is not, or not yet, one of this host."""
+
+    code = "address-missing"
+    exit_status = ExitStatus.UNAVAILABLE
+
+
+class EngineHung(CitadelError):
+    """vLLM runs but gets nowhere."""
+
+    code = "engine-hung"
+    exit_status = ExitStatus.TEMPORARY
 
 
 class EngineDied(CitadelError):

@@ -11,6 +11,10 @@ from typing import NamedTuple
 GIBIBYTE = 1024**3
 """Sizes "in GB" are counted as systemd counts its G suffix: 1 GB = 2**30 bytes."""
 
+HIGH_SHARE, HIGH_GAP_BYTES = 0.95, 256 * 1024**2
+"""MemoryHigh, at which the kernel slows the service down and reclaims before it kills, lies below MemoryMax by 5 %, but
+by no more than 256 MiB: a model that needs most of its limit must not be slowed down for good."""
+
 INSTANCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _LEFT_BY_DPKG_OR_EDITORS = re.compile(r".*\.(dpkg-[a-z]+|ucf-[a-z]+|orig|rej|bak|old|new|save|sw[a-p])")
 
@@ -21,7 +25,8 @@ PASSED_THROUGH = (
 )  # fmt: skip
 """Variables that vLLM or a library under it reads: they reach the engine's environment as written."""
 
-_DECIMAL = re.compile(r"[0-9]+(\.[0-9]+)?")
+# Three decimals: what systemd reads of a time span in seconds, and more than a limit needs.
+_DECIMAL = re.compile(r"[0-9]+(\.[0-9]{1,3})?")
 
 
 def is_instance_name(name: str) -> bool:
@@ -82,6 +87,12 @@ def address(text: str) -> str:
     raise ValueError("an IPv4 or IPv6 address such as 127.0.0.1 or ::1, not a host name")
 
 
+def memory_high(limit_gb: float) -> int:
+    """MemoryHigh (bytes) for a MEMORY_LIMIT_GB."""
+    limit = limit_gb * GIBIBYTE
+    return int(max(limit * HIGH_SHARE, limit - HIGH_GAP_BYTES))
+
+
 def is_loopback(text: str) -> bool:
     """Whether an address that `address` accepted can be reached from this host only."""
     return text == "::1" or text.startswith("127.")
@@ -106,6 +117,12 @@ def path(text: str) -> str:
     if re.fullmatch(r"(/[A-Za-z0-9._@+-]+)+", text) and "/../" not in text + "/" and "/./" not in text + "/":
         return text
     raise ValueError("an absolute path of letters, digits and . _ @ + -, without .. in it")
+
+
+def run_time_path(text: str) -> str:
+    if re.fullmatch(r"(/var)?/run(/[A-Za-z0-9._@+-]+)+", text) and "/../" not in text + "/":
+        return "/" + text.removeprefix("/var").strip("/")
+    raise ValueError("a path below /run, such as /run/citadel-llm")
 
 
 def account(text: str) -> str:
@@ -190,7 +207,12 @@ HOST_KEYS = {
         Key("SERVER_HOSTNAME", host_name, "localhost", "Name of this host in reports."),
         Key("VLLM_SERVICE_TEMPLATE_PATH", path, "/opt/citadel/config/services", "Directory of the template's link."),
         Key("VLLM_LOG_PATH", path, "/var/log/citadel-llm", "Directory for log files; services log to the journal."),
-        Key("VLLM_PID_PATH", path, "/run/citadel-llm", "Directory of the services' run-time files."),
+        Key(
+            "VLLM_PID_PATH",
+            run_time_path,
+            "/run/citadel-llm",
+            "Directory of the services' run-time directories, each with its file pid.",
+        ),
         Key("VLLM_USER", account, "agent0", "User that models run as."),
         Key("VLLM_GROUP", account, "agent0", "Group that models run as."),
         Key("DEFAULT_MEMORY_LIMIT_GB", gigabytes, "4", "MEMORY_LIMIT_GB of instances that set none (GB)."),

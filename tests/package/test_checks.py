@@ -1,6 +1,7 @@
 """Linters, as tests: what is shipped passes the field's own tools."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,8 +28,20 @@ def test_ruff() -> None:
 
 
 def test_mypy() -> None:
-    run(sys.executable, "-m", "mypy", "hxp_enterprise_llm")
+    for version in ("3.11", "3.13"):
+        run(sys.executable, "-m", "mypy", f"--python-version={version}", "hxp_enterprise_llm")
     run(sys.executable, "-m", "mypy", "tests/machine.py", "tests/chat_model.py")
+
+
+def test_the_library_audit_fails_for_a_library_that_nothing_brings(tmp_path: Path) -> None:
+    """A copy of a program that needs libc, against a control file that depends on nothing."""
+    (tmp_path / "bin").mkdir()
+    shutil.copy("/bin/true", tmp_path / "bin/true")
+    (tmp_path / "control").write_text("Depends: other\n")
+    audit = [sys.executable, "packaging/library_audit.py", str(tmp_path), str(tmp_path / "control")]
+    done = subprocess.run(audit, cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "bin/true needs libc.so.6: package libc6, which debian/control does not depend on" in done.stderr
 
 
 def test_shellcheck() -> None:

@@ -31,7 +31,7 @@ def test_install_makes_user_directories_and_limits(machine: Machine) -> None:
     assert listed.splitlines() == [
         "/run/citadel-llm agent0:agent0 755",
         "/var/lib/citadel-llm/models agent0:agent0 755",
-        "/var/cache/citadel-llm agent0:agent0 750",
+        "/var/cache/citadel-llm agent0:agent0 755",
         "/var/log/citadel-llm agent0:adm 750",
         "/etc/citadel-llm root:root 750",
         "/opt/citadel/env root:root 755",

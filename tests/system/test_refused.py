@@ -27,7 +27,7 @@ def failed_start(host: Host, instance: str) -> tuple[int, str, str]:
         ({**GOOD, "MODEL": "/srv/none"}, 78, "MODEL=/srv/none: there is no such directory"),
         ({**GOOD, "MODEL": "org/none"}, 78, "not on this host"),
         ({"MODEL": TINY_MODEL}, 78, "PORT is missing"),
-        ({**GOOD, "HOST": "192.0.2.1"}, 78, "HOST=192.0.2.1 cannot be listened on"),
+        ({**GOOD, "HOST": "192.0.2.1"}, 69, "HOST=192.0.2.1 cannot be listened on"),
         ({**GOOD, "GPU_DEVICES": "0"}, 69, "there is no /dev/nvidia0"),
         ({**GOOD, "VLLM_ARGS": "--no-such-flag"}, 78, "vLLM has no flag --no-such-flag"),
         ({**GOOD, "VLLM_ARGS": "'--dtype int3'"}, 78, "argument --dtype: invalid choice: 'int3'"),

@@ -106,10 +106,13 @@ def test_a_reload_takes_the_settings_anew_and_refuses_bad_ones(host: Host) -> No
 def test_a_stop_lets_a_request_finish_and_leaves_nothing(host: Host) -> None:
     machine = host.machine
     machine.write("/root/complete.py", COMPLETE)
-    ask = "/opt/citadel/env/bin/python -I /root/complete.py 11499 test 1500 >/root/drained 2>&1"
-    script = f"{ask} & sleep 2; systemctl stop citadel-llm@test; wait"
-    machine.run("sh", "-c", script)
-    assert machine.output("cat", "/root/drained") == "1500"
+    ask = "{ /opt/citadel/env/bin/python -I /root/complete.py 11499 test 1900; date +%s%N; } >/root/drained 2>&1"
+    stop = "date +%s%N >/root/stopping; systemctl stop citadel-llm@test"
+    running = "curl -s 127.0.0.1:11499/metrics | grep -q '^vllm:num_requests_running.* 1.0'"
+    machine.run("sh", "-c", f"{ask} & until {running}; do sleep 0.1; done; {stop}; wait", timeout=120)
+    tokens, answered = machine.output("cat", "/root/drained").split()
+    assert tokens == "1900"
+    assert int(answered) > int(machine.output("cat", "/root/stopping")), "the request was over before the stop"
     assert machine.show("citadel-llm@test", "ActiveState", "Result") == {"ActiveState": "inactive", "Result": "success"}
     assert not machine.run("pgrep", "-u", "agent0", check=False).stdout
     assert ":11499" not in machine.output("ss", "-ltn")

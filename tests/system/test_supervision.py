@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from .conftest import TINY_MODEL, Host
+from .conftest import PACKAGE, TINY_MODEL, Host
 
 SETTINGS = {"MODEL": TINY_MODEL, "PORT": 11540, "KV_CACHE_GB": 0.25}
 # A request that the dying server had accepted is lost with it; the next one waits for the new server.
@@ -35,7 +35,8 @@ def test_a_start_that_stands_still_runs_into_the_timeout(host: Host) -> None:
     wait_for(host, "hung", "StatusText", "Importing vLLM", 10)
     stop = "until pkill -STOP -u agent0 -f multiprocessing.forkserver; do sleep 0.1; done"
     host.machine.run("sh", "-c", stop, timeout=20)
-    print(f"stalled start ended after {wait_for(host, 'hung', 'Result', 'timeout', 30):.1f} s")
+    print(f"stalled start ended after {wait_for(host, 'hung', 'ExecMainStatus', '75', 30):.1f} s")
+    assert "no progress for 3 s" in host.machine.show("citadel-llm@hung", "StatusText")["StatusText"]
     assert not host.machine.run("pgrep", "-u", "agent0", check=False).stdout
 
 
@@ -77,3 +78,42 @@ def test_a_key_is_asked_for_and_shown_nowhere(host: Host) -> None:
         "sh", "-c", "cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null | tr '\\0' ' '; true"
     )
     assert "secret-of-the-test" not in seen
+
+
+def test_a_key_file_that_cannot_be_honoured_is_no_open_door(host: Host) -> None:
+    """Empty, or named in settings that systemd has not read yet: refused, not served to everybody."""
+    host.machine.write("/etc/citadel-llm/empty.key", "\n")
+    host.settings("open", **SETTINGS, API_KEY_FILE="/etc/citadel-llm/empty.key")
+    assert host.machine.run("systemctl", "start", "citadel-llm@open", check=False).returncode != 0
+    shown = host.machine.show("citadel-llm@open", "ExecMainStatus", "StatusText")
+    assert (shown["ExecMainStatus"], "holds no key" in shown["StatusText"]) == ("78", True), shown
+    host.settings("open", **SETTINGS)
+    host.machine.run("systemctl", "start", "citadel-llm@open")
+    with_key = (
+        "".join(f"{key}={value}\n" for key, value in SETTINGS.items()) + "API_KEY_FILE=/etc/citadel-llm/empty.key\n"
+    )
+    host.machine.write("/etc/default/citadel-llm-open", with_key)
+    assert host.machine.run("systemctl", "reload", "citadel-llm@open", check=False).returncode == 1
+    assert "API_KEY_FILE changed, which takes a restart" in host.journal("open")
+
+
+def test_a_reload_whose_settings_start_no_server_goes_back(host: Host) -> None:
+    host.settings("back", **SETTINGS)
+    host.machine.run("systemctl", "start", "citadel-llm@back")
+    host.settings("back", **SETTINGS, MAX_MODEL_LEN=99999)
+    host.machine.run("systemctl", "reload", "citadel-llm@back", check=False)
+    assert host.machine.output("sh", "-c", f"{STATUS_OF} {REQUEST}", timeout=60) == "200"
+    assert "going back to the settings before the reload" in host.journal("back")
+
+
+def test_an_upgrade_leaves_stopped_models_stopped_and_restarts_running_ones(host: Host) -> None:
+    machine = host.machine
+    machine.run("systemctl", "enable", "citadel-llm@test")
+    host.settings("runs", **SETTINGS)
+    machine.run("systemctl", "start", "citadel-llm@runs")
+    before = machine.show("citadel-llm@runs", "MainPID")
+    machine.run("apt-get", "-qy", "--reinstall", "install", f"/root/{PACKAGE.name}")
+    assert machine.show("citadel-llm@runs", "MainPID") != before
+    assert machine.output("sh", "-c", f"{STATUS_OF} {REQUEST}", timeout=60) == "200"
+    assert machine.show("citadel-llm@test", "ActiveState")["ActiveState"] == "inactive"
+    machine.run("systemctl", "disable", "citadel-llm@test")

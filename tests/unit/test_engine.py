@@ -34,6 +34,19 @@ def test_a_missing_model_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ModelMissing, match="ALLOW_DOWNLOAD=yes"):
         engine.find_model(config(model="org/name"), tmp_path)
     assert engine.find_model(config(model="org/name", allow_download=True), tmp_path) == "org/name"
+    with pytest.raises(ModelMissing, match="File name too long"):
+        engine.find_model(config(model="/" + "x" * 300))
+
+
+def test_weights_in_two_formats_count_once(model: Path) -> None:
+    (model / "pytorch_model.bin").write_bytes(b"x" * 1000)
+    (model / "consolidated.safetensors").write_bytes(b"x" * 1000)
+    assert engine.weights_bytes(str(model)) == 1000
+
+
+def test_a_download_needs_the_size_of_its_cache() -> None:
+    with pytest.raises(SettingsRefused, match="KV_CACHE_GB is missing"):
+        engine.cache_gb(config(allow_download=True), "org/name")
 
 
 def test_flags(model: Path) -> None:
@@ -48,9 +61,9 @@ def test_flags(model: Path) -> None:
 
 def test_the_cache_takes_what_the_limit_leaves_and_a_limit_too_small_is_refused(model: Path) -> None:
     assert engine.cache_gb(config(memory_limit_gb=10), str(model)) == pytest.approx(
-        (10 - engine.OVERHEAD_GB) * 0.8, 0.01
+        (9.75 - engine.OVERHEAD_GB) * 0.8, 0.01
     )
-    with pytest.raises(SettingsRefused, match=r"MEMORY_LIMIT_GB=1 is too little for this model: write 2\.0 or more"):
+    with pytest.raises(SettingsRefused, match=r"MEMORY_LIMIT_GB=1 is too little for this model: write 2\.3 or more"):
         engine.cache_gb(config(memory_limit_gb=1), str(model))
     assert engine.cache_gb(config(gpu_devices="0"), str(model)) is None
 
@@ -64,6 +77,6 @@ def test_the_environment_is_clean_and_the_settings_win(monkeypatch: pytest.Monke
     assert values["HF_HUB_OFFLINE"] == "1"
     assert values["VLLM_TARGET_DEVICE"] == "cpu"
     assert values["OMP_NUM_THREADS"] == "7"
-    assert "HF_HUB_OFFLINE" not in engine.environment(config(allow_download=True), tmp_path)
+    assert engine.environment(config(allow_download=True), tmp_path)["HF_HUB_OFFLINE"] == "0"
     assert engine.environment(config(gpu_devices="0,1"), tmp_path)["CUDA_VISIBLE_DEVICES"] == "0,1"
     assert "OMP_NUM_THREADS" not in engine.environment(config(start_method="spawn"), tmp_path)

@@ -46,8 +46,10 @@ def test_what_vllm_accepts(words: list[str], table: Path) -> None:
         (["--dtype", "int4"], "argument --dtype: invalid choice: 'int4'"),
         (["--seed"], "argument --seed: expected one argument"),
         (["stray"], "stray belongs to no flag"),
-        (["--port", "1"], "--port: set PORT= instead"),
-        (["--served_model_name=x"], "--served-model-name: set SERVED_MODEL_NAME= instead"),
+        (["--port", "1"], "--port cannot be used: set PORT= instead"),
+        (["--served_model_name=x"], "--served-model-name cannot be used: set SERVED_MODEL_NAME= instead"),
+        (["--por=1"], "--port cannot be used"),
+        (["--api-k", "x"], "--api-key cannot be used"),
         (["--config", "/etc/shadow"], "--config cannot be used"),
     ],
 )

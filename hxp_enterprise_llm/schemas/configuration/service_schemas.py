@@ -65,7 +65,9 @@ class ServiceConfigSchema(BaseModel):
     @model_validator(mode="after")
     def _no_secret_in_the_file(self) -> Self:
         # Settings files are world-readable, and so is a command line.
-        if "VLLM_API_KEY" in self.environment or any(part.startswith("--api-key") for part in self.vllm_args):
+        if "VLLM_API_KEY" in self.environment or any(
+            part.replace("_", "-").startswith("--api-k") for part in self.vllm_args
+        ):
             raise ValueError("an API key does not belong in a settings file: name a file of it with API_KEY_FILE")
         return self
 

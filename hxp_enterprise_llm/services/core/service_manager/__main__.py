@@ -5,15 +5,17 @@ import asyncio
 import logging
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
 from hxp_enterprise_llm.services.core.service_manager import engine
-from hxp_enterprise_llm.services.core.service_manager.config import ServiceManagerConfig
 from hxp_enterprise_llm.services.core.service_manager.notify import Notifier
 from hxp_enterprise_llm.services.core.service_manager.prestart import prepare
-from hxp_enterprise_llm.services.core.service_manager.supervisor import Supervisor, listen
-from hxp_enterprise_llm.utils.errors import CitadelError, ExitStatus
+from hxp_enterprise_llm.services.core.service_manager.supervisor import Supervisor
+from hxp_enterprise_llm.utils.errors import CitadelError, ExitStatus, SettingsRefused
+from hxp_enterprise_llm.utils.settings import instance_file
+from hxp_enterprise_llm.utils.settings_file import Fault
 
 log = logging.getLogger("citadel-llm")
 
@@ -30,34 +32,47 @@ class JournalFormatter(logging.Formatter):
 
 
 def check(name: str) -> None:
-    """Check instance `name` as a start would, including its port, and print what it would serve."""
+    """Check instance `name` as a start would, and print what it would serve. A port it may hold itself is not tried."""
     config, model = prepare(name)
-    listen(config).close()
     print(f"{name}: settings are good; would serve {model} as {config.api_name} on {config.host}:{config.port}")
 
 
 def api_keys(config: ServiceConfigSchema) -> list[str]:
-    """The keys that systemd hands over as a credential, one a line; none if the settings name no file."""
-    directory = os.environ.pop("CREDENTIALS_DIRECTORY", None)
-    if not config.api_key_file or not directory:
+    """The keys that systemd hands over as a credential, one a line; none if the settings name no file.
+
+    Raises SettingsRefused rather than serve everybody if they name one and there is no key.
+    """
+    if not config.api_key_file:
         return []
-    lines = Path(directory, "api-key").read_text(encoding="utf-8").splitlines()
-    return [line.strip() for line in lines if line.strip()]
+    directory = os.environ.get("CREDENTIALS_DIRECTORY")
+    try:
+        lines = Path(directory or "", "api-key").read_text(encoding="ascii").split() if directory else None
+    except (OSError, UnicodeDecodeError):
+        lines = []
+    if lines:
+        return lines
+    reason = (
+        "holds no key; write one a line, in ASCII"
+        if lines is not None
+        else "is new to systemd: systemctl daemon-reload"
+    )
+    raise SettingsRefused([Fault(instance_file(config.name), 0, f"API_KEY_FILE={config.api_key_file} {reason}")])
 
 
 def run(name: str, notifier: Notifier) -> None:
     """Serve instance `name` until it is told to stop."""
     notifier.send(STATUS="Checking the settings")
     config, model = prepare(name)
-    pid_file = Path(ServiceManagerConfig.load().pid_path, f"{name}.pid")
-    pid_file.write_text(f"{os.getpid()}\n", encoding="ascii")
-    environment = engine.environment(config)
     keys = api_keys(config)
+    environment = engine.environment(config)
+    run_time = Path(os.environ.get("RUNTIME_DIRECTORY", tempfile.gettempdir()))
+    pid_file = run_time / "pid"
+    pid_file.write_text(f"{os.getpid()}\n", encoding="ascii")
     # The fork server and what comes from it inherit this, and nothing of how this process was started.
     os.environ.clear()
     os.environ.update(environment)
     try:
-        asyncio.run(Supervisor(config, model, keys, notifier, lambda: prepare(name)).run())
+        asyncio.run(Supervisor(config, model, keys, notifier, reread=lambda: prepare(name), run_time=run_time).run())
     finally:
         pid_file.unlink(missing_ok=True)
 
@@ -69,7 +84,7 @@ def main(arguments: list[str]) -> ExitStatus:
         description="Main process of a citadel-llm@MODEL.service unit. Administrators use systemctl or citadel-llm.",
     )
     parser.add_argument("model", help="name of the instance: its settings are in /etc/default/citadel-llm-MODEL")
-    parser.add_argument("--check", action="store_true", help="check settings, model and port, start nothing")
+    parser.add_argument("--check", action="store_true", help="check settings and model, start nothing")
     options = parser.parse_args(arguments)
     in_journal = "JOURNAL_STREAM" in os.environ
     handler = logging.StreamHandler(sys.stdout)

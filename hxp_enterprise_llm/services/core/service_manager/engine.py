@@ -1,5 +1,7 @@
 """Settings to vLLM: its flags, its environment, and the model's directory."""
 
+import errno
+import math
 import os
 import stat
 from importlib.util import find_spec
@@ -7,8 +9,9 @@ from pathlib import Path
 
 from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
 from hxp_enterprise_llm.utils.errors import ModelMissing, SettingsRefused
+from hxp_enterprise_llm.utils.settings import instance_file
 from hxp_enterprise_llm.utils.settings_file import Fault
-from hxp_enterprise_llm.utils.settings_keys import GIBIBYTE
+from hxp_enterprise_llm.utils.settings_keys import GIBIBYTE, HIGH_GAP_BYTES, PASSED_THROUGH, memory_high
 
 MODELS = Path("/var/lib/citadel-llm/models")
 CACHE = Path("/var/cache/citadel-llm")
@@ -16,7 +19,7 @@ CACHE = Path("/var/cache/citadel-llm")
 OVERHEAD_GB = 1.9
 """Memory of an instance beside weights and KV cache: main process, API server and engine with their libraries (GiB).
 
-Measured on the test instance; `bench` shows it again.
+Rounded up from 1.0 for the tiny model and 1.6 for a 135M one, as systemctl status shows them, less their KV cache.
 """
 CACHE_SHARE = 0.8
 """Share of the memory that is then left which the KV cache gets; the rest is for activations and requests."""
@@ -30,19 +33,20 @@ def find_model(config: ServiceConfigSchema, models: Path = MODELS) -> str:
     """
     directory = Path(config.model) if config.model.startswith("/") else models / config.model
     try:
-        mode = (directory / "config.json").stat().st_mode
-    except PermissionError:
-        raise ModelMissing(f"MODEL={config.model}: {directory} cannot be read by this service's user") from None
+        if stat.S_ISREG((directory / "config.json").stat().st_mode):
+            closed = [file for file in sorted(directory.iterdir()) if not os.access(file, os.R_OK)]
+            if not closed:
+                return str(directory)
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(closed[0]))
     except (FileNotFoundError, NotADirectoryError):
-        mode = 0
-    if stat.S_ISREG(mode):
-        for file in sorted(directory.iterdir()):
-            if not os.access(file, os.R_OK):
-                raise ModelMissing(
-                    f"MODEL={config.model}: {file} cannot be read by this service's user; "
-                    f"give it to all: chmod -R u=rwX,go=rX {directory}"
-                )
-        return str(directory)
+        pass
+    except PermissionError as error:
+        raise ModelMissing(
+            f"MODEL={config.model}: {error.filename} cannot be read by this service's user; "
+            f"give it to all: chmod -R u=rwX,go=rX {directory}"
+        ) from None
+    except OSError as error:
+        raise ModelMissing(f"MODEL={config.model}: {directory}: {error.strerror}") from None
     if directory.exists():
         raise ModelMissing(f"MODEL={config.model}: {directory} has no config.json, so it is not a complete model")
     if config.model.startswith("/"):
@@ -56,10 +60,17 @@ def find_model(config: ServiceConfigSchema, models: Path = MODELS) -> str:
 
 
 def weights_bytes(model: str) -> int:
-    """Size of the model's weight files (bytes), 0 for a model that is not on this host."""
-    return sum(
-        file.stat().st_size for suffix in ("safetensors", "bin", "gguf") for file in Path(model).glob(f"*.{suffix}")
-    )
+    """Size of the weight files that vLLM would load (bytes), 0 for a model that is not on this host.
+
+    A repository may hold the same weights in several formats; vLLM takes safetensors first, and a consolidated file
+    repeats the shards beside it.
+    """
+    for pattern in ("*.safetensors", "*.bin", "*.gguf"):
+        sizes = {file.name: file.stat().st_size for file in Path(model).glob(pattern)}
+        shards = [size for name, size in sizes.items() if not name.startswith("consolidated")]
+        if sizes:
+            return sum(shards or sizes.values())
+    return 0
 
 
 def cache_gb(config: ServiceConfigSchema, model: str) -> float | None:
@@ -71,21 +82,22 @@ def cache_gb(config: ServiceConfigSchema, model: str) -> float | None:
         return config.kv_cache_gb
     if config.gpu_devices:
         return None
-    left = config.memory_limit_gb - weights_bytes(model) / GIBIBYTE - OVERHEAD_GB
-    size = left * CACHE_SHARE
+    if not Path(model).is_dir():
+        raise _refused(config, "KV_CACHE_GB is missing: with ALLOW_DOWNLOAD=yes the model's size is not known before")
+    needed = weights_bytes(model) / GIBIBYTE + OVERHEAD_GB
+    size = (memory_high(config.memory_limit_gb) / GIBIBYTE - needed) * CACHE_SHARE
     if size < SMALLEST_CACHE_GB:
-        needed = config.memory_limit_gb - left + SMALLEST_CACHE_GB / CACHE_SHARE
-        raise SettingsRefused(
-            [
-                Fault(
-                    f"citadel-llm-{config.name}",
-                    0,
-                    f"MEMORY_LIMIT_GB={config.memory_limit_gb:g} is too little for this model: "
-                    f"write {needed:.1f} or more, or set KV_CACHE_GB",
-                )
-            ]
+        enough = needed + SMALLEST_CACHE_GB / CACHE_SHARE + HIGH_GAP_BYTES / GIBIBYTE
+        raise _refused(
+            config,
+            f"MEMORY_LIMIT_GB={config.memory_limit_gb:g} is too little for this model: "
+            f"write {math.ceil(enough * 10) / 10:g} or more, or set KV_CACHE_GB",
         )
     return size
+
+
+def _refused(config: ServiceConfigSchema, text: str) -> SettingsRefused:
+    return SettingsRefused([Fault(instance_file(config.name), 0, text)])
 
 
 def arguments(config: ServiceConfigSchema, model: str) -> list[str]:
@@ -120,9 +132,16 @@ def threads(config: ServiceConfigSchema) -> int:
 
 
 def environment(config: ServiceConfigSchema, cache: Path = CACHE) -> dict[str, str]:
-    """The whole environment of vLLM's processes: nothing is inherited but the locale and the temporary directory."""
+    """The whole environment of vLLM's processes.
+
+    Of the unit's own it has the locale, the temporary directory, and what vLLM knows (`systemctl edit` may set that).
+    """
     own_cache = cache / config.name
-    values = {name: os.environ[name] for name in ("LANG", "TMPDIR", "TZ") if name in os.environ}
+    values = {
+        name: value
+        for name, value in os.environ.items()
+        if name in ("LANG", "TMPDIR", "TZ") or name.startswith(PASSED_THROUGH)
+    }
     values |= {
         "PATH": "/opt/citadel/env/bin:/usr/bin:/bin",
         "HOME": str(own_cache),
@@ -134,8 +153,7 @@ def environment(config: ServiceConfigSchema, cache: Path = CACHE) -> dict[str, s
         "DO_NOT_TRACK": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    if not config.allow_download:
-        values["HF_HUB_OFFLINE"] = "1"
+    values["HF_HUB_OFFLINE"] = "0" if config.allow_download else "1"
     if not config.gpu_devices:
         values["VLLM_TARGET_DEVICE"] = "cpu"
     elif config.gpu_devices != ("all",):

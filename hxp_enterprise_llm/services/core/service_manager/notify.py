@@ -3,6 +3,9 @@
 import os
 import socket
 
+STATUS_LENGTH = 1000
+"""How much of a status is sent (characters)."""
+
 
 class Notifier:
     """Sends state to the manager that started this process.
@@ -22,6 +25,8 @@ class Notifier:
         """Send assignments such as READY=1 or STATUS='loading'."""
         if not self._address:
             return
+        # systemd drops a whole message whose STATUS= is longer than a page.
+        state = {name: value[:STATUS_LENGTH] if isinstance(value, str) else value for name, value in state.items()}
         message = "\n".join(f"{name}={str(value).replace(chr(10), ' ')}" for name, value in state.items())
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
             sender.sendto(message.encode(), self._address)

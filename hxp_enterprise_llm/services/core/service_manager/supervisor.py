@@ -20,16 +20,24 @@ from hxp_enterprise_llm.services.core.service_manager import engine
 from hxp_enterprise_llm.services.core.service_manager.notify import Notifier
 from hxp_enterprise_llm.services.core.service_manager.readiness import NotAnswered, base_url, first_answer
 from hxp_enterprise_llm.services.core.service_manager.server_process import ServerProcess
-from hxp_enterprise_llm.utils.errors import CitadelError, EngineDied, PortTaken, SettingsRefused
+from hxp_enterprise_llm.utils.errors import (
+    AddressMissing,
+    CitadelError,
+    EngineDied,
+    EngineHung,
+    PortTaken,
+    SettingsRefused,
+)
+from hxp_enterprise_llm.utils.settings import instance_file
 from hxp_enterprise_llm.utils.settings_file import Fault
 
 log = logging.getLogger(__name__)
 
-RUN = Path("/run/citadel-llm")
-"""Where ExecReload= of the unit leaves and expects its marks."""
 PROGRESS_INTERVAL_SEC = 2.0
 PROGRESS_BYTES = 1 << 20
 """What memory or reads must grow by between two looks for loading to count as progressing."""
+STALL_MARGIN_SEC = 10.0
+"""How much longer systemd waits than the main process, which can say what it was that stood still."""
 DRAIN_GRACE_SEC = 5.0
 """What the server gets beyond its drain to end; systemd waits longer, see STOP_MARGIN_SEC of the generator."""
 RECOVERIES, RECOVERY_WINDOW_SEC = 3, 300.0
@@ -41,7 +49,7 @@ USAGE_STATUS = 2
 
 
 def listen(config: ServiceConfigSchema) -> socket.socket:
-    """Bind the instance's address. Raises PortTaken, or SettingsRefused if HOST is not an address of this host."""
+    """Bind the instance's address. Raises PortTaken, or AddressMissing if HOST is not an address of this host."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -55,13 +63,19 @@ def listen(config: ServiceConfigSchema) -> socket.socket:
                 f"PORT={config.port} on {config.host} is taken by another process; "
                 f"`ss -ltnp 'sport = :{config.port}'` names it. Stop it or choose another PORT"
             ) from None
-        fault = f"HOST={config.host} cannot be listened on: {error.strerror}; write an address of this host"
-        raise SettingsRefused([Fault(f"citadel-llm-{config.name}", 0, fault)]) from None
+        # Retried by systemd: at boot the address may come later.
+        raise AddressMissing(
+            f"HOST={config.host} cannot be listened on: {error.strerror}; write an address of this host"
+        ) from None
     return listener
 
 
 class Supervisor:
-    """Runs one instance. `reread` gives the settings anew when a reload asks for them."""
+    """Runs one instance.
+
+    `reread` gives the settings anew when a reload asks for them; in `run_time`, the unit's run-time directory, its
+    ExecReload= leaves and expects marks.
+    """
 
     def __init__(
         self,
@@ -69,10 +83,14 @@ class Supervisor:
         model: str,
         api_keys: Sequence[str],
         notifier: Notifier,
+        *,
         reread: Callable[[], tuple[ServiceConfigSchema, str]],
+        run_time: Path,
     ) -> None:
         self._config, self._model, self._api_keys = config, model, api_keys
-        self._notifier, self._reread = notifier, reread
+        self._notifier, self._reread, self._run_time = notifier, reread, run_time
+        # What to go back to if the settings of a reload turn out to start no server.
+        self._previous: tuple[ServiceConfigSchema, str] | None = None
         self._stop, self._reload = asyncio.Event(), asyncio.Event()
         self._deaths: deque[float] = deque(maxlen=RECOVERIES)
 
@@ -85,12 +103,18 @@ class Supervisor:
         listener = listen(self._config)
         try:
             while not self._stop.is_set():
-                listener = await self._serve(listener)
+                try:
+                    await self._serve(listener)
+                except CitadelError as error:
+                    if self._previous is None:
+                        raise
+                    log.error("%s; going back to the settings before the reload", error)
+                    (self._config, self._model), self._previous = self._previous, None
         finally:
             listener.close()
 
-    async def _serve(self, listener: socket.socket) -> socket.socket:
-        """Run one server from its start to its end; return the listener of the next one."""
+    async def _serve(self, listener: socket.socket) -> None:
+        """Run one server from its start to its end, which may be a reason to start the next one."""
         config = self._config
         begin = time.monotonic()
         server = ServerProcess(
@@ -102,7 +126,8 @@ class Supervisor:
         )
         try:
             if not await self._start(server):
-                return listener
+                return
+            self._previous = None
             took = time.monotonic() - begin
             self._say(f"Ready: {config.api_name} on {base_url(config)}, started in {took:.1f} s", READY=1)
             server.watch_engines()
@@ -110,29 +135,30 @@ class Supervisor:
                 reason = await self._until_something_happens(server)
                 if reason:
                     self._recover(reason)
-                    return listener
+                    return
                 if self._stop.is_set():
                     listener.close()
                     await self._drain(server)
-                    return listener
-                successor = await self._reread_settings(listener)
-                if successor:
+                    return
+                if await self._reread_settings():
                     await server.drain(config.drain_timeout_sec + DRAIN_GRACE_SEC)
-                    return successor
+                    return
         finally:
             server.kill()
 
     async def _start(self, server: ServerProcess) -> bool:
         """Bring the server up to its first answer; False if a stop came first. Raises EngineDied, SettingsRefused."""
         self._say("Importing vLLM")
-        extending = asyncio.create_task(self._extend_start_timeout(server))
+        watching = asyncio.create_task(self._watch_progress(server))
         stopping = asyncio.create_task(self._stop.wait())
         starting = asyncio.create_task(server.start())
-        tasks: list[asyncio.Task[Any]] = [extending, stopping, starting]
+        tasks: list[asyncio.Task[Any]] = [watching, stopping, starting]
         try:
-            await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((starting, stopping, watching), return_when=asyncio.FIRST_COMPLETED)
             if stopping.done():
                 return False
+            if watching.done():
+                watching.result()
             try:
                 starting.result()
             except (OSError, EOFError) as error:
@@ -142,9 +168,11 @@ class Supervisor:
             ending = asyncio.create_task(server.ended())
             answering = asyncio.create_task(first_answer(self._config, self._api_keys))
             tasks += [ending, answering]
-            await asyncio.wait((ending, answering, stopping), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((ending, answering, stopping, watching), return_when=asyncio.FIRST_COMPLETED)
             if stopping.done():
                 return False
+            if watching.done():
+                watching.result()
             if ending.done():
                 if server.exit_status == USAGE_STATUS:
                     fault = Fault(
@@ -162,15 +190,20 @@ class Supervisor:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _extend_start_timeout(self, server: ServerProcess) -> None:
-        """Give systemd's start timeout a new term while memory or reads grow; a stalled start runs into it."""
-        seen = (0, 0)
-        while True:
-            await asyncio.sleep(PROGRESS_INTERVAL_SEC)
+    async def _watch_progress(self, server: ServerProcess) -> None:
+        """Have systemd wait while memory or reads of the loading server grow.
+
+        Raises EngineHung once they have stood still for START_TIMEOUT_SEC.
+        """
+        limit = self._config.start_timeout_sec
+        seen, moved = (0, 0), time.monotonic()
+        while time.monotonic() - moved < limit:
+            self._notifier.send(EXTEND_TIMEOUT_USEC=round((limit + STALL_MARGIN_SEC) * 1e6))
+            await asyncio.sleep(min(PROGRESS_INTERVAL_SEC, limit / 4))
             now = await asyncio.to_thread(server.memory_and_reads)
             if any(new - old >= PROGRESS_BYTES for new, old in zip(now, seen, strict=True)):
-                seen = now
-                self._notifier.send(EXTEND_TIMEOUT_USEC=round(self._config.start_timeout_sec * 1e6))
+                seen, moved = now, time.monotonic()
+        raise EngineHung(f"loading has made no progress for {limit:g} s (START_TIMEOUT_SEC) and was ended")
 
     async def _until_something_happens(self, server: ServerProcess) -> str:
         """Wait for a stop, a reload or the server's end; the reason of the end, empty for the other two."""
@@ -205,31 +238,36 @@ class Supervisor:
             log.warning("Requests were still in flight after %g s and have been cut", limit)
         self._say("Stopped")
 
-    async def _reread_settings(self, listener: socket.socket) -> socket.socket | None:
-        """Take in the settings file as it is now; the listener of the next server, or None if they are refused."""
+    async def _reread_settings(self) -> bool:
+        """Take in the settings file as it is now; False if it is refused, and the old settings stay in force."""
         self._reload.clear()
         self._notifier.send(RELOADING=1)
+        old = self._config
         try:
             config, model = await asyncio.to_thread(self._reread)
-            moved = (config.host, config.port) != (self._config.host, self._config.port)
-            successor = listen(config) if moved else listener
+            for key in ("host", "port", "api_key_file"):
+                if getattr(config, key) != getattr(old, key):
+                    # Its packet filter, its socket and its credentials are those of the unit's start.
+                    fault = Fault(
+                        instance_file(old.name), 0, f"{key.upper()} changed, which takes a restart, not a reload"
+                    )
+                    raise SettingsRefused([fault])
         except CitadelError as error:
             log.error("%s", error)
             self._answer_reload(str(error))
             self._say("Ready with the old settings: the reload was refused, the journal says why", READY=1)
-            return None
+            return False
         self._answer_reload()
-        if moved:
-            listener.close()
+        self._previous = (old, self._model)
         self._config, self._model = config, model
         self._say("Reloading: waiting for requests in flight")
-        return successor
+        return True
 
     def _answer_reload(self, refused: str = "") -> None:
         """Tell the unit's ExecReload= that the reload is taken up, or why it is not."""
         if refused:
-            (RUN / f"{self._config.name}.refused").write_text(refused + "\n", encoding="utf-8")
-        (RUN / f"{self._config.name}.reload").unlink(missing_ok=True)
+            (self._run_time / "refused").write_text(refused + "\n", encoding="utf-8")
+        (self._run_time / "reload").unlink(missing_ok=True)
 
     def _say(self, status: str, **state: int) -> None:
         log.info("%s", status)

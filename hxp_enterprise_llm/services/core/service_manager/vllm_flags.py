@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 TABLE = Path(__file__).with_suffix(".json")
+SHORTEST_ABBREVIATION = len("--x")
 OURS = {
     "--model": "MODEL",
     "--host": "HOST",
@@ -25,7 +26,10 @@ IMPOSSIBLE = {
     "--headless": "an instance has an API",
     "--grpc": "an instance has an HTTP API",
     "--config": "its file could set any of the others; write the flags here",
+    "--ssl-keyfile": "the check that the model answers speaks plain HTTP; put a proxy in front",
+    "--ssl-certfile": "the check that the model answers speaks plain HTTP; put a proxy in front",
 }
+REFUSED = {flag: f"set {key}= instead" for flag, key in OURS.items()} | IMPOSSIBLE
 TYPES = {"int": int, "float": float, "text": str}
 
 
@@ -39,13 +43,18 @@ def faults(words: Sequence[str], table: Path = TABLE) -> list[str]:
 
     Only what the words themselves show: that a combination suits the model is for vLLM to say.
     """
-    plain = [_plain(word) for word in words]
-    found = [f"VLLM_ARGS: {flag}: set {key}= instead" for flag, key in OURS.items() if flag in plain]
-    found += [f"VLLM_ARGS: {flag} cannot be used: {why}" for flag, why in IMPOSSIBLE.items() if flag in plain]
-    if found or not table.exists():
-        return found
-    known: list[dict[str, Any]] = json.loads(table.read_text(encoding="utf-8"))
+    known: list[dict[str, Any]] = json.loads(table.read_text(encoding="utf-8")) if table.exists() else []
     names = [name for flag in known for name in flag["names"]]
+    # argparse takes an abbreviation for the flag.
+    plain = [word for word in map(_plain, words) if len(word) > SHORTEST_ABBREVIATION]
+    given = {word for word in plain if word not in names} | {word for word in plain if word in {*OURS, *IMPOSSIBLE}}
+    found = [
+        f"VLLM_ARGS: {flag} cannot be used: {why}"
+        for flag, why in REFUSED.items()
+        if any(flag.startswith(word) for word in given)
+    ]
+    if found or not known:
+        return found
     try:
         _, unknown = _parser(known).parse_known_args(_simple(words))
     except ValueError as error:

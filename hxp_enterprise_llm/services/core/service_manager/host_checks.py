@@ -1,0 +1,149 @@
+"""What a start needs of the host, and of the instances beside it: accounts, permissions, ports, memory, disk, order.
+
+`prestart` checks one instance as the service itself can; these are for `citadel-llm check`, which sees more as root.
+"""
+
+import grp
+import os
+import pwd
+import shutil
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+from hxp_enterprise_llm.orchestration.service_orchestrator import dependencies, order
+from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
+from hxp_enterprise_llm.services.core.service_manager import engine
+from hxp_enterprise_llm.services.core.service_manager.config import ServiceManagerConfig
+from hxp_enterprise_llm.utils import config as settings
+from hxp_enterprise_llm.utils.errors import DependencyCycle, ExitStatus, SettingsRefused
+from hxp_enterprise_llm.utils.settings_keys import GIBIBYTE
+
+CACHE_SPACE_BYTES = GIBIBYTE
+"""Free disk that a start wants for its caches: torch.compile's of a 7B model is some 200 MB."""
+ANY = ("0.0.0.0", "::")  # noqa: S104  compared with, not bound to
+
+
+class Finding(NamedTuple):
+    """One thing that a check found. A start with a fatal one ends with `status`."""
+
+    instance: str
+    text: str
+    fatal: bool = True
+    status: ExitStatus = ExitStatus.CONFIG
+
+    def __str__(self) -> str:
+        return f"{self.instance}: {self.text}" + ("" if self.fatal else " (a warning)")
+
+
+def readable_by(path: Path, uid: int, groups: Iterable[int]) -> Path | None:
+    """The first of `path` and the directories above it that a user may not read or enter; None if all is well.
+
+    By the mode bits alone: a root that asks is allowed everything and so cannot just try.
+    """
+    groups = set(groups)
+    for place in [*reversed(path.parents), path]:
+        status = place.stat()
+        wanted = stat.S_IXOTH if place.is_dir() else stat.S_IROTH
+        if status.st_uid == uid:
+            wanted <<= 6
+        elif status.st_gid in groups:
+            wanted <<= 3
+        if not status.st_mode & wanted:
+            return place
+    return None
+
+
+def account(name: str, manager: ServiceManagerConfig) -> list[Finding]:
+    """Whether the user and group of the services exist."""
+    found = []
+    for kind, account_name, look_up in (("user", manager.user, pwd.getpwnam), ("group", manager.group, grp.getgrnam)):
+        try:
+            look_up(account_name)
+        except KeyError:
+            text = f"the {kind} {account_name} does not exist; create it (adduser --system --group {account_name})"
+            found.append(Finding(name, text))
+    return found
+
+
+def permissions(config: ServiceConfigSchema, model: str, manager: ServiceManagerConfig) -> list[Finding]:
+    """Whether the services' user can read the model."""
+    if not model.startswith("/"):
+        return []
+    user = pwd.getpwnam(manager.user)
+    groups = os.getgrouplist(user.pw_name, user.pw_gid)
+    for file in sorted(Path(model).iterdir()):
+        closed = readable_by(file.resolve(), user.pw_uid, groups)
+        if closed:
+            text = f"permission denied: {manager.user} may not read {closed}; chmod -R o+rX {closed}"
+            return [Finding(config.name, text)]
+    return []
+
+
+def port(config: ServiceConfigSchema) -> list[Finding]:
+    """Whether something listens on the instance's port now, and what."""
+    for connection in psutil.net_connections("tcp"):
+        if connection.status != psutil.CONN_LISTEN or not connection.laddr or connection.laddr.port != config.port:
+            continue
+        if connection.laddr.ip in (config.host, *ANY) or config.host in ANY:
+            holder = (
+                f"{psutil.Process(connection.pid).name()} (pid {connection.pid})" if connection.pid else "a process"
+            )
+            text = f"port conflict: PORT={config.port} is taken by {holder}; stop that or choose another PORT"
+            return [Finding(config.name, text, status=ExitStatus.UNAVAILABLE)]
+    return []
+
+
+def memory(configs: Iterable[ServiceConfigSchema]) -> list[Finding]:
+    """Whether the limits of instances that would run together fit the host; a warning, for limits may overlap."""
+    configs = list(configs)
+    total = psutil.virtual_memory().total / GIBIBYTE
+    promised = sum(config.memory_limit_gb for config in configs)
+    if promised <= total:
+        return []
+    names = ", ".join(f"{config.name} {config.memory_limit_gb:g}" for config in configs)
+    text = (
+        f"limits exceed the host: MEMORY_LIMIT_GB of all that run or start at boot is {promised:g} ({names}), the host "
+        f"has {total:.1f}; lower one, or disable one"
+    )
+    return [Finding("host", text, fatal=False)]
+
+
+def disk(cache: Path = engine.CACHE) -> list[Finding]:
+    """Whether there is room for the engine's caches."""
+    if not cache.is_dir():
+        return [Finding("host", f"{cache} is missing; systemd-tmpfiles --create makes it again")]
+    free = shutil.disk_usage(cache).free
+    if free >= CACHE_SPACE_BYTES:
+        return []
+    return [Finding("host", f"{cache} has only {free / 1e6:.0f} MB free; make room for caches", fatal=False)]
+
+
+def neighbours(root: str = "/") -> list[Finding]:
+    """What is wrong between instances: one port for two, a required one that is not there, a circle."""
+    found: list[Finding] = []
+    names = settings.instance_names(root)
+    ports: dict[int, ServiceConfigSchema] = {}
+    known = dependencies(root)
+    for name in names:
+        try:
+            config, _ = settings.load(name, root)
+        except SettingsRefused:
+            continue
+        other = ports.setdefault(config.port, config)
+        if other is not config and (config.host == other.host or {config.host, other.host} & set(ANY)):
+            text = f"port conflict: PORT={config.port} is that of {other.name} too; only one of them can run"
+            found.append(Finding(name, text))
+        for needed in config.requires:
+            if needed not in names:
+                found.append(
+                    Finding(name, f"REQUIRES={needed}: there is no such instance; there are: {', '.join(names)}")
+                )
+    try:
+        order(names, {name: after for name, (_, after) in known.items()})
+    except DependencyCycle as error:
+        found.append(Finding("host", str(error)))
+    return found

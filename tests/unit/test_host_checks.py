@@ -1,0 +1,76 @@
+import socket
+from pathlib import Path
+
+import pytest
+
+from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
+from hxp_enterprise_llm.services.core.service_manager import host_checks
+from hxp_enterprise_llm.services.core.service_manager.config import ServiceManagerConfig
+
+from .conftest import Root
+
+GOOD = "MODEL=/srv/m\nPORT={}\n"
+NOBODY = 65534
+
+
+def config(**values: object) -> ServiceConfigSchema:
+    return ServiceConfigSchema.model_validate({"name": "m", "model": "/srv/m", "port": 11500, **values})
+
+
+def test_neighbours_on_one_port_a_missing_requirement_and_a_circle(root: Root) -> None:
+    root.instance("a", GOOD.format(11500))
+    root.instance("b", GOOD.format(11500) + "REQUIRES=none\n")
+    assert [str(finding) for finding in host_checks.neighbours(str(root))] == [
+        "b: port conflict: PORT=11500 is that of a too; only one of them can run",
+        "b: REQUIRES=none: there is no such instance; there are: a, b",
+    ]
+    root.instance("a", GOOD.format(11501) + "REQUIRES=b\n")
+    root.instance("b", GOOD.format(11502) + "REQUIRES=a\n")
+    (circle,) = host_checks.neighbours(str(root))
+    assert "in a circle" in circle.text
+
+
+def test_limits_beyond_the_host_are_a_warning_with_the_sum() -> None:
+    (finding,) = host_checks.memory([config(memory_limit_gb=60000), config(name="n", memory_limit_gb=1)])
+    assert not finding.fatal
+    assert "is 60001 (m 60000, n 1)" in finding.text
+    assert host_checks.memory([config(memory_limit_gb=0.5)]) == []
+
+
+def test_a_missing_account_says_how_to_make_it() -> None:
+    found = host_checks.account("m", ServiceManagerConfig(user="no-such-user", group="root"))
+    assert [finding.text for finding in found] == [
+        "the user no-such-user does not exist; create it (adduser --system --group no-such-user)"
+    ]
+
+
+def test_what_a_user_may_not_read_is_named(tmp_path: Path) -> None:
+    for parent in [tmp_path, *list(tmp_path.parents)[:-2]]:
+        parent.chmod(0o755)
+    inner = tmp_path / "model"
+    inner.mkdir(mode=0o755)
+    file = inner / "model.safetensors"
+    file.write_text("")
+    file.chmod(0o644)
+    assert host_checks.readable_by(file, NOBODY, []) is None
+    file.chmod(0o600)
+    assert host_checks.readable_by(file, NOBODY, []) == file
+    inner.chmod(0o700)
+    assert host_checks.readable_by(file, NOBODY, []) == inner
+
+
+def test_a_port_that_is_taken_names_its_holder() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        taken = config(port=listener.getsockname()[1])
+        (finding,) = host_checks.port(taken)
+        assert finding.status == 69
+        assert "(pid " in finding.text
+    assert host_checks.port(taken) == []
+
+
+def test_little_disk_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "is missing" in host_checks.disk(tmp_path / "none")[0].text
+    monkeypatch.setattr(host_checks, "CACHE_SPACE_BYTES", 2**62)
+    assert "make room" in host_checks.disk(tmp_path)[0].text

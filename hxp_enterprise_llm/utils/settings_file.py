@@ -65,6 +65,7 @@ _LINE = re.compile(
 )
 # systemd 252 joins a comment that ends in a backslash with the next line, a shell does not.
 _BLANK = re.compile(r"[ \t]*(?:#(?:.*[^\\])?)?")
+COMMENT = "put the comment on a line of its own: systemd makes it part of the value, dotenv and a shell drop it"
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ufeff]")
 
 
@@ -102,7 +103,13 @@ def parse(path: str, content: bytes) -> SettingsText:
             faults.append(Fault(path, number, "is not UTF-8 text; rewrite the line in UTF-8"))
             continue
         if line.endswith("\r"):
-            faults.append(Fault(path, number, "ends in CR LF; convert the file with: sed -i 's/\\r$//' " + path))
+            faults.append(
+                Fault(
+                    path,
+                    number,
+                    "ends in CR LF, of which a shell makes CR part of the value; mend: sed -i 's/\\r$//' " + path,
+                )
+            )
             continue
         if _UNPRINTABLE.search(line):
             faults.append(Fault(path, number, "contains a control character; delete it"))
@@ -138,29 +145,29 @@ def _why_refused(line: str) -> str:
     if stripped.startswith(";"):
         return "a comment starts with #, not with ;"
     if re.match(r"export[ \t]", stripped):
-        return "leave out the word export"
+        return "leave out the word export: systemd ignores the line with it"
     key, equals, value = stripped.partition("=")
     if not equals:
         return "is not KEY=value"
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
         if key != key.strip(" \t"):
-            return f"write {key.strip()}= with no space before the equals sign"
+            return f"write {key.strip()}= with no space before the equals sign: a shell takes the key for a command"
         return "the key may hold only letters, digits and _, and does not start with a digit"
     if value.startswith((" ", "\t")):
-        return f"write {key}= with no space after the equals sign"
+        return f"write {key}= with no space after the equals sign: a shell takes the value for a command"
     if "\\" in value:
-        return f"{key}: a backslash is read differently by systemd, dotenv and a shell; leave it out"
+        return f"{key}: leave out the backslash: dotenv keeps it or makes an escape of it, systemd and a shell take it away"
     if "$" in value:
-        return f"{key}: nothing is expanded in this file, so $ may not stand in a value"
+        return f"{key}: nothing is expanded in this file: systemd keeps a $ as it is, dotenv and a shell expand it; leave it out"
     if value[:1] in {"'", '"'}:
         quote = value[0]
         if value.count(quote) < 2:
-            return f"{key}: the quote {quote} is not closed on this line"
+            return f"{key}: the quote {quote} is not closed on this line: systemd reads on in the next one, dotenv and a shell give up"
         if "#" in value.rpartition(quote)[2]:
-            return f"{key}: put the comment on a line of its own"
+            return f"{key}: {COMMENT}"
         if quote == '"' and "`" in value:
-            return f"{key}: a shell would run what stands in backticks; leave them out"
-        return f"{key}: one pair of {quote} around the whole value, and none inside it"
+            return f"{key}: leave out the backticks: a shell runs what stands in them, systemd and dotenv keep it"
+        return f"{key}: one pair of {quote} around the whole value, and none inside: systemd and a shell join pieces, dotenv gives up"
     if re.search(r"[ \t]#", value):
-        return f"{key}: put the comment on a line of its own"
-    return f"{key}: put the value in single quotes: {key}='…'"
+        return f"{key}: {COMMENT}"
+    return f"{key}: put the value in single quotes, {key}='…': unquoted, a shell splits, expands or runs such a value"

@@ -1,0 +1,27 @@
+"""Lines for the grammar of settings files: plain, odd and nasty. `lines()` gives more than 300, the same every time."""
+
+import itertools
+
+PLAIN = [
+    "", "1", "0.5", "yes", "/srv/models/x", "org/name-7B", "a,b", "a:b", "a=b", "a==b", "user@host", "100%", "%i", "%%",
+    "+1", "-1", "--flag", "a^b", "_", ".", "..", "../x", "a/../b", "é", "日本", "\u00a0", "\u200b", "\u2028", "\ufeffx", "\x7f",
+    "\x01", "\x1b[31m", "\t", "a\tb", "\x0b", "\x0c", "a\x00b", "~", "~root", "a:~", "*", "?", "[a]", "{a,b}", "!", "!!", "a!b",
+    "&", "a&b", "|", ";", "a;b", "<", ">", ">/tmp/x", "(", ")", "(a)", "#", "#a", "a#b", "a #b", "a # b", " #", "$", "$$", "$HOME",
+    "${HOME}", "${X:-y}", "$(id)", "`id`", "\\", "a\\", "\\n", "a\\ b", "a\\tb", "\\x41", "\\101", "'", '"', "''", '""', "a'b", 'a"b',
+    "two words", "  lead", "trail  ", "a  b", "{\"a\": 1}", "[1, 2]", "x" * 300, "a\\\\b", "\\'", '\\"', "%n\\n", "4\\nExecStartPre=/bin/sh",
+]  # fmt: skip
+WRAPPED = ["{}", "'{}'", '"{}"']
+WHOLE = [
+    "", " ", "\t", "#", "# comment", "  # indented", "#\\", "# joined \\", ";", "; old comment", "{key}", "{key} ", "{key}=1\r",
+    "{key} =1", "{key}= 1", "{key} = 1", " {key}=1", "\t{key}=1 ", "export {key}=1", "export\t{key}=1", "set {key}=1", "={key}",
+    "=1", "1{key}=1", "{key}-x=1", "{key}.x=1", "é{key}=1", "{key}+=1", "{key}[0]=1", "{key}=1;", "{key}=1 {key}2=2", "{key}=1 && id",
+    "{key}='a'b", "{key}='a''b'", "{key}='a' 'b'", "{key}=\"a\"b", "{key}=a'b'", "{key}='a'#c", "{key}='a' #c", "{key}='a' # c",
+    "{key}='a", "{key}=\"a", "{key}=a'", "{key}='a\\'", "{key}='a\\'b'", "{key}=\"a\\\"b\"", "{key}=$'a\\n'", "[Service]", "ExecStart=/bin/sh -c id\\",
+    "{key}=\"`id`\"", "{key}='`id`'", "\ufeff{key}=1", "{key}=1\\", "if true; then {key}=1; fi", "{key}=1\x00", ". /etc/passwd", "source x", "{key}=<(id)",
+]  # fmt: skip
+
+
+def lines() -> list[str]:
+    """Lines with `{key}` where the key stands; braces of the values are as they are."""
+    made = [f"{{key}}={wrap.replace('{}', value)}" for value, wrap in itertools.product(PLAIN, WRAPPED)]
+    return list(dict.fromkeys(made + WHOLE))

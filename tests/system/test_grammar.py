@@ -1,0 +1,76 @@
+"""The grammar of settings files against its three real readers: systemd, python-dotenv and a POSIX shell."""
+
+import io
+import subprocess
+
+import pytest
+from corpus import lines
+from dotenv import dotenv_values
+
+from hxp_enterprise_llm.utils.settings_file import parse
+
+from .conftest import Host
+
+NOTHING = None
+CLAIMS = {
+    # line: what systemd, dotenv and a shell read of K; what the messages of refused lines say rests on these
+    "K=1 # no": ("1 # no", "1", "1"),
+    "K=a\\b": ("ab", "a\\b", "ab"),
+    "K=two words": ("two words", "two words", NOTHING),
+    "K = 1": ("1", "1", NOTHING),
+    "K= 1": ("1", "1", NOTHING),
+    "export K=1": (NOTHING, "1", "1"),
+    "K=${NONE}": ("${NONE}", "", ""),
+    "K='${NONE}'": ("${NONE}", "", "${NONE}"),
+    'K="`echo x`"': ("`echo x`", "`echo x`", "x"),
+    "K=1\r": ("1", "1", "1\r"),
+    "K='a'b": ("ab", NOTHING, "ab"),
+    "# joined \\\nK=1": (NOTHING, "1", "1"),
+}
+
+
+def by_dotenv(text: str) -> dict[str, str | None]:
+    return dict(dotenv_values(stream=io.StringIO(text)))
+
+
+def by_shell(text: str) -> dict[str, str]:
+    """What a POSIX shell has in its environment after reading `text`, started with an empty one."""
+    script = "set -a; . /dev/stdin; exec /usr/bin/env -0"
+    done = subprocess.run(["/bin/dash", "-c", script], input=text.encode(), capture_output=True, env={}, check=False)
+    return _environment(done.stdout)
+
+
+def by_systemd(host: Host, texts: list[str]) -> dict[str, str]:
+    """What a unit has in its environment whose EnvironmentFile= are files of these texts."""
+    options = []
+    for number, text in enumerate(texts):
+        host.machine.inside(f"/run/grammar-{number}").write_bytes(text.encode())
+        options.append(f"--property=EnvironmentFile=-/run/grammar-{number}")
+    done = host.machine.run("systemd-run", "--quiet", "--wait", "--pipe", *options, "/usr/bin/env", "-0")
+    return _environment(done.stdout.encode())
+
+
+def _environment(output: bytes) -> dict[str, str]:
+    return dict(word.split("=", 1) for word in output.decode().split("\0") if "=" in word)
+
+
+def test_all_three_read_what_we_read_from_every_accepted_line(host: Host) -> None:
+    accepted = {}
+    for number, line in enumerate(lines()):
+        text = line.replace("{key}", f"K{number}") + "\n"
+        settings = parse("f", text.encode())
+        if not settings.faults and settings.entries:
+            (entry,) = settings.entries.values()
+            accepted[text] = entry
+    print(f"{len(lines())} lines, {len(accepted)} accepted")
+    seen = by_systemd(host, list(accepted))
+    for text, entry in accepted.items():
+        readings = (seen.get(entry.key), by_dotenv(text).get(entry.key), by_shell(text).get(entry.key))
+        assert readings == (entry.value,) * 3, text
+
+
+@pytest.mark.parametrize("text", CLAIMS)
+def test_what_the_readers_make_of_a_refused_line(host: Host, text: str) -> None:
+    assert parse("f", text.encode()).faults
+    readings = (by_systemd(host, [text + "\n"]).get("K"), by_dotenv(text).get("K"), by_shell(text + "\n").get("K"))
+    assert readings == CLAIMS[text]

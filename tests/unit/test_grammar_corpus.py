@@ -1,0 +1,61 @@
+"""Generator and library over the whole corpus: what one refuses, the other does."""
+
+import io
+from pathlib import Path
+
+import pytest
+from corpus import lines
+from dotenv import dotenv_values
+
+from hxp_enterprise_llm.generator import DROP_IN, generate
+from hxp_enterprise_llm.utils import config
+from hxp_enterprise_llm.utils.errors import SettingsRefused
+from hxp_enterprise_llm.utils.settings_file import parse
+
+from .conftest import Root
+
+GOOD = "MODEL=/srv/m\nPORT=11500\nMEMORY_LIMIT_GB=1\n"
+
+
+def test_the_corpus_is_large_and_has_both_kinds() -> None:
+    refused = [line for line in lines() if parse("f", line.replace("{key}", "A").encode()).faults]
+    print(f"{len(lines())} lines, {len(refused)} refused")
+    assert len(lines()) >= 300
+    assert 100 < len(refused) < len(lines()) - 50
+
+
+def test_dotenv_reads_the_same_from_every_accepted_line() -> None:
+    for line in lines():
+        text = line.replace("{key}", "A")
+        settings = parse("f", text.encode())
+        if not settings.faults:
+            read = dotenv_values(stream=io.StringIO(text))
+            assert {key: entry.value for key, entry in settings.entries.items()} == read, text
+
+
+def test_generator_and_library_agree_on_every_line(root: Root) -> None:
+    for number, line in enumerate(lines()):
+        root.instance(f"i{number}", GOOD + line.replace("{key}", "SERVED_MODEL_NAME") + "\n")
+    output = root.path / "run"
+    generate(str(output), str(root))
+    for number, line in enumerate(lines()):
+        drop_in = Path(output, f"citadel-llm@i{number}.service.d", DROP_IN).read_text()
+        by_generator = "MemoryMax=4294967296\n" in drop_in
+        try:
+            config.load(f"i{number}", str(root))
+        except SettingsRefused:
+            assert by_generator, line
+        else:
+            assert not by_generator, line
+
+
+@pytest.mark.parametrize("line", lines())
+def test_no_line_escapes_into_the_drop_in(line: str, root: Root) -> None:
+    """Whatever a file says, each line of the drop-in is one that the generator makes."""
+    root.instance("m", GOOD + line.replace("{key}", "AFTER") + "\n" + line.replace("{key}", "API_KEY_FILE") + "\n")
+    generate(str(root.path / "run"), str(root))
+    drop_in = Path(root.path, "run/citadel-llm@m.service.d", DROP_IN).read_text()
+    directives = "SourcePath After User Group MemoryHigh MemoryMax CPUQuota TasksMax Restart RestartSec TimeoutStartSec"
+    known = ("#", "[Unit]", "[Service]", "LoadCredential=api-key:/", "TimeoutStopSec=")
+    known += tuple(f"{directive}=" for directive in directives.split())
+    assert all(made.startswith(known) for made in drop_in.splitlines())

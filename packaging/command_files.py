@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 from click.shell_completion import ShellComplete, get_completion_class
 
-from hxp_enterprise_llm.cli import cli
+from hxp_enterprise_llm.cli.commands import cli
 
 NAME = "citadel-llm"
 COMPLETIONS = {

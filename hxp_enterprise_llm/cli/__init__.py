@@ -1,184 +1,22 @@
-"""The `citadel-llm` command: parse, call the library, print. Only this and the unit's main process exit."""
+"""The `citadel-llm` command. Only this and the unit's main process exit."""
 
 import logging
 import os
 import sys
-import time
-from collections.abc import Callable
-from importlib.metadata import version
-from typing import Any
-
-import click
-from click.shell_completion import CompletionItem
-
-from hxp_enterprise_llm.cli import create as creation
-from hxp_enterprise_llm.cli import output
-from hxp_enterprise_llm.services.core.service_manager import ServiceManager, unit_name
-from hxp_enterprise_llm.services.core.service_manager.service import State
-from hxp_enterprise_llm.utils import config as settings
-from hxp_enterprise_llm.utils.errors import CitadelError, ExitStatus, NoSuchInstance
-from hxp_enterprise_llm.utils.settings import instance_names, load_host, load_instance
-
-WAIT_INTERVAL_SEC = 0.5
-
-
-class InstanceName(click.ParamType[str]):
-    """The name of an instance, which the shell completes."""
-
-    name = "instance"
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Names of the instances that have a settings file."""
-        return [CompletionItem(name) for name in instance_names() if name.startswith(incomplete)]
-
-
-NAME = InstanceName()
-json_option = click.option("--json", "for_program", is_flag=True, help="Print JSON for a program.")
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(version("hxp-enterprise-llm"), prog_name="citadel-llm")
-def cli() -> None:
-    """Language models as systemd services: /etc/default/citadel-llm-NAME configures the unit citadel-llm@NAME."""
-
-
-@cli.command("list")
-@json_option
-def list_command(for_program: bool) -> None:
-    """Show every instance, running or not."""
-    found = ServiceManager().list_services()
-    if for_program:
-        output.as_json([service.model_dump(mode="json") for service in found])
-    else:
-        output.services(found)
-
-
-@cli.command()
-@click.argument("name", type=NAME, required=False)
-@json_option
-def status(name: str | None, for_program: bool) -> None:
-    """Show one instance, or all; exit status 3 if one is not running."""
-    manager = ServiceManager()
-    found = [manager.status(name)] if name else manager.list_services()
-    if for_program:
-        shown = [service.model_dump(mode="json") for service in found]
-        output.as_json(shown[0] if name else shown)
-    else:
-        for service in found:
-            output.one_service(service)
-    if name and not found[0].running:
-        raise click.exceptions.Exit(ExitStatus.NOT_RUNNING)
-
-
-def _verb(verb: str, summary: str, done: str) -> None:
-    """Add a command that does something with instances and says so for each."""
-
-    @cli.command(verb, help=summary)
-    @click.argument("names", type=NAME, nargs=-1, required=True, metavar="NAME...")
-    def command(names: tuple[str, ...]) -> None:
-        method: Callable[..., None] = getattr(ServiceManager(), verb)
-        begin = time.monotonic()
-        method(*names)
-        click.echo(f"{', '.join(names)}: {done} ({time.monotonic() - begin:.1f} s)")
-
-
-_verb("start", "Start instances, and those that they require first; return when they are ready.", "ready")
-_verb("stop", "Stop instances; requests in flight may finish.", "stopped")
-_verb("restart", "Restart instances, one after another.", "ready again")
-_verb("reload", "Have running instances take in their settings anew.", "reloaded")
-_verb("enable", "Start instances at boot.", "will start at boot")
-_verb("disable", "Do not start instances at boot; what runs goes on.", "will not start at boot")
-
-
-@cli.command()
-@click.argument("names", type=NAME, nargs=-1, metavar="[NAME...]")
-def check(names: tuple[str, ...]) -> None:
-    """Check the settings of instances, or of all, as a start would; every fault at once."""
-    from hxp_enterprise_llm.cli.checks import check as run
-
-    raise click.exceptions.Exit(run(names))
-
-
-@cli.command()
-@click.argument("name", type=NAME)
-@json_option
-def show(name: str, for_program: bool) -> None:
-    """Show every setting in effect and where it comes from."""
-    settings.load(name)
-    found = load_instance(name, load_host())
-    rows = [(key, _written(value), found.origins[key]) for key, value in found.values.items()]
-    rows += [(key, value, found.file) for key, value in found.environment.items()]
-    if for_program:
-        output.as_json({key: {"value": value, "origin": origin} for key, value, origin in rows})
-    else:
-        output.table(("KEY", "VALUE", "FROM"), rows)
-
-
-def _written(value: Any) -> str:
-    """A value as a settings file would have it."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, tuple):
-        return " ".join(value)
-    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-@cli.command()
-@click.argument("name")
-@click.option("--model", required=True, help="Directory of the model, or its hub id.")
-@click.option("--port", type=int, help="Port of its API; without it the first that no instance has.")
-@click.option("--set", "others", multiple=True, metavar="KEY=VALUE", help="Any other setting; may be repeated.")
-def create(name: str, model: str, port: int | None, others: tuple[str, ...]) -> None:
-    """Create an instance: write its settings file. Starts nothing."""
-    values = {"MODEL": model, "PORT": str(port or creation.free_port())}
-    for word in others:
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise click.UsageError(f"--set {word}: write KEY=VALUE")
-        values[key] = value
-    file = creation.create(name, values)
-    ServiceManager().settings_changed()
-    click.echo(f"{file}: written, PORT={values['PORT']}\nStart it with: citadel-llm start {name}")
-
-
-@cli.command()
-@click.argument("name", type=NAME)
-@click.option("-f", "--follow", is_flag=True, help="Go on with what comes.")
-@click.option("-n", "--lines", type=int, default=100, show_default=True, help="How many lines back.")
-def logs(name: str, follow: bool, lines: int) -> None:
-    """Show the journal of an instance."""
-    if not settings.exists(name):
-        raise NoSuchInstance(f"there is no instance {name!r}; citadel-llm list shows those that there are")
-    command = ["journalctl", f"--unit={unit_name(name)}", f"--lines={lines}", *(["--follow"] if follow else [])]
-    os.execvp(command[0], command)  # noqa: S606  journalctl takes this process's place, with its pager and signals
-
-
-@cli.command()
-@click.argument("name", type=NAME)
-@click.option("--timeout", type=float, help="Give up after so many seconds.")
-def wait(name: str, timeout: float | None) -> None:
-    """Wait until an instance is ready, and show what it is doing meanwhile."""
-    manager, begin, said = ServiceManager(), time.monotonic(), ""
-    while True:
-        service = manager.status(name)
-        if service.reason != said and service.reason:
-            said = service.reason
-            click.echo(f"[{time.monotonic() - begin:5.1f}s] {said}", err=True)
-        if service.state is State.READY:
-            return
-        if not service.running:
-            output.complain(f"{name} is {service.state}; start it with: citadel-llm start {name}")
-            raise click.exceptions.Exit(ExitStatus.NOT_RUNNING)
-        if timeout is not None and time.monotonic() - begin > timeout:
-            raise CitadelError(f"{name} is not ready after {timeout:g} s: {service.reason}")
-        time.sleep(WAIT_INTERVAL_SEC)
 
 
 def main() -> None:
-    """Entry point of the command: run it, and turn an error into words and an exit status."""
+    """Entry point: run the command, and turn an error into words and an exit status."""
+    # pydantic looks for plugins in the metadata of all 150 distributions of the environment, for as long as the whole
+    # command may take; there are none.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    from hxp_enterprise_llm.cli.commands import cli
+    from hxp_enterprise_llm.cli.output import complain
+    from hxp_enterprise_llm.utils.errors import CitadelError
+
     logging.basicConfig(level=logging.WARNING, format="citadel-llm: %(message)s")
     try:
         cli(prog_name="citadel-llm")
     except CitadelError as error:
-        output.complain(str(error))
+        complain(str(error))
         sys.exit(error.exit_status)

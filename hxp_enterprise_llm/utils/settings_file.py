@@ -156,18 +156,20 @@ def _why_refused(line: str) -> str:
     if value.startswith((" ", "\t")):
         return f"write {key}= with no space after the equals sign: a shell takes the value for a command"
     if "\\" in value:
-        return f"{key}: leave out the backslash: dotenv keeps it or makes an escape of it, systemd and a shell take it away"
+        return f"{key}: leave out the backslash: systemd and a shell take it away, dotenv does not"
     if "$" in value:
-        return f"{key}: nothing is expanded in this file: systemd keeps a $ as it is, dotenv and a shell expand it; leave it out"
+        return f"{key}: leave out the $: nothing is expanded here, while dotenv and a shell would"
     if value[:1] in {"'", '"'}:
         quote = value[0]
         if value.count(quote) < 2:
-            return f"{key}: the quote {quote} is not closed on this line: systemd reads on in the next one, dotenv and a shell give up"
+            return f"{key}: the quote {quote} is not closed on this line: systemd reads on, the others give up"
         if "#" in value.rpartition(quote)[2]:
             return f"{key}: {COMMENT}"
         if quote == '"' and "`" in value:
             return f"{key}: leave out the backticks: a shell runs what stands in them, systemd and dotenv keep it"
-        return f"{key}: one pair of {quote} around the whole value, and none inside: systemd and a shell join pieces, dotenv gives up"
+        return (
+            f"{key}: one pair of {quote} around it all, none inside: systemd and a shell join pieces, dotenv gives up"
+        )
     if re.search(r"[ \t]#", value):
         return f"{key}: {COMMENT}"
     return f"{key}: put the value in single quotes, {key}='…': unquoted, a shell splits, expands or runs such a value"

@@ -31,7 +31,7 @@ def test_all_faults_of_a_file_at_once(root: Root) -> None:
     text = str(refused.value)
     assert "citadel-llm-m:1: MEMORY_LIMIT_GB=lots is refused: write a number of gigabytes" in text
     assert "citadel-llm-m:2: PORT=80 is refused: write a port from 1024" in text
-    assert "citadel-llm-m:3: MODEL: nothing is expanded" in text
+    assert "citadel-llm-m:3: MODEL: leave out the $: nothing is expanded here" in text
     assert refused.value.exit_status == ExitStatus.CONFIG == 78
 
 

@@ -36,6 +36,7 @@ class Systemd:
         self._bus: MessageBus | None = None
         self._jobs: dict[str, asyncio.Future[str]] = {}
         self._ended: dict[str, str] = {}
+        self._subscribed = False
 
     async def __aenter__(self) -> Self:
         try:
@@ -82,7 +83,7 @@ class Systemd:
 
     async def job(self, verb: str, unit: str) -> str:
         """Queue `verb`Unit and wait for the end of the job; its result as systemd names it, "done" if all went well."""
-        await self.call("Subscribe")
+        await self._subscribe()
         if not self._jobs:
             self._ended.clear()
         path: str = (await self.call(f"{verb}Unit", "ss", unit, "replace"))[0]
@@ -91,6 +92,17 @@ class Systemd:
         future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._jobs[path] = future
         return await future
+
+    async def _subscribe(self) -> None:
+        """Have systemd send the ends of jobs, and the bus hand them to this connection."""
+        if self._subscribed or self._bus is None:
+            return
+        rule = f"type='signal',sender='{DESTINATION}',interface='{MANAGER_INTERFACE}',member='JobRemoved'"
+        bus = "org.freedesktop.DBus"
+        add = Message(bus, "/org/freedesktop/DBus", bus, "AddMatch", signature="s", body=[rule])
+        await self._bus.call(add)
+        await self.call("Subscribe")
+        self._subscribed = True
 
     async def enable(self, units: Sequence[str]) -> None:
         """Make units start at boot."""

@@ -169,3 +169,24 @@ def wait(name: str, timeout: float | None) -> None:
         if timeout is not None and time.monotonic() - begin > timeout:
             raise CitadelError(f"{name} is not ready after {timeout:g} s: {service.reason}")
         time.sleep(WAIT_INTERVAL_SEC)
+
+
+@cli.command()
+@json_option
+def doctor(for_program: bool) -> None:
+    """Look at this host: systemd, limits, GPU, memory, clock, hub and the package's own files."""
+    from hxp_enterprise_llm.cli.doctor import LOOKS, Verdict
+
+    colours = {Verdict.GOOD: "green", Verdict.WARNING: "yellow", Verdict.FAULT: "red"}
+    found = []
+    for look in LOOKS:
+        diagnosis = look()
+        found.append(diagnosis)
+        if not for_program:
+            # One by one: the last takes some seconds.
+            verdict = click.style(f"{diagnosis.verdict:8}", fg=colours[diagnosis.verdict])
+            click.echo(f"{verdict} {diagnosis.what}: {diagnosis.text}")
+    if for_program:
+        output.as_json([diagnosis._asdict() for diagnosis in found])
+    if any(diagnosis.verdict is Verdict.FAULT for diagnosis in found):
+        raise click.exceptions.Exit(ExitStatus.FAILED)

@@ -119,3 +119,43 @@ def test_completion_and_manual_are_installed(host: Host) -> None:
         "fish/vendor_completions.d/citadel-llm.fish", "man/man8/citadel-llm.8.gz", "man/man8/citadel-llm-start.8.gz",
     ):  # fmt: skip
         assert host.machine.inside(f"/usr/share/{path}").exists(), path
+
+
+def test_doctor_looks_at_the_host_and_finds_a_changed_file(host: Host) -> None:
+    status, said = exit_status(host, "doctor")
+    print(said)
+    assert status == 0
+    assert "good     systemd: 252" in said
+    assert "good     package: all files are as shipped" in said
+    assert "warning  model hub:" in said
+    file = host.machine.inside("/usr/share/citadel-llm/models/test/config.json")
+    shipped = file.read_bytes()
+    file.write_bytes(shipped + b" ")
+    try:
+        status, said = exit_status(host, "doctor", "--json")
+        (package,) = [look for look in json.loads(said) if look["what"] == "package"]
+        assert (status, package["verdict"]) == (1, "fault")
+        assert "/usr/share/citadel-llm/models/test/config.json; apt reinstall" in package["text"]
+    finally:
+        file.write_bytes(shipped)
+
+
+def test_check_sees_the_neighbours_the_port_and_unreadable_models(host: Host) -> None:
+    host.settings("one", MODEL=TINY_MODEL, PORT=READY + 5, KV_CACHE_GB=0.25)
+    host.settings("two", MODEL=TINY_MODEL, PORT=READY + 5, KV_CACHE_GB=0.25, REQUIRES="nobody")
+    status, said = exit_status(host, "check", "two")
+    assert status == 78
+    assert f"two: port conflict: PORT={READY + 5} is that of one too" in said
+    assert "two: REQUIRES=nobody: there is no such instance" in said
+    host.machine.write("/srv/closed/config.json", "{}")
+    host.machine.run("chmod", "0600", "/srv/closed/config.json")
+    host.settings("closed", MODEL="/srv/closed", PORT=READY + 6, KV_CACHE_GB=0.25)
+    status, said = exit_status(host, "check", "closed")
+    assert (status, "permission denied: agent0 may not read /srv/closed/config.json" in said) == (78, True), said
+    host.settings("taken", MODEL=TINY_MODEL, PORT=READY + 7, KV_CACHE_GB=0.25)
+    listen = f"import socket, time; s = socket.create_server(('127.0.0.1', {READY + 7})); time.sleep(20)"
+    host.machine.run("systemd-run", "--quiet", "--unit=squatter", "python3", "-c", listen)
+    host.machine.run("sh", "-c", f"until ss -ltn | grep -q :{READY + 7}; do sleep 0.1; done", timeout=10)
+    status, said = exit_status(host, "check", "taken")
+    assert (status, f"PORT={READY + 7} is taken by python3 (pid" in said) == (69, True), said
+    host.machine.run("systemctl", "stop", "squatter")

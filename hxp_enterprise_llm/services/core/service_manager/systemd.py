@@ -76,6 +76,11 @@ class Systemd:
             found |= {name: value.value for name, value in values.items()}
         return found
 
+    async def version(self) -> str:
+        """The manager's version, such as "252.39-1~deb12u1"."""
+        (value,) = await self.call("Get", "ss", MANAGER_INTERFACE, "Version", interface=PROPERTIES_INTERFACE)
+        return str(value.value)
+
     async def enabled(self, unit: str) -> bool:
         """Whether the unit starts with what wants it."""
         (state,) = await self.call("GetUnitFileState", "s", unit)

@@ -1,0 +1,116 @@
+"""`citadel-llm doctor`: whether this host can do what the package promises, and what to do where it cannot."""
+
+import asyncio
+import os
+import re
+import socket
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import psutil
+
+from hxp_enterprise_llm.services.core.service_manager.systemd import Systemd
+from hxp_enterprise_llm.utils.errors import CitadelError
+from hxp_enterprise_llm.utils.processes import run
+from hxp_enterprise_llm.utils.settings_keys import GIBIBYTE
+
+OLDEST_SYSTEMD = 252  # Debian 12's; older ones lack what the units use
+VERIFY_SEC, CONNECT_SEC = 120.0, 3.0
+HUB = "https://huggingface.co"
+"""Where models come from unless HF_ENDPOINT names a mirror (huggingface_hub's own default)."""
+
+
+class Verdict(StrEnum):
+    """How bad a finding is: with a warning the package works, with a fault it does not."""
+
+    GOOD = "good"
+    WARNING = "warning"
+    FAULT = "fault"
+
+
+class Diagnosis(NamedTuple):
+    """One look at the host."""
+
+    what: str
+    verdict: Verdict
+    text: str
+
+
+def systemd() -> Diagnosis:
+    """Whether systemd runs, and is new enough."""
+
+    async def ask() -> str:
+        async with Systemd() as connection:
+            return await connection.version()
+
+    try:
+        version = asyncio.run(ask())
+    except CitadelError as error:
+        return Diagnosis("systemd", Verdict.FAULT, str(error))
+    number = re.match(r"\d+", version)
+    if number and int(number[0]) >= OLDEST_SYSTEMD:
+        return Diagnosis("systemd", Verdict.GOOD, version)
+    return Diagnosis("systemd", Verdict.FAULT, f"{version} is older than {OLDEST_SYSTEMD}; upgrade the distribution")
+
+
+def control_groups(root: Path = Path("/sys/fs/cgroup")) -> Diagnosis:
+    """Whether limits work in full."""
+    if (root / "cgroup.controllers").exists():
+        return Diagnosis("control groups", Verdict.GOOD, "version 2")
+    text = "version 1: MemoryHigh has no effect; boot with systemd.unified_cgroup_hierarchy=1"
+    return Diagnosis("control groups", Verdict.WARNING, text)
+
+
+def gpu(driver: Path = Path("/proc/driver/nvidia/version")) -> Diagnosis:
+    """Which GPU driver is loaded, if any."""
+    if not driver.exists():
+        return Diagnosis("GPU driver", Verdict.GOOD, "none; models run on the CPU")
+    return Diagnosis("GPU driver", Verdict.GOOD, driver.read_text(encoding="utf-8").splitlines()[0])
+
+
+def package() -> Diagnosis:
+    """Whether the installed files are those of the package; edited settings are not counted."""
+    try:
+        _, said = run(["dpkg", "--verify", "citadel-llm"], VERIFY_SEC)
+    except CitadelError as error:
+        return Diagnosis("package", Verdict.WARNING, str(error))
+    changed = [line for line in said.splitlines() if " c /etc/" not in line]
+    if not changed:
+        return Diagnosis("package", Verdict.GOOD, "all files are as shipped")
+    text = f"{len(changed)} files differ, the first: {changed[0].split()[-1]}; apt reinstall citadel-llm"
+    return Diagnosis("package", Verdict.FAULT, text)
+
+
+def hub() -> Diagnosis:
+    """Whether models can be fetched."""
+    endpoint = urlsplit(os.environ.get("HF_ENDPOINT", HUB))
+    host, port = endpoint.hostname or "", endpoint.port or (443 if endpoint.scheme == "https" else 80)
+    try:
+        socket.create_connection((host, port), CONNECT_SEC).close()
+    except OSError as error:
+        text = f"{host} cannot be reached ({error}); copy models to the host, or name a mirror with HF_ENDPOINT"
+        return Diagnosis("model hub", Verdict.WARNING, text)
+    return Diagnosis("model hub", Verdict.GOOD, f"{host} answers")
+
+
+def clock(mark: Path = Path("/run/systemd/timesync/synchronized")) -> Diagnosis:
+    """Whether systemd-timesyncd has set the clock."""
+    if mark.exists():
+        return Diagnosis("clock", Verdict.GOOD, "synchronised")
+    text = "not set by systemd-timesyncd; without another time service, TLS and log times may be off"
+    return Diagnosis("clock", Verdict.WARNING, text)
+
+
+def memory() -> Diagnosis:
+    """How much memory there is, and whether the kernel may swap models out."""
+    total, swap = psutil.virtual_memory().total / GIBIBYTE, psutil.swap_memory().total / GIBIBYTE
+    text = f"{total:.1f} GB, swap {swap:.1f} GB"
+    if not swap:
+        return Diagnosis("memory", Verdict.GOOD, text)
+    return Diagnosis("memory", Verdict.WARNING, f"{text}: a model that is swapped out answers slowly")
+
+
+LOOKS: tuple[Callable[[], Diagnosis], ...] = (systemd, control_groups, gpu, memory, clock, hub, package)

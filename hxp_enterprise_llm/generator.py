@@ -17,6 +17,7 @@ STOP_MARGIN_SEC = 15
 
 
 def unit_name(instance: str) -> str:
+    """Name of an instance's unit."""
     return f"citadel-llm@{instance}.service"
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hxp_enterprise_llm.utils.settings_keys import HOST_KEYS, INSTANCE_KEYS, PASSED_THROUGH, Key
+from hxp_enterprise_llm.utils.settings_keys import HOST_KEYS, INSTANCE_KEYS, PASSED_THROUGH, Key, allowed
 
 HEAD = """\
 # Settings
@@ -39,15 +39,6 @@ def rows(keys: Iterable[Key]) -> Iterator[str]:
         if key.host_key:
             default = f"`{key.host_key}` of the host"
         yield f"| `{key.name}` | {key.meaning} | {allowed(key)} | {default} |"
-
-
-def allowed(key: Key) -> str:
-    """What the key's rule says to somebody who got it wrong."""
-    try:
-        key.parse("'\0")
-    except ValueError as error:
-        return str(error)
-    return "any text"
 
 
 def page() -> str:

@@ -10,7 +10,8 @@ from click.shell_completion import CompletionItem
 
 from hxp_enterprise_llm.cli import create as creation
 from hxp_enterprise_llm.cli import output
-from hxp_enterprise_llm.services.core.service_manager import ServiceManager, unit_name
+from hxp_enterprise_llm.generator import unit_name
+from hxp_enterprise_llm.services.core.service_manager import ServiceManager
 from hxp_enterprise_llm.services.core.service_manager.service import State
 from hxp_enterprise_llm.utils import config as settings
 from hxp_enterprise_llm.utils.errors import CitadelError, ExitStatus, NoSuchInstance

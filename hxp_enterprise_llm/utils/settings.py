@@ -7,7 +7,14 @@ import os
 from typing import Any, NamedTuple
 
 from hxp_enterprise_llm.utils.settings_file import Entry, Fault, SettingsText, read
-from hxp_enterprise_llm.utils.settings_keys import HOST_KEYS, INSTANCE_KEYS, PASSED_THROUGH, Key, is_instance_name
+from hxp_enterprise_llm.utils.settings_keys import (
+    HOST_KEYS,
+    INSTANCE_KEYS,
+    PASSED_THROUGH,
+    Key,
+    allowed,
+    is_instance_name,
+)
 
 DIRECTORY = "etc/default"
 HOST_FILE = "citadel-llm"
@@ -86,7 +93,7 @@ def load_instance(name: str, host: HostSettings, root: str = "/", file: str | No
         else:
             values[key.name], origins[key.name] = _value(key, entry, file, faults), _origin(file, entry)
         if key.required and not (entry and entry.value) and not text.faults:
-            faults.append(Fault(file, 0, f"{key.name} is missing; write {key.name}= and {_allowed(key)}"))
+            faults.append(Fault(file, 0, f"{key.name} is missing; write {key.name}= and {allowed(key)}"))
     environment = {
         entry.key: entry.value
         for entry in text.entries.values()
@@ -116,14 +123,6 @@ def _origin(file: str, entry: Entry | None) -> str:
 
 def _default(key: Key) -> Any:
     return None if key.default is None else key.parse(key.default)
-
-
-def _allowed(key: Key) -> str:
-    try:
-        key.parse("\n")
-    except ValueError as error:
-        return str(error)
-    return "a value"
 
 
 def _shown(value: str) -> str:

@@ -199,6 +199,15 @@ class Key(NamedTuple):
     required: bool = False
 
 
+def allowed(key: Key) -> str:
+    """What the key's rule says to somebody who got it wrong."""
+    try:
+        key.parse("'\0")
+    except ValueError as error:
+        return str(error)
+    return "any text"
+
+
 HOST_KEYS = {
     key.name: key
     for key in (

@@ -5,17 +5,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from hxp_enterprise_llm.generator import unit_name
+
 if TYPE_CHECKING:
     from hxp_enterprise_llm.services.core.service_manager.config import ServiceManagerConfig
     from hxp_enterprise_llm.services.core.service_manager.service import Service
     from hxp_enterprise_llm.services.core.service_manager.systemd import Systemd
 
 T = TypeVar("T")
-
-
-def unit_name(instance: str) -> str:
-    """Name of an instance's unit."""
-    return f"citadel-llm@{instance}.service"
 
 
 class ServiceManager:

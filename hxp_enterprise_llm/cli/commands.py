@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
 import click
 from click.shell_completion import CompletionItem
@@ -137,6 +137,20 @@ def create(name: str, model: str, port: int | None, others: tuple[str, ...]) -> 
     file = creation.create(name, values)
     ServiceManager().settings_changed()
     click.echo(f"{file}: written, PORT={values['PORT']}\nStart it with: citadel-llm start {name}")
+
+
+@cli.command()
+@click.argument("names", type=NAME, nargs=-1, metavar="[NAME...]")
+@click.option("--all", "every", is_flag=True, help="Every instance whose MODEL is a hub id.")
+@click.option("--verify", is_flag=True, help="Compare what is here with the hub's checksums; fetch nothing.")
+@click.option("--token-file", type=click.File(), help="File with a token of the hub.")
+def pull(names: tuple[str, ...], every: bool, verify: bool, token_file: TextIO | None) -> None:
+    """Fetch the models of instances from the hub (or the mirror that HF_ENDPOINT names)."""
+    if every == bool(names):
+        raise click.UsageError("name instances, or say --all")
+    from hxp_enterprise_llm.cli.pull import pull as run
+
+    run(names or None, verify, token_file.read().strip() if token_file else None)
 
 
 @cli.command()

@@ -31,7 +31,7 @@ def test_a_missing_model_says_what_to_do(tmp_path: Path) -> None:
         engine.find_model(config(model=str(tmp_path / "none")))
     with pytest.raises(ModelMissing, match=r"no config\.json"):
         engine.find_model(config(model=str(tmp_path)))
-    with pytest.raises(ModelMissing, match="ALLOW_DOWNLOAD=yes"):
+    with pytest.raises(ModelMissing, match="citadel-llm pull m"):
         engine.find_model(config(model="org/name"), tmp_path)
     assert engine.find_model(config(model="org/name", allow_download=True), tmp_path) == "org/name"
     with pytest.raises(ModelMissing, match="File name too long"):

@@ -54,8 +54,8 @@ def find_model(config: ServiceConfigSchema, models: Path = MODELS) -> str:
     if config.allow_download:
         return config.model
     raise ModelMissing(
-        f"MODEL={config.model}: not on this host; copy the model to {directory}, or let the start fetch it with "
-        "ALLOW_DOWNLOAD=yes"
+        f"MODEL={config.model}: not on this host; fetch it with `citadel-llm pull {config.name}`, "
+        f"or copy it to {directory}"
     )
 
 

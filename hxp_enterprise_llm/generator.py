@@ -65,7 +65,8 @@ def _service(settings: InstanceSettings, host: HostSettings) -> list[tuple[str, 
     if host.values["VLLM_PID_PATH"] != HOST_KEYS["VLLM_PID_PATH"].default:
         below_run = host.values["VLLM_PID_PATH"].removeprefix("/run/")
         service += [("RuntimeDirectory", ""), ("RuntimeDirectory", f"{below_run}/{settings.name}")]
-    if values["API_KEY_FILE"]:
+    # A missing one would end the start before the main process could say so.
+    if values["API_KEY_FILE"] and os.path.exists(values["API_KEY_FILE"]):
         service.append(("LoadCredential", f"api-key:{values['API_KEY_FILE']}"))
     if values["ALLOW_DOWNLOAD"] or not is_loopback(str(values["HOST"])):
         # The template admits loopback only, and systemd filters both directions with one list.

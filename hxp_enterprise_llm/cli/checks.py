@@ -51,7 +51,7 @@ def _of_one(name: str, manager: ServiceManager, service: Service | None) -> list
     found = host_checks.account(name, manager.config)
     if not found:
         found += host_checks.permissions(config, model, manager.config)
-    if not (service and service.running):
+    if not (service and service.pid):
         # One that runs holds its port itself.
         found += host_checks.port(config)
     return found

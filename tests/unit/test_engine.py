@@ -63,7 +63,7 @@ def test_the_cache_takes_what_the_limit_leaves_and_a_limit_too_small_is_refused(
     assert engine.cache_gb(config(memory_limit_gb=10), str(model)) == pytest.approx(
         (9.75 - engine.OVERHEAD_GB) * 0.8, 0.01
     )
-    with pytest.raises(SettingsRefused, match=r"MEMORY_LIMIT_GB=1 is too little for this model: write 2\.3 or more"):
+    with pytest.raises(SettingsRefused, match=r"MEMORY_LIMIT_GB=1 is too little for this model: write 1\.7 or more"):
         engine.cache_gb(config(memory_limit_gb=1), str(model))
     assert engine.cache_gb(config(gpu_devices="0"), str(model)) is None
 

@@ -12,7 +12,7 @@ def test_state_reaches_the_manager_one_assignment_a_line(tmp_path: Path, monkeyp
         manager.bind(address)
         monkeypatch.setenv("NOTIFY_SOCKET", address)
         Notifier.take().send(STATUS="two\nlines", READY=1)
-        assert manager.recv(4096) == b"STATUS=two lines\nREADY=1"
+        assert manager.recv(4096) == b"STATUS=two; lines\nREADY=1"
 
 
 def test_the_address_is_taken_away_from_children_and_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,5 +96,5 @@ def test_a_failed_job_says_what_the_unit_says(root: Root) -> None:
 def test_an_unknown_instance_is_named_with_those_that_there_are(root: Root) -> None:
     root.instance("a", GOOD)
     for call in ("status", "start", "enable"):
-        with pytest.raises(NoSuchInstance, match="there is no instance 'b'; there are: a"):
+        with pytest.raises(NoSuchInstance, match="there is no instance 'b'; citadel-llm list"):
             getattr(manager(root, FakeSystemd()), call)("b")

@@ -101,8 +101,7 @@ class ServiceManager:
 
         for name in names:
             if not config.exists(name, self._root):
-                known = ", ".join(config.instance_names(self._root)) or "none yet"
-                raise NoSuchInstance(f"there is no instance {name!r}; there are: {known}")
+                raise NoSuchInstance(f"there is no instance {name!r}; citadel-llm list shows those that there are")
 
     def _with_systemd(self, action: "Callable[[Systemd], Awaitable[T]]") -> T:
         async def run() -> T:

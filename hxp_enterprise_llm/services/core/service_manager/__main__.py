@@ -54,7 +54,7 @@ def api_keys(config: ServiceConfigSchema) -> list[str]:
     reason = (
         "holds no key; write one a line, in ASCII"
         if lines is not None
-        else "is new to systemd: systemctl daemon-reload"
+        else "is missing or new to systemd: make sure it is there, then daemon-reload"
     )
     raise SettingsRefused([Fault(instance_file(config.name), 0, f"API_KEY_FILE={config.api_key_file} {reason}")])
 

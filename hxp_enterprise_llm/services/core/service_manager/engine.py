@@ -16,11 +16,13 @@ from hxp_enterprise_llm.utils.settings_keys import GIBIBYTE, HIGH_GAP_BYTES, PAS
 MODELS = Path("/var/lib/citadel-llm/models")
 CACHE = Path("/var/cache/citadel-llm")
 
-OVERHEAD_GB = 1.9
+OVERHEAD_GB = 1.3
 """Memory of an instance beside weights and KV cache: main process, API server and engine with their libraries (GiB).
 
-Rounded up from 1.0 for the tiny model and 1.6 for a 135M one, as systemctl status shows them, less their KV cache.
+Measured as MemoryCurrent less weights and cache, after the first answer: 0.7 for the tiny model, 1.1 for a 135M one.
 """
+LEAST_OVERHEAD_GB = 0.6
+"""Below this not even the tiny model runs (GiB)."""
 CACHE_SHARE = 0.8
 """Share of the memory that is then left which the KV cache gets; the rest is for activations and requests."""
 SMALLEST_CACHE_GB = 0.0625
@@ -41,9 +43,11 @@ def find_model(config: ServiceConfigSchema, models: Path = MODELS) -> str:
     except (FileNotFoundError, NotADirectoryError):
         pass
     except PermissionError as error:
+        # Never advise to open a directory that may hold other things than models.
+        ours = directory.is_relative_to(models)
+        advice = f"give it to all: chmod -R u=rwX,go=rX {directory}" if ours else f"copy the model to {models}"
         raise ModelMissing(
-            f"MODEL={config.model}: {error.filename} cannot be read by this service's user; "
-            f"give it to all: chmod -R u=rwX,go=rX {directory}"
+            f"MODEL={config.model}: {error.filename} cannot be read by this service's user; {advice}"
         ) from None
     except OSError as error:
         raise ModelMissing(f"MODEL={config.model}: {directory}: {error.strerror}") from None
@@ -78,10 +82,17 @@ def cache_gb(config: ServiceConfigSchema, model: str) -> float | None:
 
     vLLM on a CPU would size it by the memory of the whole host, not by the limit of this unit.
     """
-    if config.kv_cache_gb is not None:
-        return config.kv_cache_gb
     if config.gpu_devices:
-        return None
+        return config.kv_cache_gb
+    if config.kv_cache_gb is not None:
+        least = weights_bytes(model) / GIBIBYTE + config.kv_cache_gb + LEAST_OVERHEAD_GB
+        if config.memory_limit_gb < least:
+            raise _refused(
+                config,
+                f"MEMORY_LIMIT_GB={config.memory_limit_gb:g} is too little for this model and KV_CACHE_GB="
+                f"{config.kv_cache_gb:g}: write {math.ceil(least * 10) / 10:g} or more",
+            )
+        return config.kv_cache_gb
     if not Path(model).is_dir():
         raise _refused(config, "KV_CACHE_GB is missing: with ALLOW_DOWNLOAD=yes the model's size is not known before")
     needed = weights_bytes(model) / GIBIBYTE + OVERHEAD_GB

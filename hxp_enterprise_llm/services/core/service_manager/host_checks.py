@@ -7,6 +7,7 @@ import grp
 import os
 import pwd
 import shutil
+import socket
 import stat
 from collections.abc import Iterable
 from pathlib import Path
@@ -84,7 +85,13 @@ def permissions(config: ServiceConfigSchema, model: str, manager: ServiceManager
 
 
 def port(config: ServiceConfigSchema) -> list[Finding]:
-    """Whether something listens on the instance's port now, and what."""
+    """Whether the address is one of this host, and whether something listens on the port now, and what."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET) as probe:
+            probe.bind((config.host, 0))
+    except OSError as error:
+        text = f"HOST={config.host} is not an address of this host ({error.strerror}); `ip addr` shows those that are"
+        return [Finding(config.name, text, status=ExitStatus.UNAVAILABLE)]
     for connection in psutil.net_connections("tcp"):
         if connection.status != psutil.CONN_LISTEN or not connection.laddr or connection.laddr.port != config.port:
             continue

@@ -27,6 +27,6 @@ class Notifier:
             return
         # systemd drops a whole message whose STATUS= is longer than a page.
         state = {name: value[:STATUS_LENGTH] if isinstance(value, str) else value for name, value in state.items()}
-        message = "\n".join(f"{name}={str(value).replace(chr(10), ' ')}" for name, value in state.items())
+        message = "\n".join(f"{name}={str(value).replace(chr(10), '; ')}" for name, value in state.items())
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
             sender.sendto(message.encode(), self._address)

@@ -17,6 +17,7 @@ from typing import Any
 
 from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
 from hxp_enterprise_llm.services.core.service_manager import engine
+from hxp_enterprise_llm.services.core.service_manager.memory_events import oom_kills
 from hxp_enterprise_llm.services.core.service_manager.notify import Notifier
 from hxp_enterprise_llm.services.core.service_manager.readiness import NotAnswered, base_url, first_answer
 from hxp_enterprise_llm.services.core.service_manager.server_process import ServerProcess
@@ -93,6 +94,7 @@ class Supervisor:
         self._previous: tuple[ServiceConfigSchema, str] | None = None
         self._stop, self._reload = asyncio.Event(), asyncio.Event()
         self._deaths: deque[float] = deque(maxlen=RECOVERIES)
+        self._oom_kills = oom_kills()
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT. Raises CitadelError with the reason of any other end."""
@@ -179,7 +181,7 @@ class Supervisor:
                         f"citadel-llm-{self._config.name}", 0, "vLLM refuses these flags; the lines above say which"
                     )
                     raise SettingsRefused([fault])
-                raise EngineDied(f"{ending.result()} before the model was ready; the lines above say why")
+                raise EngineDied(f"{ending.result()} before the model was ready{self._why_memory()}")
             try:
                 answering.result()
             except NotAnswered as error:
@@ -224,11 +226,22 @@ class Supervisor:
     def _recover(self, reason: str) -> None:
         """Note a death; the next turn of the loop starts a new server. Raises EngineDied if there were too many."""
         now = time.monotonic()
+        reason += self._why_memory("")
         if len(self._deaths) == RECOVERIES and now - self._deaths[0] < RECOVERY_WINDOW_SEC:
             raise EngineDied(f"{reason}, and {RECOVERIES} before it in the last {RECOVERY_WINDOW_SEC:.0f} s")
         self._deaths.append(now)
         log.error("%s; starting a new one", reason[0].upper() + reason[1:])
         self._notifier.send(STATUS=f"Recovering: {reason}")
+
+    def _why_memory(self, otherwise: str = "; the lines above say why") -> str:
+        """The end of a sentence about a death: memory, if the kernel has killed a process since the last one."""
+        before, self._oom_kills = self._oom_kills, oom_kills()
+        if self._oom_kills == before:
+            return otherwise
+        return (
+            f", killed for want of memory: MEMORY_LIMIT_GB={self._config.memory_limit_gb:g} is too little; "
+            "raise it, or lower KV_CACHE_GB"
+        )
 
     async def _drain(self, server: ServerProcess) -> None:
         self._notifier.send(STOPPING=1)

@@ -23,10 +23,10 @@ def wait_for(host: Host, instance: str, name: str, value: str, seconds: float) -
 
 
 def test_the_start_timeout_is_extended_while_loading_progresses(host: Host) -> None:
-    host.settings("slow", **SETTINGS, START_TIMEOUT_SEC=3)
+    host.settings("slow", **SETTINGS, START_TIMEOUT_SEC=4)
     begin = time.monotonic()
     host.machine.run("systemctl", "start", "citadel-llm@slow")
-    assert time.monotonic() - begin > 3, "too quick to show anything"
+    assert time.monotonic() - begin > 4, "too quick to show anything"
 
 
 def test_a_start_that_stands_still_runs_into_the_timeout(host: Host) -> None:

@@ -9,6 +9,14 @@ PACKAGE = Path(os.environ.get("CITADEL_TEST_PACKAGE", "none"))
 MODEL_WHEELS = Path(os.environ.get("CITADEL_TEST_MODEL_WHEELS", "none"))
 
 TINY_MODEL = "/usr/share/citadel-llm/models/test"
+CHAT = """
+import sys
+from openai import OpenAI
+client = OpenAI(base_url=f"http://127.0.0.1:{sys.argv[1]}/v1", api_key="none")
+answer = client.chat.completions.create(
+    model=sys.argv[2], messages=[{"role": "user", "content": sys.argv[3]}], temperature=0, max_tokens=40)
+print(answer.choices[0].message.content)
+"""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

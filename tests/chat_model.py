@@ -47,5 +47,6 @@ def chat_model(machine: Machine, wheels: Path) -> Path:
 def install_chat_model(machine: Machine, wheels: Path) -> str:
     """Put the model where a person would, readable by the service; the path in the machine."""
     path = f"/var/lib/citadel-llm/models/{NAME}"
-    machine.copy_in(chat_model(machine, wheels), path)
+    if not machine.inside(path).exists():
+        machine.copy_in(chat_model(machine, wheels), path)
     return path

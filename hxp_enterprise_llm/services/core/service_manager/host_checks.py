@@ -24,7 +24,7 @@ from hxp_enterprise_llm.utils.errors import DependencyCycle, ExitStatus, Setting
 from hxp_enterprise_llm.utils.settings_keys import GIBIBYTE
 
 CACHE_SPACE_BYTES = GIBIBYTE
-"""Free disk that a start wants for its caches: torch.compile's of a 7B model is some 200 MB."""
+"""Free disk below which the check warns; a round figure, not a measured one."""
 ANY = ("0.0.0.0", "::")  # noqa: S104  compared with, not bound to
 
 

@@ -12,12 +12,10 @@ from hxp_enterprise_llm.cli import create as creation
 from hxp_enterprise_llm.cli import output
 from hxp_enterprise_llm.generator import unit_name
 from hxp_enterprise_llm.services.core.service_manager import ServiceManager, engine
-from hxp_enterprise_llm.services.core.service_manager.service import State
+from hxp_enterprise_llm.services.core.service_manager.service import Service
 from hxp_enterprise_llm.utils import config as settings
 from hxp_enterprise_llm.utils.errors import CitadelError, ExitStatus, ModelMissing, NoSuchInstance
 from hxp_enterprise_llm.utils.settings import instance_names, load_host, load_instance
-
-WAIT_INTERVAL_SEC = 0.5
 
 
 class InstanceName(click.ParamType[str]):
@@ -180,20 +178,21 @@ def logs(name: str, follow: bool, lines: int) -> None:
 @click.option("--timeout", type=float, help="Give up after so many seconds.")
 def wait(name: str, timeout: float | None) -> None:
     """Wait until an instance is ready, and show what it is doing meanwhile."""
-    manager, begin, said = ServiceManager(), time.monotonic(), ""
-    while True:
-        service = manager.status(name)
-        if service.reason != said and service.reason:
+    begin, said = time.monotonic(), ""
+
+    def look(service: Service) -> None:
+        nonlocal said
+        if service.reason not in ("", said):
             said = service.reason
             click.echo(f"[{time.monotonic() - begin:5.1f}s] {said}", err=True)
-        if service.state is State.READY:
-            return
-        if not service.running:
-            output.complain(f"{name} is {service.state}; start it with: citadel-llm start {name}")
-            raise click.exceptions.Exit(ExitStatus.NOT_RUNNING)
-        if timeout is not None and time.monotonic() - begin > timeout:
-            raise CitadelError(f"{name} is not ready after {timeout:g} s: {service.reason}")
-        time.sleep(WAIT_INTERVAL_SEC)
+
+    try:
+        service = ServiceManager().wait(name, look, timeout)
+    except TimeoutError:
+        raise CitadelError(f"{name} is not ready after {timeout:g} s: {said}") from None
+    if not service.ready:
+        output.complain(f"{name} is {service.state}; start it with: citadel-llm start {name}")
+        raise click.exceptions.Exit(ExitStatus.NOT_RUNNING)
 
 
 @cli.command()

@@ -103,7 +103,7 @@ def test_a_stop_lets_a_request_finish_and_leaves_nothing(host: Host) -> None:
     ask = "{ /opt/citadel/env/bin/python -I /root/complete.py 11499 test 1900; date +%s%N; } >/root/drained 2>&1"
     stop = "date +%s%N >/root/stopping; systemctl stop citadel-llm@test"
     running = "curl -s 127.0.0.1:11499/metrics | grep -q '^vllm:num_requests_running.* 1.0'"
-    machine.run("sh", "-c", f"{ask} & timeout 60 sh -c \"until {running}; do sleep 0.1; done\"; {stop}; wait")
+    machine.run("sh", "-c", f'{ask} & timeout 60 sh -c "until {running}; do sleep 0.1; done"; {stop}; wait')
     tokens, answered = machine.output("cat", "/root/drained").split()
     assert tokens == "1900"
     assert int(answered) > int(machine.output("cat", "/root/stopping")), "the request was over before the stop"

@@ -29,10 +29,7 @@ class FakeSystemd:
         pass
 
     async def properties(self, unit: str) -> dict[str, Any]:
-        return self.values
-
-    async def enabled(self, unit: str) -> bool:
-        return unit == "citadel-llm@a.service"
+        return self.values | {"UnitFileState": "enabled" if unit == "citadel-llm@a.service" else "disabled"}
 
     async def job(self, verb: str, unit: str) -> str:
         self.asked.append((verb, unit))

@@ -49,6 +49,23 @@ class ServiceManager:
         (service,) = self._with_systemd(lambda systemd: self._look(systemd, [name]))
         return service
 
+    def wait(self, name: str, look: "Callable[[Service], None]", timeout: float | None = None) -> "Service":
+        """Wait until an instance is ready or neither runs nor is on its way, and return what it then is.
+
+        `look` is called with every change that systemd tells of. Raises TimeoutError after `timeout` seconds.
+        """
+        self._require(name)
+
+        async def until_settled(systemd: "Systemd") -> "Service":
+            async for _ in systemd.changes(unit_name(name)):
+                (service,) = await self._look(systemd, [name])
+                look(service)
+                if service.ready or not service.running:
+                    return service
+            raise AssertionError("changes() ends with an error only")
+
+        return self._with_systemd(lambda systemd: asyncio.wait_for(until_settled(systemd), timeout))
+
     def start(self, *names: str) -> None:
         """Start instances, those that they need before them, and return once all are ready."""
         from hxp_enterprise_llm.orchestration.service_orchestrator import in_order
@@ -116,13 +133,12 @@ class ServiceManager:
         from hxp_enterprise_llm.utils.errors import SettingsRefused
 
         async def look(name: str) -> Service:
-            unit = unit_name(name)
-            properties, enabled = await asyncio.gather(systemd.properties(unit), systemd.enabled(unit))
+            properties = await systemd.properties(unit_name(name))
             try:
                 settings, warnings = config.load(name, self._root)
             except SettingsRefused as error:
-                return Service.seen(name, enabled, None, tuple(map(str, error.faults)), properties)
-            return Service.seen(name, enabled, settings, tuple(map(str, warnings)), properties)
+                return Service.seen(name, None, tuple(map(str, error.faults)), properties)
+            return Service.seen(name, settings, tuple(map(str, warnings)), properties)
 
         return list(await asyncio.gather(*map(look, names)))
 

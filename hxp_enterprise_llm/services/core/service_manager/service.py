@@ -63,6 +63,11 @@ class Service(BaseModel):
     exit_status: int | None
 
     @property
+    def ready(self) -> bool:
+        """Whether the instance answers requests."""
+        return self.state is State.READY
+
+    @property
     def running(self) -> bool:
         """Whether the instance is up or on its way."""
         return self.state in (State.READY, State.STARTING, State.RELOADING, State.RESTARTING)
@@ -71,7 +76,6 @@ class Service(BaseModel):
     def seen(
         cls,
         name: str,
-        enabled: bool,
         config: ServiceConfigSchema | None,
         faults: tuple[str, ...],
         properties: dict[str, Any],
@@ -87,7 +91,7 @@ class Service(BaseModel):
         return cls(
             name=name,
             state=State.of(properties.get("ActiveState", ""), properties.get("SubState", "")),
-            enabled=enabled,
+            enabled=properties.get("UnitFileState") == "enabled",
             config=config,
             faults=faults,
             reason=str(properties.get("StatusText", "")),

@@ -4,7 +4,8 @@ The interface is org.freedesktop.systemd1(5).
 """
 
 import asyncio
-from collections.abc import Sequence
+import string
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Self
 
 from dbus_fast import BusType, Message, MessageType
@@ -15,8 +16,7 @@ from hxp_enterprise_llm.utils.errors import JobFailed, NotPermitted, SystemdUnre
 DESTINATION = "org.freedesktop.systemd1"
 MANAGER = "/org/freedesktop/systemd1"
 MANAGER_INTERFACE = "org.freedesktop.systemd1.Manager"
-UNIT_INTERFACE = "org.freedesktop.systemd1.Unit"
-SERVICE_INTERFACE = "org.freedesktop.systemd1.Service"
+UNITS = "/org/freedesktop/systemd1/unit"
 PROPERTIES_INTERFACE = "org.freedesktop.DBus.Properties"
 DENIED = {
     "org.freedesktop.DBus.Error.AccessDenied",
@@ -24,6 +24,16 @@ DENIED = {
 }
 UNSET = 2**64 - 1
 """What systemd gives for a figure that it does not have."""
+
+
+def unit_path(unit: str) -> str:
+    """The bus path of a unit: _ and the code for what is no letter or digit, and a first digit (sd_bus_path_encode(3))."""
+    plain = string.ascii_letters + string.digits
+    encoded = (
+        character if character in plain and (index or character not in string.digits) else f"_{ord(character):02x}"
+        for index, character in enumerate(unit)
+    )
+    return f"{UNITS}/{''.join(encoded)}"
 
 
 class Systemd:
@@ -34,9 +44,11 @@ class Systemd:
 
     def __init__(self) -> None:
         self._bus: MessageBus | None = None
+        self._gone: asyncio.Task[None] | None = None
         self._jobs: dict[str, asyncio.Future[str]] = {}
         self._ended: dict[str, str] = {}
         self._subscribed = False
+        self._changed: dict[str, asyncio.Event] = {}
 
     async def __aenter__(self) -> Self:
         try:
@@ -44,11 +56,13 @@ class Systemd:
         except (OSError, EOFError) as error:
             raise SystemdUnreachable(f"systemd cannot be asked: no system bus ({error})") from None
         self._bus.add_message_handler(self._on_message)
+        self._gone = asyncio.create_task(self._bus.wait_for_disconnect())
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._bus:
+        if self._bus and self._gone:
             self._bus.disconnect()
+            await asyncio.wait([self._gone])
 
     async def call(
         self, member: str, signature: str = "", *body: Any, path: str = MANAGER, interface: str = MANAGER_INTERFACE
@@ -67,24 +81,33 @@ class Systemd:
             raise JobFailed(f"{member}: {text}")
         return list(answer.body)
 
-    async def properties(self, unit: str, *interfaces: str) -> dict[str, Any]:
-        """All properties of a unit (loading it if need be), those of its service among them."""
-        (path,) = await self.call("LoadUnit", "s", unit)
-        found: dict[str, Any] = {}
-        for interface in interfaces or (UNIT_INTERFACE, SERVICE_INTERFACE):
-            (values,) = await self.call("GetAll", "s", interface, path=path, interface=PROPERTIES_INTERFACE)
-            found |= {name: value.value for name, value in values.items()}
-        return found
+    async def properties(self, unit: str) -> dict[str, Any]:
+        """All properties of a unit (systemd loads it if need be), those of its service among them."""
+        # No interface: those of all, in one answer.
+        (values,) = await self.call("GetAll", "s", "", path=unit_path(unit), interface=PROPERTIES_INTERFACE)
+        return {name: value.value for name, value in values.items()}
+
+    async def changes(self, unit: str) -> AsyncIterator[None]:
+        """Yield once at the start, and then whenever a property of the unit has changed since the last time.
+
+        Raises SystemdUnreachable when the bus goes away.
+        """
+        path, event = unit_path(unit), asyncio.Event()
+        await self._match(f"interface='{PROPERTIES_INTERFACE}',member='PropertiesChanged',path='{path}'")
+        await self._subscribe()
+        self._changed[path] = event
+        try:
+            while True:
+                event.clear()
+                yield
+                await self._event_or_disconnect(event)
+        finally:
+            del self._changed[path]
 
     async def version(self) -> str:
         """The manager's version, such as "252.39-1~deb12u1"."""
         (value,) = await self.call("Get", "ss", MANAGER_INTERFACE, "Version", interface=PROPERTIES_INTERFACE)
         return str(value.value)
-
-    async def enabled(self, unit: str) -> bool:
-        """Whether the unit starts with what wants it."""
-        (state,) = await self.call("GetUnitFileState", "s", unit)
-        return bool(state == "enabled")
 
     async def job(self, verb: str, unit: str) -> str:
         """Queue `verb`Unit and wait for the end of the job; its result as systemd names it, "done" if all went well."""
@@ -99,15 +122,25 @@ class Systemd:
         return await future
 
     async def _subscribe(self) -> None:
-        """Have systemd send the ends of jobs, and the bus hand them to this connection."""
-        if self._subscribed or self._bus is None:
+        """Have systemd send signals, and the bus hand the ends of jobs to this connection."""
+        if self._subscribed:
             return
-        rule = f"type='signal',sender='{DESTINATION}',interface='{MANAGER_INTERFACE}',member='JobRemoved'"
-        bus = "org.freedesktop.DBus"
-        add = Message(bus, "/org/freedesktop/DBus", bus, "AddMatch", signature="s", body=[rule])
-        await self._bus.call(add)
+        await self._match(f"interface='{MANAGER_INTERFACE}',member='JobRemoved'")
         await self.call("Subscribe")
         self._subscribed = True
+
+    async def _match(self, rule: str) -> None:
+        bus = "org.freedesktop.DBus"
+        rule = f"type='signal',sender='{DESTINATION}',{rule}"
+        if self._bus:
+            await self._bus.call(Message(bus, "/org/freedesktop/DBus", bus, "AddMatch", signature="s", body=[rule]))
+
+    async def _event_or_disconnect(self, event: asyncio.Event) -> None:
+        changed = asyncio.create_task(event.wait())
+        await asyncio.wait(filter(None, (self._gone, changed)), return_when=asyncio.FIRST_COMPLETED)
+        changed.cancel()
+        if not event.is_set():
+            raise SystemdUnreachable("the system bus has gone away")
 
     async def enable(self, units: Sequence[str]) -> None:
         """Make units start at boot."""
@@ -120,7 +153,11 @@ class Systemd:
         await self.call("Reload")
 
     def _on_message(self, message: Message) -> None:
-        if message.member != "JobRemoved" or message.message_type is not MessageType.SIGNAL:
+        if message.message_type is not MessageType.SIGNAL:
+            return
+        if message.member == "PropertiesChanged" and message.path in self._changed:
+            self._changed[message.path].set()
+        if message.member != "JobRemoved":
             return
         _, path, _, result = message.body
         future = self._jobs.pop(path, None)

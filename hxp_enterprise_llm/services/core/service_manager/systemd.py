@@ -27,7 +27,7 @@ UNSET = 2**64 - 1
 
 
 def unit_path(unit: str) -> str:
-    """The bus path of a unit: _ and the code for what is no letter or digit, and a first digit (sd_bus_path_encode(3))."""
+    """The bus path of a unit: as _ and a code what is no letter or digit, and a first digit (sd_bus_path_encode(3))."""
     plain = string.ascii_letters + string.digits
     encoded = (
         character if character in plain and (index or character not in string.digits) else f"_{ord(character):02x}"

@@ -1,21 +1,27 @@
 """The part of a model hub's HTTP API that huggingface_hub uses to fetch a model, on loopback.
 
-Usage: fake_hub.py PORT DIRECTORY [CUT_AFTER]
-
-Serves DIRECTORY as the repository org/tiny. The first download of each weight file ends after CUT_AFTER bytes, as when
-a line breaks. Standard library only: it runs in the machine, with Debian's Python.
+Serves a directory as the repository org/tiny, and with --token as org/gated too, to those who bring the token.
+Standard library only: it runs in the machine, with Debian's Python.
 """
 
+import argparse
 import hashlib
 import json
 import re
-import sys
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-REPOSITORY, REVISION = "org/tiny", "a" * 40
-PORT, DIRECTORY = int(sys.argv[1]), Path(sys.argv[2])
-CUT_AFTER = int(sys.argv[3]) if len(sys.argv) > 3 else 0
+REPOSITORIES, GATED, REVISION = ("org/tiny", "org/gated"), "org/gated", "a" * 40
+PIECE = 1_000_000  # bytes
+
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("port", type=int)
+parser.add_argument("directory", type=Path)
+parser.add_argument("--cut-after", type=int, default=0, help="end the first download of each weight file so early")
+parser.add_argument("--rate", type=float, default=1e12, help="send weights with so many bytes a second")
+parser.add_argument("--token", default="", help="what org/gated wants to see")
+options = parser.parse_args()
 cut: set[str] = set()
 
 
@@ -30,17 +36,30 @@ class Hub(BaseHTTPRequestHandler):
 
     def answer(self, body: bool) -> None:
         path = self.path.partition("?")[0]
-        if path == f"/api/models/{REPOSITORY}":
-            self.as_json({"id": REPOSITORY, "modelId": REPOSITORY, "sha": REVISION, "siblings": [], "tags": []})
-        elif path == f"/api/models/{REPOSITORY}/tree/{REVISION}":
-            self.as_json([self.entry(file) for file in sorted(DIRECTORY.iterdir())])
-        elif path.startswith(f"/{REPOSITORY}/resolve/{REVISION}/"):
-            self.file(DIRECTORY / path.rpartition("/")[2], body)
+        repository = next((name for name in REPOSITORIES if f"/{name}/" in f"{path}/"), "")
+        rest = path.removeprefix("/api/models").removeprefix(f"/{repository}")
+        given = self.headers.get("Authorization", "")
+        if not repository:
+            self.refuse(404, "RepoNotFound", "Repository not found")
+        elif repository == GATED and rest and not given:
+            # The hub shows everybody that a gated model exists, but not its files.
+            self.refuse(401, "GatedRepo", "Access to model org/gated is restricted")
+        elif repository == GATED and given not in ("", f"Bearer {options.token}"):
+            self.refuse(401, "", "Invalid credentials in Authorization header")
+        elif not rest:
+            self.as_json({"id": repository, "modelId": repository, "sha": REVISION, "siblings": [], "tags": []})
+        elif rest == f"/tree/{REVISION}":
+            self.as_json([self.entry(file) for file in sorted(options.directory.iterdir())])
         else:
-            self.send_response(404)
-            self.send_header("X-Error-Code", "RepoNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            self.file(options.directory / path.rpartition("/")[2], body)
+
+    def refuse(self, status: int, code: str, message: str) -> None:
+        self.send_response(status)
+        if code:
+            self.send_header("X-Error-Code", code)
+        self.send_header("X-Error-Message", message)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
     def entry(self, file: Path) -> dict[str, object]:
         content = file.read_bytes()
@@ -73,15 +92,18 @@ class Hub(BaseHTTPRequestHandler):
         self.end_headers()
         if not body:
             return
-        if CUT_AFTER and file.suffix == ".safetensors" and file.name not in cut:
+        last = len(content)
+        weights = file.suffix == ".safetensors"
+        if options.cut_after and weights and file.name not in cut:
             cut.add(file.name)
-            self.wfile.write(content[first : first + CUT_AFTER])
+            last = first + options.cut_after
             self.close_connection = True
-            return
-        self.wfile.write(content[first:])
+        for begin in range(first, last, PIECE):
+            self.wfile.write(content[begin : min(last, begin + PIECE)])
+            time.sleep(PIECE / options.rate if weights else 0)
 
     def log_message(self, *_: object) -> None:
         pass
 
 
-ThreadingHTTPServer(("127.0.0.1", PORT), Hub).serve_forever()
+ThreadingHTTPServer(("127.0.0.1", options.port), Hub).serve_forever()

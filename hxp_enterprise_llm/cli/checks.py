@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import click
 
-from hxp_enterprise_llm.cli import output
+from hxp_enterprise_llm.cli import output, strays
 from hxp_enterprise_llm.services.core.service_manager import ServiceManager, host_checks
 from hxp_enterprise_llm.services.core.service_manager.host_checks import Finding
 from hxp_enterprise_llm.services.core.service_manager.prestart import prepare
@@ -36,6 +36,8 @@ def check(names: Sequence[str]) -> ExitStatus:
             worst = max(worst, finding.status if finding.fatal else ExitStatus.DONE)
         if not any(finding.fatal for finding in found):
             click.echo(f"{name}: good")
+    for warning in strays.warnings():
+        output.complain(warning)
     for finding in around:
         if finding.instance not in settings.instance_names():
             output.complain(str(finding))

@@ -3,13 +3,13 @@
 import os
 import time
 from collections.abc import Callable
-from typing import Any, TextIO
+from pathlib import Path
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
-from hxp_enterprise_llm.cli import create as creation
-from hxp_enterprise_llm.cli import output
+from hxp_enterprise_llm.cli import output, strays
 from hxp_enterprise_llm.generator import unit_name
 from hxp_enterprise_llm.services.core.service_manager import ServiceManager, engine
 from hxp_enterprise_llm.services.core.service_manager.service import Service
@@ -19,9 +19,14 @@ from hxp_enterprise_llm.utils.settings import instance_names, load_host, load_in
 
 
 class InstanceName(click.ParamType[str]):
-    """The name of an instance, which the shell completes."""
+    """The name of an instance, or of its unit, which means the same; the shell completes the first."""
 
     name = "instance"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """citadel-llm@test.service and citadel-llm@test are test."""
+        template = unit_name("").removesuffix(".service")
+        return value.removeprefix(template).removesuffix(".service") if value.startswith(template) else value
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Names of the instances that have a settings file."""
@@ -42,6 +47,8 @@ def cli() -> None:
 @json_option
 def list_command(for_program: bool) -> None:
     """Show every instance, running or not."""
+    for warning in strays.warnings():
+        output.complain(warning)
     found = ServiceManager().list_services()
     if for_program:
         output.as_json([service.model_dump(mode="json") for service in found])
@@ -132,6 +139,8 @@ def _written(value: Any) -> str:
 @click.option("--set", "others", multiple=True, metavar="KEY=VALUE", help="Any other setting; may be repeated.")
 def create(name: str, model: str, port: int | None, others: tuple[str, ...]) -> None:
     """Create an instance: write its settings file. Starts nothing."""
+    from hxp_enterprise_llm.cli import create as creation
+
     values = {"MODEL": model, "PORT": str(port or creation.free_port())}
     for word in others:
         key, equals, value = word.partition("=")
@@ -152,14 +161,14 @@ def create(name: str, model: str, port: int | None, others: tuple[str, ...]) -> 
 @click.argument("names", type=NAME, nargs=-1, metavar="[NAME...]")
 @click.option("--all", "every", is_flag=True, help="Every instance whose MODEL is a hub id.")
 @click.option("--verify", is_flag=True, help="Compare what is here with the hub's checksums; fetch nothing.")
-@click.option("--token-file", type=click.File(), help="File with a token of the hub.")
-def pull(names: tuple[str, ...], every: bool, verify: bool, token_file: TextIO | None) -> None:
+@click.option("--token-file", type=click.Path(path_type=Path), help="File with a token of the hub.")
+def pull(names: tuple[str, ...], every: bool, verify: bool, token_file: Path | None) -> None:
     """Fetch the models of instances from the hub (or the mirror that HF_ENDPOINT names)."""
     if every == bool(names):
         raise click.UsageError("name instances, or say --all")
     from hxp_enterprise_llm.cli.pull import pull as run
 
-    run(names or None, verify, token_file.read().strip() if token_file else None)
+    run(names or None, verify, token_file)
 
 
 @cli.command()

@@ -2,8 +2,12 @@
 
 import os
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
@@ -11,14 +15,70 @@ from .conftest import TINY_MODEL, Host
 
 PORT = 11990
 ENDPOINT = f"http://127.0.0.1:{PORT}"
-TARGET = "/var/lib/citadel-llm/models/org/tiny"
-BIG, CUT_AFTER = 60_000_000, 35_000_000  # bytes; huggingface_hub writes in chunks of 10 MB
+MODELS = "/var/lib/citadel-llm/models"
+TARGET = f"{MODELS}/org/tiny"
+PARTS = f"{MODELS}/org/.tiny.partial/.parts"
+BIG, CUT_AFTER, SLOW = 60_000_000, 35_000_000, 15_000_000  # bytes, and a second; they are written in pieces of 10 MB
+TOKEN, TOKEN_FILE = "hf_OnlyTheAdministratorKnows", "/root/token"
 FAKE_HUB = Path(__file__).resolve().parent.parent / "fake_hub.py"
 
 
+class Hub:
+    """A machine with an instance `pulled`, whose model is on a hub there."""
+
+    def __init__(self, host: Host) -> None:
+        self.host, self.machine = host, host.machine
+
+    def serve(self, *options: object) -> None:
+        """Start the hub anew, with options of fake_hub.py."""
+        self.stop()
+        command = ["python3", "/root/fake_hub.py", str(PORT), "/root/hub", *map(str, options)]
+        log = "--property=StandardOutput=truncate:/root/hub.log"
+        self.machine.run("systemd-run", "--quiet", "--collect", "--unit=hub", log, *command)
+        self.machine.run("sh", "-c", f"until ss -ltn | grep -q :{PORT}; do sleep 0.1; done", timeout=10)
+
+    def stop(self) -> None:
+        self.machine.run("systemctl", "stop", "hub", check=False)
+
+    def pull(self, *words: str) -> CompletedProcess[str]:
+        return self.machine.run("citadel-llm", "pull", *words, check=False, timeout=60)
+
+    def refused(self, *words: str) -> str:
+        """What a pull that fails says."""
+        done = self.pull(*words)
+        assert done.returncode == 1, done
+        assert "Traceback" not in done.stderr
+        return done.stderr
+
+    @contextmanager
+    def pulling(self, *words: str) -> Iterator[Future[CompletedProcess[str]]]:
+        """A pull under way, of which the first piece has arrived."""
+        with ThreadPoolExecutor(1) as pool:
+            future = pool.submit(self.pull, *words)
+            parts = self.machine.inside(PARTS)
+            until(lambda: parts.is_dir() and any(part.stat().st_size > 5e6 for part in parts.iterdir()))
+            yield future
+
+    def pid(self, instance: str) -> str:
+        """Of the pull under way."""
+        return self.machine.output("pgrep", "-f", f"citadel-llm pull {instance}")
+
+    def asked_from(self) -> list[int]:
+        """Where in the large file the requests to this hub began."""
+        return [
+            int(at) for at in re.findall(r"GET big.safetensors from (\d+)", self.machine.output("cat", "/root/hub.log"))
+        ]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 @pytest.fixture
-def hub(host: Host) -> Iterator[Host]:
-    """A hub whose first answer for each weight file breaks off, and an instance whose model is there."""
+def hub(host: Host) -> Iterator[Hub]:
     machine = host.machine
     machine.copy_in(FAKE_HUB, "/root/fake_hub.py")
     machine.run(
@@ -27,49 +87,155 @@ def hub(host: Host) -> Iterator[Host]:
         f"rm -rf /root/hub; cp -r {TINY_MODEL} /root/hub; cp /root/hub/config.json /root/hub/pytorch_model.bin",
     )
     machine.inside("/root/hub/big.safetensors").write_bytes(os.urandom(BIG))
-    serve = ["python3", "/root/fake_hub.py", str(PORT), "/root/hub", str(CUT_AFTER)]
-    machine.run("systemd-run", "--quiet", "--unit=hub", "--property=StandardOutput=file:/root/hub.log", *serve)
-    machine.run("sh", "-c", f"until ss -ltn | grep -q :{PORT}; do sleep 0.1; done", timeout=10)
     host.settings("pulled", MODEL="org/tiny", PORT=11560, KV_CACHE_GB=0.25, HF_ENDPOINT=ENDPOINT)
-    yield host
-    machine.run("systemctl", "stop", "hub", check=False)
-    machine.run("rm", "-rf", "/var/lib/citadel-llm/models/org")
+    hub = Hub(host)
+    yield hub
+    hub.stop()
+    machine.run("rm", "-rf", f"{MODELS}/org")
 
 
-def test_a_model_is_fetched_resumed_verified_and_served_by_no_root(hub: Host) -> None:
+def test_a_model_is_fetched_resumed_verified_and_served_by_no_root(hub: Hub) -> None:
     machine = hub.machine
-    done = machine.run("citadel-llm", "pull", "pulled")
-    assert done.stdout == f"pulled: {TARGET}\n"
+    hub.serve("--cut-after", CUT_AFTER)
+    assert "org/tiny is not on this host" in hub.refused("--verify", "pulled")
+    done = hub.pull("pulled")
+    assert (done.returncode, done.stdout) == (0, f"pulled: {TARGET}\n"), done
+    assert "/7 big.safetensors" in done.stderr
     assert "100%" in done.stderr
-    requests = re.findall(r"GET big.safetensors from (\d+)", machine.output("cat", "/root/hub.log"))
-    assert len(requests) == 2 and int(requests[1]) > 0, "the second request did not go on where the first broke off"
+    requests = hub.asked_from()
+    assert len(requests) == 2 and requests[1] > 0, "the second request did not go on where the first broke off"
     assert machine.output("stat", "-c", "%U %a", TARGET, f"{TARGET}/big.safetensors").split() == [
         "agent0",
         "755",
         "agent0",
         "644",
     ]
-    assert machine.output("ls", "-A", "/var/lib/citadel-llm/models/org") == "tiny"
-    # Weights in a second format are left where they are.
-    assert not machine.inside(f"{TARGET}/pytorch_model.bin").exists()
-    assert "as on the hub" in machine.output("citadel-llm", "pull", "--verify", "pulled")
+    assert machine.output("ls", "-A", f"{MODELS}/org") == "tiny"
+    # Weights in a second format are left where they are, and what pull needed itself is gone.
+    model = machine.output("ls", "-A", TINY_MODEL).split()
+    assert sorted(machine.output("ls", "-A", TARGET).split()) == sorted(["big.safetensors", *model])
+    assert "as on the hub" in hub.pull("--verify", "pulled").stdout
     machine.inside(f"{TARGET}/config.json").write_text("{}")
-    done = machine.run("citadel-llm", "pull", "--verify", "pulled", check=False)
-    assert (done.returncode, "missing or damaged: config.json" in done.stderr) == (1, True)
+    assert "missing or damaged: config.json" in hub.refused("--verify", "pulled")
 
 
-def test_what_cannot_be_fetched_is_said_and_nothing_appears(hub: Host) -> None:
+def test_what_cannot_be_fetched_is_said_and_nothing_appears(hub: Hub) -> None:
     machine = hub.machine
-    hub.settings("missing", MODEL="org/none", PORT=11561, HF_ENDPOINT=ENDPOINT)
-    done = machine.run("citadel-llm", "pull", "missing", check=False)
-    assert (done.returncode, "the hub has no such model" in done.stderr) == (1, True)
-    machine.run("systemctl", "stop", "hub")
-    done = machine.run("citadel-llm", "pull", "pulled", check=False)
-    assert (done.returncode, "the same command goes on from there" in done.stderr) == (1, True), done.stderr
+    hub.serve()
+    hub.host.settings("missing", MODEL="org/none", PORT=11561, HF_ENDPOINT=ENDPOINT)
+    assert "the hub has no such model" in hub.refused("missing")
+    as_nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "citadel-llm", "pull", "pulled"]
+    done = machine.run(*as_nobody, check=False)
+    assert (done.returncode, "run it with sudo" in done.stderr) == (1, True), done
+    hub.stop()
+    assert "the same command goes on from there" in hub.refused("pulled")
     assert not machine.inside(TARGET).exists()
-    done = machine.run("citadel-llm", "pull", "test", check=False)
-    assert (done.returncode, "there is nothing to fetch" in done.stderr) == (1, True)
-    assert machine.run("citadel-llm", "pull", check=False).returncode == 2
+    assert "there is nothing to fetch" in hub.refused("test")
+    assert hub.pull().returncode == 2
     # And a start does not try.
     assert machine.run("systemctl", "start", "citadel-llm@pulled", check=False).returncode != 0
     assert "citadel-llm pull pulled" in machine.show("citadel-llm@pulled", "StatusText")["StatusText"]
+
+
+def test_a_pull_that_was_killed_or_interrupted_goes_on_and_none_disturbs_it(hub: Hub) -> None:
+    machine = hub.machine
+    hub.serve("--rate", SLOW)
+    with hub.pulling("pulled") as first:
+        assert "is being fetched by another citadel-llm pull" in hub.refused("pulled")
+        machine.run("kill", "-KILL", hub.pid("pulled"))
+        assert first.result().returncode == -9
+    with hub.pulling("pulled") as second:
+        machine.run("kill", "-INT", hub.pid("pulled"))
+        done = second.result()
+    assert done.returncode == 130
+    assert done.stderr.endswith("of org/tiny is kept, the same command goes on from there\n")
+    assert "Traceback" not in done.stderr
+    assert not machine.inside(TARGET).exists()
+    assert hub.pull("pulled").returncode == 0
+    requests = hub.asked_from()
+    assert requests[0] == 0 < requests[1] <= requests[2], requests
+    assert "as on the hub" in hub.pull("--verify", "pulled").stdout
+
+
+def test_a_token_is_read_by_root_alone_and_shown_to_the_hub_alone(hub: Hub) -> None:
+    machine = hub.machine
+    hub.serve("--rate", SLOW, "--token", TOKEN)
+    hub.host.settings("gated", MODEL="org/gated", PORT=11562, HF_ENDPOINT=ENDPOINT)
+    assert "give a token of it with --token-file" in hub.refused("gated")
+    file = machine.inside(TOKEN_FILE)
+    for content, said in (
+        (b"wrong\n", "the hub refuses the token"),
+        (b"\n", "the file is empty"),
+        (os.urandom(30), "this is no token"),
+        (b"two words\n", "this is no token"),
+        (b"x" * 100_000, "this is no token"),
+    ):
+        file.write_bytes(content)
+        file.chmod(0o600)
+        assert said in hub.refused("gated", "--token-file", TOKEN_FILE)
+    assert "No such file" in hub.refused("gated", "--token-file", "/root/none")
+    assert "Is a directory" in hub.refused("gated", "--token-file", "/root")
+    file.write_text(TOKEN + "\n")
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(hub.pull, "gated", "--token-file", TOKEN_FILE)
+        until(lambda: machine.inside(f"{MODELS}/org/.gated.partial").exists())
+        pid = hub.pid("gated")
+        assert machine.output("stat", "-c", "%U", f"{MODELS}/org/.gated.partial") == "agent0"
+        assert machine.output("ps", "-o", "user=", "-p", pid) == "agent0"
+        for shown in ("cmdline", "environ"):
+            assert TOKEN.encode() not in machine.inside(f"/proc/{pid}/{shown}").read_bytes()
+        done = future.result()
+    assert (done.returncode, done.stdout) == (0, f"gated: {MODELS}/org/gated\n"), done
+    machine.run("journalctl", "--sync")
+    assert TOKEN not in done.stderr + machine.output("journalctl", "--output=cat")
+    found = machine.run("grep", "-rl", TOKEN, MODELS, "/var/cache/citadel-llm", "/run", "/tmp", "/var/tmp", check=False)
+    assert found.stdout == ""
+
+
+def test_a_disk_without_room_before_and_during_a_fetch(hub: Hub) -> None:
+    machine = hub.machine
+    hub.serve("--rate", SLOW)
+    owner = machine.output("id", "-u", "agent0")
+    machine.run("mount", "-t", "tmpfs", "-o", f"size=100M,mode=755,uid={owner}", "tmpfs", MODELS)
+    try:
+        assert "has 0.1 GB free, and 1.1 GB are needed" in hub.refused("pulled")
+        assert hub.asked_from() == []
+        machine.run("mount", "-o", "remount,size=1400M", MODELS)
+        with hub.pulling("pulled") as future:
+            machine.run("mount", "-o", "remount,size=24M", MODELS)
+            done = future.result()
+        assert (done.returncode, "the disk of /var/lib/citadel-llm/models is full" in done.stderr) == (1, True), done
+        assert "Traceback" not in done.stderr
+        assert not machine.inside(TARGET).exists()
+        machine.run("mount", "-o", "remount,size=1400M", MODELS)
+        assert hub.pull("pulled").returncode == 0
+        assert hub.asked_from()[-1] > 0
+    finally:
+        machine.run("umount", MODELS)
+
+
+def test_all_fetches_what_can_be_fetched_and_says_what_cannot(hub: Hub) -> None:
+    hub.serve()
+    hub.host.settings("again", MODEL="org/tiny", PORT=11563, HF_ENDPOINT=ENDPOINT)
+    hub.host.settings("broken", MODEL="org/tiny", PORT="none", HF_ENDPOINT=ENDPOINT)
+    # The ready-made instances name no mirror: they follow the caller's.
+    done = hub.machine.run("env", f"HF_ENDPOINT={ENDPOINT}", "citadel-llm", "pull", "--all", check=False)
+    assert (done.returncode, done.stdout) == (1, f"again: {TARGET}\n"), done
+    assert "citadel-llm-broken:2: PORT=none is refused" in done.stderr
+    assert done.stderr.count("the hub has no such model") == 4, done.stderr
+    assert len(hub.asked_from()) == 1
+
+
+def test_a_hub_is_not_trusted_with_the_names_of_files(hub: Hub) -> None:
+    code = """
+import sys
+from huggingface_hub.hf_api import RepoFile
+from hxp_enterprise_llm.models.hub import PullFailed, chosen
+try:
+    chosen([RepoFile(path=sys.argv[1], size=1, oid="0")])
+except PullFailed as error:
+    print(error)
+"""
+    for path in ("../../../etc/default/citadel-llm", "/etc/default/citadel-llm", "a/../../b"):
+        assert "outside of the model" in hub.host.python(code, path)
+    assert hub.host.python(code, "onnx/model.onnx") == ""

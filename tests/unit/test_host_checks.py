@@ -74,3 +74,11 @@ def test_little_disk_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "is missing" in host_checks.disk(tmp_path / "none")[0].text
     monkeypatch.setattr(host_checks, "CACHE_SPACE_BYTES", 2**62)
     assert "make room" in host_checks.disk(tmp_path)[0].text
+
+
+def test_an_instance_that_holds_a_port_is_named_by_its_unit(tmp_path: Path) -> None:
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7/cgroup").write_text("0::/citadel.slice/citadel-llm.slice/citadel-llm@phi-3-mini.service\n")
+    assert host_checks._holder(7, tmp_path) == "the instance phi-3-mini (citadel-llm@phi-3-mini.service, pid 7)"
+    assert host_checks._holder(8, tmp_path) == "pid 8, which has ended since"
+    assert "only root" in host_checks._holder(None)

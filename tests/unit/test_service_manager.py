@@ -1,11 +1,14 @@
 """ServiceManager against a systemd that is a parameter."""
 
+import asyncio
 from typing import Any, Self
 
 import pytest
+from dbus_fast import Variant
 
 from hxp_enterprise_llm.services.core.service_manager import ServiceManager
 from hxp_enterprise_llm.services.core.service_manager.service import State
+from hxp_enterprise_llm.services.core.service_manager.systemd import Systemd, unit_path
 from hxp_enterprise_llm.utils.errors import ExitStatus, JobFailed, NoSuchInstance
 
 from .conftest import Root
@@ -30,6 +33,10 @@ class FakeSystemd:
 
     async def properties(self, unit: str) -> dict[str, Any]:
         return self.values | {"UnitFileState": "enabled" if unit == "citadel-llm@a.service" else "disabled"}
+
+    async def properties_of(self, units: list[str], target: str) -> list[dict[str, Any]]:
+        assert target == "citadel-llm.target"
+        return [await self.properties(unit) for unit in units]
 
     async def job(self, verb: str, unit: str) -> str:
         self.asked.append((verb, unit))
@@ -67,6 +74,37 @@ def test_the_figures_of_a_running_one(root: Root) -> None:
     assert (service.memory_bytes, service.memory_limit_bytes, service.cpu_limit_cores) == (10, 20, 1.5)
     assert service.since and service.since.timestamp() == 1
     assert service.reason == "Ready"
+
+
+def test_the_limits_of_one_that_systemd_does_not_hold_are_those_of_its_settings(root: Root) -> None:
+    root.instance("a", GOOD + "MEMORY_LIMIT_GB=0.5\nCPU_CORES=1.5\nMAX_TASKS=99\n")
+    service = manager(root, FakeSystemd()).status("a")
+    assert (service.memory_limit_bytes, service.cpu_limit_cores, service.tasks_limit) == (2**29, 1.5, 99)
+    assert manager(root, FakeSystemd(MemoryMax=2**64 - 1)).status("a").memory_limit_bytes is None
+
+
+def test_only_units_that_systemd_holds_are_asked_for() -> None:
+    class Recorder(Systemd):
+        def __init__(self) -> None:
+            super().__init__()
+            self.asked: list[str] = []
+
+        async def call(self, member: str, *_: Any, path: str = "", **__: Any) -> list[Any]:
+            self.asked.append(f"{member} {path.rpartition('/')[2]}".strip())
+            unit = "citadel-llm@a.service"
+            return {
+                "ListUnitsByPatterns": [[[unit, "", "loaded", "active"]]],
+                "Get": [Variant("as", [unit, "citadel-llm@b.service"])],
+                "GetAll": [{"ActiveState": Variant("s", "active")}],
+            }[member]
+
+    systemd = Recorder()
+    units = [f"citadel-llm@{name}.service" for name in "abc"]
+    found = asyncio.run(systemd.properties_of(units, "citadel-llm.target"))
+    idle = {"ActiveState": "inactive", "SubState": "dead"}
+    enabled, disabled = idle | {"UnitFileState": "enabled"}, idle | {"UnitFileState": "disabled"}
+    assert found == [{"ActiveState": "active"}, enabled, disabled]
+    assert systemd.asked[2:] == [f"GetAll {unit_path(units[0]).rpartition('/')[2]}"]
 
 
 def test_jobs_go_to_the_units(root: Root) -> None:

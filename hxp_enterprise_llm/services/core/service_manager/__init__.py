@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+TARGET = "citadel-llm.target"
+"""What an enabled instance is wanted by (WantedBy= in the template)."""
+
 
 class ServiceManager:
     """The instances of this host: what they are, and what is done with them through systemd.
@@ -132,15 +135,19 @@ class ServiceManager:
         from hxp_enterprise_llm.utils import config
         from hxp_enterprise_llm.utils.errors import SettingsRefused
 
-        async def look(name: str) -> Service:
-            properties = await systemd.properties(unit_name(name))
+        def look(name: str, properties: dict[str, Any]) -> Service:
             try:
                 settings, warnings = config.load(name, self._root)
             except SettingsRefused as error:
                 return Service.seen(name, None, tuple(map(str, error.faults)), properties)
             return Service.seen(name, settings, tuple(map(str, warnings)), properties)
 
-        return list(await asyncio.gather(*map(look, names)))
+        units = [unit_name(name) for name in names]
+        if len(units) == 1:
+            found = [await systemd.properties(units[0])]
+        else:
+            found = await systemd.properties_of(units, TARGET)
+        return [look(name, properties) for name, properties in zip(names, found, strict=True)]
 
     async def _job(self, systemd: "Systemd", verb: str, name: str) -> None:
         from hxp_enterprise_llm.utils.errors import JobFailed

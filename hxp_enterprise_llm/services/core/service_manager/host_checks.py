@@ -6,6 +6,7 @@
 import grp
 import os
 import pwd
+import re
 import shutil
 import socket
 import stat
@@ -25,6 +26,8 @@ from hxp_enterprise_llm.utils.settings_keys import GIBIBYTE
 
 CACHE_SPACE_BYTES = GIBIBYTE
 """Free disk below which the check warns; a round figure, not a measured one."""
+OUR_UNIT = re.compile(r"\bcitadel-llm@([^/\n]+)\.service\b")
+"""The unit of an instance in a line of /proc/PID/cgroup."""
 ANY = ("0.0.0.0", "::")  # noqa: S104  compared with, not bound to
 
 
@@ -96,12 +99,23 @@ def port(config: ServiceConfigSchema) -> list[Finding]:
         if connection.status != psutil.CONN_LISTEN or not connection.laddr or connection.laddr.port != config.port:
             continue
         if connection.laddr.ip in (config.host, *ANY) or config.host in ANY:
-            holder = (
-                f"{psutil.Process(connection.pid).name()} (pid {connection.pid})" if connection.pid else "a process"
-            )
+            holder = _holder(connection.pid)
             text = f"port conflict: PORT={config.port} is taken by {holder}; stop that or choose another PORT"
             return [Finding(config.name, text, status=ExitStatus.UNAVAILABLE)]
     return []
+
+
+def _holder(pid: int | None, proc: Path = Path("/proc")) -> str:
+    """Who a process is: the instance, by the control group that systemd has put it in, or else its program."""
+    if pid is None:
+        return "a process that only root may see"
+    try:
+        unit = OUR_UNIT.search((proc / str(pid) / "cgroup").read_text(encoding="utf-8"))
+        if unit:
+            return f"the instance {unit[1]} ({unit[0]}, pid {pid})"
+        return f"{psutil.Process(pid).name()} (pid {pid})"
+    except (OSError, psutil.Error):
+        return f"pid {pid}, which has ended since"
 
 
 def memory(configs: Iterable[ServiceConfigSchema]) -> list[Finding]:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
 from hxp_enterprise_llm.services.core.service_manager.systemd import UNSET
+from hxp_enterprise_llm.utils.settings_keys import GIBIBYTE
 
 
 class State(StrEnum):
@@ -80,10 +81,17 @@ class Service(BaseModel):
         faults: tuple[str, ...],
         properties: dict[str, Any],
     ) -> "Service":
-        """Put together what the settings and systemd say; `properties` is empty where systemd was not asked."""
+        """Put together what the settings and systemd say; a limit is that of the settings where systemd has no say."""
+        limits: dict[str, float] = {}
+        if config:
+            limits = {
+                "MemoryMax": round(config.memory_limit_gb * GIBIBYTE),
+                "TasksMax": config.max_tasks,
+                "CPUQuotaPerSecUSec": config.cpu_cores * 1e6,
+            }
 
         def figure(key: str) -> int | None:
-            value = properties.get(key)
+            value = properties.get(key, limits.get(key))
             return None if value is None or value == UNSET else int(value)
 
         changed = figure("StateChangeTimestamp")

@@ -1,0 +1,20 @@
+"""Files that look like the settings of an instance and can be none, for what they are called."""
+
+from pathlib import Path
+
+from hxp_enterprise_llm.utils.settings import DIRECTORY, PREFIX
+from hxp_enterprise_llm.utils.settings_keys import INSTANCE_NAME
+
+RULE = "a name has up to 64 letters, digits, . _ and -, a letter or digit first"
+
+
+def warnings(root: str = "/") -> list[str]:
+    """A sentence for each such file; none for what dpkg and editors leave behind, which is no mistake."""
+    folder = Path(root, DIRECTORY)
+    names = sorted(file.name.removeprefix(PREFIX) for file in folder.glob(f"{PREFIX}*"))
+    return [
+        f"{str(folder / (PREFIX + name))!r} is ignored, {name!r} can be no instance: {RULE} (a warning)"
+        for name in names
+        # The suffixes of dpkg and of most editors make good names, which is_instance_name refuses on purpose.
+        if not INSTANCE_NAME.fullmatch(name.removesuffix("~"))
+    ]

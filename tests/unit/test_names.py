@@ -1,0 +1,38 @@
+"""What may stand for an instance: names on the command line, files in /etc/default."""
+
+import pytest
+
+from hxp_enterprise_llm.cli import strays
+from hxp_enterprise_llm.cli.commands import NAME
+
+from .conftest import Root
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("test", "test"),
+        ("citadel-llm@test", "test"),
+        ("citadel-llm@test.service", "test"),
+        ("test.service", "test.service"),
+        ("citadel-llm", "citadel-llm"),
+        ("citadel-llm@", ""),
+    ],
+)
+def test_a_unit_means_its_instance(given: str, meant: str) -> None:
+    assert NAME.convert(given, None, None) == meant
+
+
+def test_files_that_can_be_no_instance_are_told_from_leftovers(root: Root) -> None:
+    for name in ("good", "good~", "good.dpkg-old", "good.bak", "good.swp", "a b", "é", "x" * 65, "-x", ""):
+        root.instance(name, "PORT=1\n")
+    said = strays.warnings(str(root))
+    assert [warning.split("' is ignored")[0].rpartition("citadel-llm-")[2] for warning in said] == [
+        "", "-x", "a b", "x" * 65, "é",
+    ]  # fmt: skip
+    assert all(strays.RULE in warning for warning in said)
+
+
+def test_without_the_directory_there_is_nothing_to_warn_of(root: Root) -> None:
+    root.defaults.rmdir()
+    assert strays.warnings(str(root)) == []

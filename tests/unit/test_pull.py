@@ -1,0 +1,39 @@
+from pathlib import Path
+
+import pytest
+
+from hxp_enterprise_llm.cli.pull import read_token
+from hxp_enterprise_llm.utils.errors import CitadelError
+
+
+def test_a_token_is_read_without_the_end_of_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("hf_abc\n")
+    assert read_token(file) == "hf_abc"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        (b" \n", "is empty"),
+        (b"hf_abc hf_def", "no token"),
+        (b"hf_abc\nhf_def", "no token"),
+        (b"hf_\xff\xfe", "no token"),
+        (b"hf_\0", "no token"),
+        (b"x" * 5000, "no token"),
+    ],
+)
+def test_what_is_no_token_is_refused_and_not_repeated(tmp_path: Path, content: bytes, said: str) -> None:
+    file = tmp_path / "token"
+    file.write_bytes(content)
+    with pytest.raises(CitadelError, match=said) as refused:
+        read_token(file)
+    assert "hf_" not in str(refused.value).replace(str(file), "")
+
+
+def test_a_token_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CitadelError, match="none: No such file"):
+        read_token(tmp_path / "none")
+    with pytest.raises(CitadelError, match="Is a directory"):
+        read_token(tmp_path)

@@ -1,6 +1,6 @@
 """`citadel-llm check`: every check of one instance, of its neighbours and of the host, and what to do about each."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import click
 
@@ -10,50 +10,76 @@ from hxp_enterprise_llm.services.core.service_manager.host_checks import Finding
 from hxp_enterprise_llm.services.core.service_manager.prestart import prepare
 from hxp_enterprise_llm.services.core.service_manager.service import Service
 from hxp_enterprise_llm.utils import config as settings
-from hxp_enterprise_llm.utils.errors import CitadelError, ExitStatus, NoSuchInstance, SystemdUnreachable
+from hxp_enterprise_llm.utils.errors import (
+    CitadelError,
+    ExitStatus,
+    NoSuchInstance,
+    SettingsRefused,
+    SystemdUnreachable,
+)
 
 
-def check(names: Sequence[str]) -> ExitStatus:
-    """Print what is found, "good" for an instance without a finding; the exit status of the worst."""
+def check(names: Sequence[str], for_program: bool = False) -> ExitStatus:
+    """Print what is found, "good" for an instance without a fault; the exit status of the worst.
+
+    For a program it prints a JSON list of findings. Raises NoSuchInstance.
+    """
     for name in names:
         if not settings.exists(name):
             raise NoSuchInstance(f"there is no instance {name!r}; citadel-llm list shows those that there are")
-    wanted = list(names) or settings.instance_names()
+    found: list[Finding] = []
+    for finding in _look(names):
+        found.append(finding)
+        if not for_program:
+            output.complain(str(finding))
+    if for_program:
+        output.as_json([finding._asdict() for finding in found])
+    else:
+        faulty = {finding.instance for finding in found if finding.fatal}
+        for name in names or settings.instance_names():
+            if name not in faulty:
+                click.echo(f"{name}: good")
+    return max((finding.status for finding in found if finding.fatal), default=ExitStatus.DONE)
+
+
+def _look(names: Sequence[str]) -> Iterator[Finding]:
+    """What is wrong with these instances, or all, and then with what is around them."""
     manager = ServiceManager()
+    everything = settings.instance_names()
     try:
         services = {service.name: service for service in manager.list_services()}
     except SystemdUnreachable as error:
-        output.complain(f"{error}; what runs and what is enabled is not checked")
+        yield Finding("host", f"{error}; what runs and what is enabled is not checked", fatal=False)
         services = {}
     around = [*host_checks.neighbours(), *host_checks.disk()]
-    together = [service.config for service in services.values() if service.enabled or service.running]
-    around += host_checks.memory([config for config in together if config])
-    worst = ExitStatus.DONE
-    for name in wanted:
-        found = [*_of_one(name, manager, services.get(name)), *(item for item in around if item.instance == name)]
-        for finding in found:
-            output.complain(str(finding))
-            worst = max(worst, finding.status if finding.fatal else ExitStatus.DONE)
-        if not any(finding.fatal for finding in found):
-            click.echo(f"{name}: good")
-    for warning in strays.warnings():
-        output.complain(warning)
-    for finding in around:
-        if finding.instance not in settings.instance_names():
-            output.complain(str(finding))
-            worst = max(worst, finding.status if finding.fatal else ExitStatus.DONE)
-    return worst
+    together = [service for service in services.values() if service.enabled or service.running or service.name in names]
+    around += host_checks.memory([service.config for service in together if service.config])
+    for name in names or everything:
+        yield from _of_one(name, manager, services.get(name))
+        yield from (finding for finding in around if finding.instance == name)
+    yield from (Finding("host", warning, fatal=False) for warning in strays.warnings())
+    yield from (finding for finding in around if finding.instance not in everything)
 
 
 def _of_one(name: str, manager: ServiceManager, service: Service | None) -> list[Finding]:
     try:
-        config, model = prepare(name)
-    except CitadelError as error:
-        return [Finding(name, line, status=error.exit_status) for line in str(error).splitlines()]
+        config, _ = settings.load(name)
+    except SettingsRefused as error:
+        return _findings(name, error)
     found = host_checks.account(name, manager.config)
-    if not found:
-        found += host_checks.permissions(config, model, manager.config)
+    try:
+        _, model = prepare(name)
+    except CitadelError as error:
+        found += _findings(name, error)
+    else:
+        if not found:
+            found += host_checks.permissions(config, model, manager.config)
+    found += host_checks.api_keys(config)
     if not (service and service.pid):
         # One that runs holds its port itself.
         found += host_checks.port(config)
     return found
+
+
+def _findings(name: str, error: CitadelError) -> list[Finding]:
+    return [Finding(name, line, status=error.exit_status) for line in str(error).splitlines()]

@@ -95,11 +95,12 @@ _verb("disable", "Do not start instances at boot; what runs goes on.", "will not
 
 @cli.command()
 @click.argument("names", type=NAME, nargs=-1, metavar="[NAME...]")
-def check(names: tuple[str, ...]) -> None:
+@json_option
+def check(names: tuple[str, ...], for_program: bool) -> None:
     """Check the settings of instances, or of all, as a start would; every fault at once."""
     from hxp_enterprise_llm.cli.checks import check as run
 
-    raise click.exceptions.Exit(run(names))
+    raise click.exceptions.Exit(run(names, for_program))
 
 
 @cli.command()

@@ -4,6 +4,8 @@ import os
 import secrets
 from pathlib import Path
 
+import psutil
+
 from hxp_enterprise_llm.utils import config
 from hxp_enterprise_llm.utils.errors import CitadelError, NotPermitted, SettingsRefused
 from hxp_enterprise_llm.utils.settings import instance_file, instance_names, load_host, load_instance
@@ -14,9 +16,13 @@ FIRST_PORT = 11400
 
 
 def free_port(root: str = "/") -> int:
-    """The first port from 11400 on that no instance is configured for."""
+    """The first port from 11400 on that no instance is configured for and nothing listens on."""
     host = load_host(root)
     taken = {load_instance(name, host, root).values["PORT"] for name in instance_names(root)}
+    taken |= {host.values["HEALTH_PORT"], host.values["METRICS_PORT"]}
+    for connection in psutil.net_connections("tcp"):
+        if connection.status == psutil.CONN_LISTEN and connection.laddr:
+            taken.add(connection.laddr.port)
     return next(port for port in range(FIRST_PORT, 65536) if port not in taken)
 
 

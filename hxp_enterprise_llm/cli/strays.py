@@ -13,7 +13,7 @@ def warnings(root: str = "/") -> list[str]:
     folder = Path(root, DIRECTORY)
     names = sorted(file.name.removeprefix(PREFIX) for file in folder.glob(f"{PREFIX}*"))
     return [
-        f"{str(folder / (PREFIX + name))!r} is ignored, {name!r} can be no instance: {RULE} (a warning)"
+        f"{str(folder / (PREFIX + name))!r} is ignored, {name!r} can be no instance: {RULE}"
         for name in names
         # The suffixes of dpkg and of most editors make good names, which is_instance_name refuses on purpose.
         if not INSTANCE_NAME.fullmatch(name.removesuffix("~"))

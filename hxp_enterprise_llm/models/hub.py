@@ -9,7 +9,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
@@ -66,6 +66,8 @@ class Hub:
             partial.mkdir(parents=True, exist_ok=True)
             with _alone(partial, repository):
                 if target.exists():  # another pull has just brought it
+                    with suppress(OSError):
+                        partial.rmdir()
                     return target
                 _forget_others(partial, files)
                 _require_space(files, partial, self._models)

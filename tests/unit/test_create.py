@@ -1,3 +1,5 @@
+import socket
+
 import pytest
 
 from hxp_enterprise_llm.cli.create import create, free_port
@@ -14,6 +16,18 @@ def test_a_created_instance_is_readable_and_takes_a_free_port(root: Root) -> Non
     assert file.endswith("citadel-llm-b")
     settings, warnings = config.load("b", str(root))
     assert (settings.port, settings.vllm_args, warnings) == (11401, ("--seed", "1"), [])
+
+
+def test_a_port_that_something_listens_on_or_that_is_the_monitors_is_not_proposed(
+    root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        taken = listener.getsockname()[1]
+        monkeypatch.setattr("hxp_enterprise_llm.cli.create.FIRST_PORT", taken)
+        root.host(f"HEALTH_PORT={taken + 1}\nMETRICS_PORT={taken + 2}\n")
+        assert free_port(str(root)) > taken + 2
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,31 @@ def test_neighbours_on_one_port_a_missing_requirement_and_a_circle(root: Root) -
     assert "in a circle" in circle.text
 
 
+def test_a_port_of_the_monitor_and_one_named_in_after_that_is_not_there(root: Root) -> None:
+    root.host("METRICS_PORT=11500\n")
+    root.instance("a", GOOD.format(11500) + "AFTER='b none'\n")
+    root.instance("b", GOOD.format(8000))
+    assert [str(finding) for finding in host_checks.neighbours(str(root))] == [
+        "a: port conflict: PORT=11500 is the METRICS_PORT of the monitor",
+        "a: AFTER=none: there is no such instance; this one will not wait for it (a warning)",
+        "b: port conflict: PORT=8000 is the HEALTH_PORT of the monitor",
+    ]
+
+
+def test_a_file_of_keys_that_is_missing_or_open_to_all(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    said = host_checks.api_keys(config(api_key_file=str(file)))
+    assert said[0].fatal and "No such file" in said[0].text
+    file.write_text("k")
+    file.chmod(0o644)
+    (open_to_all,) = host_checks.api_keys(config(api_key_file=str(file)))
+    assert not open_to_all.fatal and f"chmod 600 {file}" in open_to_all.text
+    file.chmod(0o600)
+    assert host_checks.api_keys(config(api_key_file=str(file))) == []
+    assert "not a regular file" in host_checks.api_keys(config(api_key_file=str(tmp_path)))[0].text
+    assert host_checks.api_keys(config()) == []
+
+
 def test_limits_beyond_the_host_are_a_warning_with_the_sum() -> None:
     (finding,) = host_checks.memory([config(memory_limit_gb=60000), config(name="n", memory_limit_gb=1)])
     assert not finding.fatal

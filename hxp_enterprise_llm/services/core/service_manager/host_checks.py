@@ -22,6 +22,7 @@ from hxp_enterprise_llm.services.core.service_manager import engine
 from hxp_enterprise_llm.services.core.service_manager.config import ServiceManagerConfig
 from hxp_enterprise_llm.utils import config as settings
 from hxp_enterprise_llm.utils.errors import DependencyCycle, ExitStatus, SettingsRefused
+from hxp_enterprise_llm.utils.settings import load_host
 from hxp_enterprise_llm.utils.settings_keys import GIBIBYTE
 
 CACHE_SPACE_BYTES = GIBIBYTE
@@ -74,16 +75,35 @@ def account(name: str, manager: ServiceManagerConfig) -> list[Finding]:
 
 
 def permissions(config: ServiceConfigSchema, model: str, manager: ServiceManagerConfig) -> list[Finding]:
-    """Whether the services' user can read the model."""
-    if not model.startswith("/"):
-        return []
+    """Whether the services' user can read the settings and the model, and reach its caches."""
     user = pwd.getpwnam(manager.user)
     groups = os.getgrouplist(user.pw_name, user.pw_gid)
-    for file in sorted(Path(model).iterdir()):
-        closed = readable_by(file.resolve(), user.pw_uid, groups)
+    needed = [Path(settings.instance_file(config.name)), *filter(Path.is_dir, [engine.CACHE])]
+    if model.startswith("/"):
+        needed += [file.resolve() for file in sorted(Path(model).iterdir())]
+    for file in needed:
+        closed = readable_by(file, user.pw_uid, groups)
         if closed:
             text = f"permission denied: {manager.user} may not read {closed}; chmod -R o+rX {closed}"
             return [Finding(config.name, text)]
+    return []
+
+
+def api_keys(config: ServiceConfigSchema) -> list[Finding]:
+    """Whether the file of API keys is there, and not for all to read; only root can say more of it."""
+    if not config.api_key_file:
+        return []
+    try:
+        mode = Path(config.api_key_file).stat().st_mode
+    except PermissionError:
+        return []
+    except OSError as error:
+        return [Finding(config.name, f"API_KEY_FILE={config.api_key_file}: {error.strerror}; write the keys there")]
+    if not stat.S_ISREG(mode):
+        return [Finding(config.name, f"API_KEY_FILE={config.api_key_file} is not a regular file")]
+    if mode & stat.S_IROTH:
+        text = f"API_KEY_FILE={config.api_key_file} can be read by all; chmod 600 {config.api_key_file}"
+        return [Finding(config.name, text, fatal=False)]
     return []
 
 
@@ -144,11 +164,12 @@ def disk(cache: Path = engine.CACHE) -> list[Finding]:
 
 
 def neighbours(root: str = "/") -> list[Finding]:
-    """What is wrong between instances: one port for two, a required one that is not there, a circle."""
+    """What is wrong between instances: one port for two or for the monitor, one named that is not there, a circle."""
     found: list[Finding] = []
     names = settings.instance_names(root)
     ports: dict[int, ServiceConfigSchema] = {}
     known = dependencies(root)
+    monitor = {key: load_host(root).values[key] for key in ("HEALTH_PORT", "METRICS_PORT")}
     for name in names:
         try:
             config, _ = settings.load(name, root)
@@ -158,6 +179,12 @@ def neighbours(root: str = "/") -> list[Finding]:
         if other is not config and (config.host == other.host or {config.host, other.host} & set(ANY)):
             text = f"port conflict: PORT={config.port} is that of {other.name} too; only one of them can run"
             found.append(Finding(name, text))
+        for key, port_of_monitor in monitor.items():
+            if config.port == port_of_monitor:
+                found.append(Finding(name, f"port conflict: PORT={config.port} is the {key} of the monitor"))
+        for earlier in sorted({*config.after} - {*names, *config.requires}):
+            text = f"AFTER={earlier}: there is no such instance; this one will not wait for it"
+            found.append(Finding(name, text, fatal=False))
         for needed in config.requires:
             if needed not in names:
                 found.append(

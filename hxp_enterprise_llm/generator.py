@@ -16,6 +16,10 @@ STOP_MARGIN_SEC = 15
 """What TimeoutStopSec= adds to the drain (seconds): vLLM ends in under 1 s once its requests are done."""
 
 
+WATCHDOG_MARGIN_SEC = 60
+"""What WatchdogSec= adds to the longest time without progress that the main process allows its engine (seconds)."""
+
+
 def unit_name(instance: str) -> str:
     """Name of an instance's unit."""
     return f"citadel-llm@{instance}.service"
@@ -60,6 +64,10 @@ def _service(settings: InstanceSettings, host: HostSettings) -> list[tuple[str, 
         ("Restart", values["RESTART_POLICY"]),
         ("RestartSec", f"{number('RESTART_SEC'):g}s"),
         ("TimeoutStartSec", f"{number('START_TIMEOUT_SEC'):g}s"),
+        (
+            "WatchdogSec",
+            f"{max(number('HANG_TIMEOUT_SEC'), number('START_TIMEOUT_SEC')) + WATCHDOG_MARGIN_SEC:g}s",
+        ),
         ("TimeoutStopSec", f"{number('DRAIN_TIMEOUT_SEC') + STOP_MARGIN_SEC:g}s"),
     ]
     if host.values["VLLM_PID_PATH"] != HOST_KEYS["VLLM_PID_PATH"].default:

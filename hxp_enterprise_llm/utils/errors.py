@@ -19,6 +19,7 @@ class ExitStatus(IntEnum):
     NO_SUCH_INSTANCE = 4
     UNAVAILABLE = 69  # the port is taken, the address or a GPU is missing
     SOFTWARE = 70  # the engine died
+    OUT_OF_MEMORY = 71  # the kernel ended the engine for want of memory
     TEMPORARY = 75  # the engine hung and was ended
     CONFIG = 78  # settings refused or model missing; systemd does not retry
 
@@ -74,6 +75,13 @@ class EngineDied(CitadelError):
 
     code = "engine-died"
     exit_status = ExitStatus.SOFTWARE
+
+
+class OutOfMemory(CitadelError):
+    """The kernel ended a process of the service, because it needed more than MEMORY_LIMIT_GB."""
+
+    code = "out-of-memory"
+    exit_status = ExitStatus.OUT_OF_MEMORY
 
 
 class GpuMissing(CitadelError):

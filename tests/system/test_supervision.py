@@ -112,7 +112,7 @@ def test_a_key_file_that_cannot_be_honoured_is_no_open_door(host: Host) -> None:
 def test_a_reload_whose_settings_start_no_server_goes_back(host: Host) -> None:
     host.settings("back", **SETTINGS)
     host.machine.run("systemctl", "start", "citadel-llm@back")
-    host.settings("back", **SETTINGS, MAX_MODEL_LEN=99999)
+    host.settings("back", **SETTINGS, VLLM_ARGS="'--max-num-seqs 300 --max-num-batched-tokens 200'")
     host.machine.run("systemctl", "reload", "citadel-llm@back", check=False)
     assert host.machine.output("sh", "-c", f"{STATUS_OF} {REQUEST}", timeout=60) == "200"
     assert "going back to the settings before the reload" in host.journal("back")
@@ -138,5 +138,5 @@ def test_a_model_killed_for_want_of_memory_says_so(host: Host) -> None:
     assert host.machine.run("systemctl", "start", "citadel-llm@small", check=False).returncode != 0
     shown = host.machine.show("citadel-llm@small", "ExecMainStatus", "StatusText")
     print(shown["StatusText"])
-    assert shown["ExecMainStatus"] == "70"
+    assert shown["ExecMainStatus"] == "71"
     assert "killed for want of memory: MEMORY_LIMIT_GB=1 is too little" in shown["StatusText"]

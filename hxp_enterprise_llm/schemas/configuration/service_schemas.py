@@ -29,6 +29,7 @@ class ServiceConfigSchema(BaseModel):
     restart_sec: float = 10.0
     start_timeout_sec: float = 300.0
     drain_timeout_sec: float = 30.0
+    hang_timeout_sec: float = 300.0
     max_model_len: int | None = None
     kv_cache_gb: float | None = None
     gpu_devices: tuple[str, ...] = ()

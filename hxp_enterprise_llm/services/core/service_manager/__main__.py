@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
 from hxp_enterprise_llm.services.core.service_manager import engine
+from hxp_enterprise_llm.services.core.service_manager.journal import JournalHandler
 from hxp_enterprise_llm.services.core.service_manager.notify import Notifier
 from hxp_enterprise_llm.services.core.service_manager.prestart import prepare
 from hxp_enterprise_llm.services.core.service_manager.supervisor import Supervisor
@@ -18,17 +19,6 @@ from hxp_enterprise_llm.utils.settings import instance_file
 from hxp_enterprise_llm.utils.settings_file import Fault
 
 log = logging.getLogger("citadel-llm")
-
-SYSLOG_LEVELS = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
-
-
-class JournalFormatter(logging.Formatter):
-    """Puts the priority in front of every line, as sd-daemon(3) says, when the journal reads the stream."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """One or more lines with the priority in front of each."""
-        level = SYSLOG_LEVELS.get(record.levelno, 6)
-        return "\n".join(f"<{level}>{line}" for line in super().format(record).splitlines())
 
 
 def check(name: str) -> None:
@@ -86,9 +76,10 @@ def main(arguments: list[str]) -> ExitStatus:
     parser.add_argument("model", help="name of the instance: its settings are in /etc/default/citadel-llm-MODEL")
     parser.add_argument("--check", action="store_true", help="check settings and model, start nothing")
     options = parser.parse_args(arguments)
-    in_journal = "JOURNAL_STREAM" in os.environ
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(JournalFormatter() if in_journal else logging.Formatter("%(message)s"))
+    handler: logging.Handler = logging.StreamHandler(sys.stdout)
+    if "JOURNAL_STREAM" in os.environ:
+        handler = JournalHandler(options.model)
+    handler.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("httpx").setLevel(logging.WARNING)
     notifier = Notifier.take()
@@ -99,7 +90,7 @@ def main(arguments: list[str]) -> ExitStatus:
             run(options.model, notifier)
     except CitadelError as error:
         for line in str(error).splitlines():
-            log.error("%s", line)
+            log.error("%s", line, extra={"reason": error.code})
         notifier.send(STATUS=f"Failed: {error}")
         return error.exit_status
     return ExitStatus.DONE

@@ -26,6 +26,8 @@ LEAST_OVERHEAD_GB = 0.6
 CACHE_SHARE = 0.8
 """Share of the memory that is then left which the KV cache gets; the rest is for activations and requests."""
 SMALLEST_CACHE_GB = 0.0625
+MIDDLEWARE = "hxp_enterprise_llm.services.core.service_manager.pulse.InFlight"
+"""Counts requests in vLLM's API server; `pulse` cannot be imported here, it needs what vLLM brings."""
 
 
 def find_model(config: ServiceConfigSchema, models: Path = MODELS) -> str:
@@ -121,6 +123,7 @@ def arguments(config: ServiceConfigSchema, model: str) -> list[str]:
         # Without it vLLM aborts the requests in flight when it is told to stop.
         "--shutdown-timeout": str(round(config.drain_timeout_sec)),
         "--disable-access-log-for-endpoints": "/health,/metrics",
+        "--middleware": MIDDLEWARE,
     }
     if config.max_model_len is not None:
         flags["--max-model-len"] = str(config.max_model_len)

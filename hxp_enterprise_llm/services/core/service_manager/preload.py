@@ -43,6 +43,8 @@ import vllm.v1.engine.core
 import vllm.v1.executor.multiproc_executor
 import vllm.v1.executor.uniproc_executor
 
+from hxp_enterprise_llm.services.core.service_manager import pulse  # noqa: F401
+
 if current_platform.is_cpu():
     import vllm.model_executor.models.registry
     import vllm.v1.worker.cpu_worker

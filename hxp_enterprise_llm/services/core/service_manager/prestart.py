@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
-from hxp_enterprise_llm.services.core.service_manager import engine, vllm_flags
+from hxp_enterprise_llm.services.core.service_manager import engine, model_config, vllm_flags
 from hxp_enterprise_llm.utils import config as settings
 from hxp_enterprise_llm.utils.errors import GpuMissing, SettingsRefused
 from hxp_enterprise_llm.utils.settings_file import Fault
@@ -21,9 +21,14 @@ def prepare(name: str, root: str = "/") -> tuple[ServiceConfigSchema, str]:
     for warning in warnings:
         log.warning("%s", warning)
     refused = vllm_flags.faults(config.vllm_args)
+    model = engine.find_model(config)
+    if model.startswith("/"):
+        faults, doubts = model_config.check(config, model)
+        refused += faults
+        for doubt in doubts:
+            log.warning("%s", doubt)
     if refused:
         raise SettingsRefused([Fault(settings.instance_file(name, root), 0, text) for text in refused])
-    model = engine.find_model(config)
     engine.arguments(config, model)
     for number in config.gpu_devices:
         device = Path("/dev/nvidiactl" if number == "all" else f"/dev/nvidia{number}")

@@ -1,21 +1,28 @@
 """vLLM's OpenAI server on a socket that the main process owns: what a newly started process runs."""
 
+import asyncio
 import os
 import signal
 import socket
+import sys
+import traceback
 from collections.abc import Sequence
 
 import setproctitle
+
+from hxp_enterprise_llm.utils.errors import ExitStatus
 
 
 def serve(
     arguments: Sequence[str],
     environment: dict[str, str],
     forked: bool,
+    *,
     listener: socket.socket,
+    channel: socket.socket,
     api_keys: Sequence[str],
 ) -> None:
-    """Run vLLM's API server until SIGTERM, then drain it.
+    """Run vLLM's API server until SIGTERM, then drain it; `channel` takes its pulse to the main process.
 
     `arguments` are flags of `vllm serve`; its `--host` and `--port` are for messages only, connections come from
     `listener`. `api_keys` are what requests may carry; they come in memory and so are in no command line.
@@ -37,9 +44,24 @@ def serve(
     from vllm.entrypoints.launchers.launcher import validate_api_server_args
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+    from hxp_enterprise_llm.services.core.service_manager import pulse
+
+    async def run() -> None:
+        beating = asyncio.create_task(pulse.beat(channel))
+        try:
+            await run_server_worker(f"http://{options.host}:{options.port}", listener, options)
+        finally:
+            beating.cancel()
+
     options = make_arg_parser(FlexibleArgumentParser(prog="VLLM_ARGS")).parse_args(list(arguments))
     if api_keys:
         options.api_key = list(api_keys)
-    validate_parsed_serve_args(options)
-    validate_api_server_args(options)
-    uvloop.run(run_server_worker(f"http://{options.host}:{options.port}", listener, options))
+    pulse.tell_reasons(channel)
+    try:
+        validate_parsed_serve_args(options)
+        validate_api_server_args(options)
+        uvloop.run(run())
+    except Exception as error:
+        pulse.tell_failure(channel, error)
+        traceback.print_exc()
+        sys.exit(ExitStatus.SOFTWARE)

@@ -1,12 +1,17 @@
-"""One running vLLM server, seen from the main process: start it, learn of its end, end it."""
+"""One running vLLM server, seen from the main process: start it, hear from it, learn of its end, end it."""
 
 import asyncio
+import json
 import multiprocessing
 import os
+import signal
 import socket
+import time
 from collections.abc import Sequence
 from contextlib import suppress
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, SpawnContext
+from typing import NamedTuple
 
 import psutil
 
@@ -14,9 +19,25 @@ from hxp_enterprise_llm.services.core.service_manager.server import serve
 
 ENGINE_TITLE = "VLLM::"
 """How vLLM's engine and worker processes call themselves; any other child may come and go."""
-
-
 PRELOAD = "hxp_enterprise_llm.services.core.service_manager.preload"
+LARGEST_MESSAGE = 4096
+REPORT_SEC = 1.0
+"""How long the fork server gets to tell how a process ended; a stopped one never does."""
+
+
+class Pulse(NamedTuple):
+    """What the server last told of itself. `at` is by the monotonic clock (seconds), the rest as in `pulse`."""
+
+    at: float
+    in_flight: int
+    progress: tuple[float, ...]
+
+
+class Failure(NamedTuple):
+    """Why the server says it failed; `settings` if by its own words the settings are to blame."""
+
+    text: str
+    settings: bool
 
 
 class ServerProcess:
@@ -38,16 +59,26 @@ class ServerProcess:
             multiprocessing.get_context("forkserver") if method == "fork" else multiprocessing.get_context("spawn")
         )
         context.set_forkserver_preload([PRELOAD])
+        self._channel, self._far_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._channel.setblocking(False)
         self._process = context.Process(
             target=serve,
             name="APIServer",
-            args=(list(arguments), environment, method == "fork", listener, list(api_keys)),
+            args=(list(arguments), environment, method == "fork"),
+            kwargs={"listener": listener, "channel": self._far_end, "api_keys": list(api_keys)},
         )
+        self._handle = -1  # pidfd of the server
         self._engines: dict[int, int] = {}  # pid to pidfd
+        self.pulse: Pulse | None = None
+        self.failure: Failure | None = None
 
     async def start(self) -> None:
         """Start it. With "fork" this returns once the fork server has imported vLLM."""
+        asyncio.get_running_loop().add_reader(self._channel, self._hear)
         await asyncio.to_thread(self._process.start)
+        self._far_end.close()
+        with suppress(ProcessLookupError):
+            self._handle = os.pidfd_open(self._process.pid or 0)
 
     def watch_engines(self) -> None:
         """From now on the end of an engine process is the end of the server.
@@ -61,26 +92,14 @@ class ServerProcess:
 
     async def ended(self) -> str:
         """Wait for the end of the server or of a watched engine, and say in words what ended and how."""
-        loop = asyncio.get_running_loop()
-        end: asyncio.Future[int] = loop.create_future()
-
-        def set_end(pid: int) -> None:
-            if not end.done():
-                end.set_result(pid)
-
-        watched = {self._process.sentinel: self._process.pid or 0} | {fd: pid for pid, fd in self._engines.items()}
-        for descriptor, pid in watched.items():
-            loop.add_reader(descriptor, set_end, pid)
-        try:
-            pid = await end
-        finally:
-            for descriptor in watched:
-                loop.remove_reader(descriptor)
+        if self._handle < 0:
+            return f"the server {self._how()}"
+        pid = await _first_end({self._handle: self._process.pid or 0} | {fd: pid for pid, fd in self._engines.items()})
         return f"the engine (pid {pid}) ended" if pid in self._engines else f"the server (pid {pid}) {self._how()}"
 
     @property
     def exit_status(self) -> int | None:
-        """Exit status of the server, negative for a signal, None while it runs."""
+        """Exit status of the server, negative for a signal, None while it runs or if nobody knows."""
         return self._process.exitcode
 
     def memory_and_reads(self) -> tuple[int, int]:
@@ -92,22 +111,62 @@ class ServerProcess:
                 reads += process.io_counters().read_chars
         return memory, reads
 
+    def cpu_seconds(self) -> float:
+        """CPU time of all processes together."""
+        total = 0.0
+        for process in self._descendants():
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                times = process.cpu_times()
+                total += times.user + times.system
+        return total
+
+    def stopped(self) -> str:
+        """Name and pid of a process that a signal has stopped, empty if there is none."""
+        for process in self._descendants():
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                if process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP):
+                    return f"{process.name()} (pid {process.pid})"
+        return ""
+
     async def drain(self, timeout: float) -> bool:
         """Ask it to finish its requests and end; whether it did within `timeout` seconds."""
-        self._process.terminate()
-        await asyncio.to_thread(self._process.join, timeout)
-        return self._process.exitcode is not None
+        if self._handle < 0:
+            return True
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._handle, signal.SIGTERM)
+        try:
+            await asyncio.wait_for(_first_end({self._handle: 0}), timeout)
+        except TimeoutError:
+            return False
+        return True
 
     def kill(self) -> None:
         """End whatever is left of it, at once."""
+        with suppress(RuntimeError):
+            asyncio.get_running_loop().remove_reader(self._channel)
         family = self._descendants()
         for process in family:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(family, timeout=5)
-        for descriptor in self._engines.values():
+        for descriptor in [*self._engines.values(), *([self._handle] if self._handle >= 0 else [])]:
             os.close(descriptor)
         self._engines.clear()
+        self._handle = -1
+        self._channel.close()
+        self._far_end.close()
+
+    def _hear(self) -> None:
+        try:
+            message = json.loads(self._channel.recv(LARGEST_MESSAGE))
+        except (OSError, ValueError):
+            # Nothing there, or the far end is closed.
+            asyncio.get_running_loop().remove_reader(self._channel)
+            return
+        if "failed" in message:
+            self.failure = self.failure or Failure(**message["failed"])
+        else:
+            self.pulse = Pulse(time.monotonic(), message["in_flight"], tuple(message["progress"]))
 
     def _descendants(self) -> list[psutil.Process]:
         if self._process.pid is None:
@@ -126,6 +185,34 @@ class ServerProcess:
         return family
 
     def _how(self) -> str:
-        self._process.join()
-        status = self._process.exitcode or 0
+        self._process.join(REPORT_SEC)
+        status = self._process.exitcode
+        if status is None:
+            return "ended"
         return f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+
+
+async def _first_end(handles: dict[int, int]) -> int:
+    """Wait until one of some processes, pidfd to pid, has ended; its pid."""
+    loop = asyncio.get_running_loop()
+    end: asyncio.Future[int] = loop.create_future()
+
+    def set_end(pid: int) -> None:
+        if not end.done():
+            end.set_result(pid)
+
+    for descriptor, pid in handles.items():
+        loop.add_reader(descriptor, set_end, pid)
+    try:
+        return await end
+    finally:
+        for descriptor in handles:
+            loop.remove_reader(descriptor)
+
+
+def end_stopped_fork_server() -> None:
+    """End a fork server that a signal has stopped: the next start would wait for it for ever."""
+    pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]  # there is no public name
+    with suppress(psutil.NoSuchProcess):
+        if pid and psutil.Process(pid).status() == psutil.STATUS_STOPPED:
+            psutil.Process(pid).kill()

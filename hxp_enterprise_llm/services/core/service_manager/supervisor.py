@@ -12,20 +12,25 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
 from hxp_enterprise_llm.services.core.service_manager import engine
+from hxp_enterprise_llm.services.core.service_manager.hang import HangWatch
 from hxp_enterprise_llm.services.core.service_manager.memory_events import oom_kills
 from hxp_enterprise_llm.services.core.service_manager.notify import Notifier
-from hxp_enterprise_llm.services.core.service_manager.readiness import NotAnswered, base_url, first_answer
-from hxp_enterprise_llm.services.core.service_manager.server_process import ServerProcess
+from hxp_enterprise_llm.services.core.service_manager.readiness import base_url, first_answer
+from hxp_enterprise_llm.services.core.service_manager.server_process import ServerProcess, end_stopped_fork_server
+from hxp_enterprise_llm.services.core.service_manager.startup import bring_up
+from hxp_enterprise_llm.services.core.service_manager.state_file import StateFile
 from hxp_enterprise_llm.utils.errors import (
     AddressMissing,
     CitadelError,
     EngineDied,
     EngineHung,
+    OutOfMemory,
     PortTaken,
     SettingsRefused,
 )
@@ -34,19 +39,16 @@ from hxp_enterprise_llm.utils.settings_file import Fault
 
 log = logging.getLogger(__name__)
 
-PROGRESS_INTERVAL_SEC = 2.0
-PROGRESS_BYTES = 1 << 20
-"""What memory or reads must grow by between two looks for loading to count as progressing."""
 STALL_MARGIN_SEC = 10.0
 """How much longer systemd waits than the main process, which can say what it was that stood still."""
 DRAIN_GRACE_SEC = 5.0
 """What the server gets beyond its drain to end; systemd waits longer, see STOP_MARGIN_SEC of the generator."""
-RECOVERIES, RECOVERY_WINDOW_SEC = 3, 300.0
-"""So many engines may die within the window before the main process gives up and leaves the restart to systemd."""
+PAUSES_SEC, RECOVERY_WINDOW_SEC = (0.0, 1.0, 5.0), 300.0
+"""The first failure within the window is mended at once, the next ones after a pause; at one more than there are
+pauses the main process gives up, and systemd starts all of it anew."""
 BACKLOG = 2048
 """Connections that wait while no server accepts; the kernel caps it at net.core.somaxconn."""
-USAGE_STATUS = 2
-"""What argparse exits with; vLLM's parser reads VLLM_ARGS in the server process."""
+RECOVERABLE = (EngineDied, EngineHung, OutOfMemory)
 
 
 def listen(config: ServiceConfigSchema) -> socket.socket:
@@ -93,8 +95,10 @@ class Supervisor:
         # What to go back to if the settings of a reload turn out to start no server.
         self._previous: tuple[ServiceConfigSchema, str] | None = None
         self._stop, self._reload = asyncio.Event(), asyncio.Event()
-        self._deaths: deque[float] = deque(maxlen=RECOVERIES)
+        self._failures: deque[float] = deque(maxlen=len(PAUSES_SEC))
+        self._was_ready = False
         self._oom_kills = oom_kills()
+        self._state = StateFile(run_time)
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT. Raises CitadelError with the reason of any other end."""
@@ -108,17 +112,21 @@ class Supervisor:
                 try:
                     await self._serve(listener)
                 except CitadelError as error:
-                    if self._previous is None:
+                    if self._previous:
+                        log.error("%s; going back to the settings before the reload", error, extra=_reason(error))
+                        (self._config, self._model), self._previous = self._previous, None
+                    elif self._was_ready and isinstance(error, RECOVERABLE):
+                        await self._recover(error)
+                    else:
                         raise
-                    log.error("%s; going back to the settings before the reload", error)
-                    (self._config, self._model), self._previous = self._previous, None
         finally:
             listener.close()
 
     async def _serve(self, listener: socket.socket) -> None:
-        """Run one server from its start to its end, which may be a reason to start the next one."""
+        """Run one server from its start until a stop or a reload. Raises CitadelError with the reason of its end."""
         config = self._config
         begin = time.monotonic()
+        end_stopped_fork_server()
         server = ServerProcess(
             config.start_method,
             engine.arguments(config, self._model),
@@ -129,15 +137,13 @@ class Supervisor:
         try:
             if not await self._start(server):
                 return
-            self._previous = None
+            self._previous, self._was_ready = None, True
             took = time.monotonic() - begin
+            self._state.started(took)
             self._say(f"Ready: {config.api_name} on {base_url(config)}, started in {took:.1f} s", READY=1)
             server.watch_engines()
             while True:
-                reason = await self._until_something_happens(server)
-                if reason:
-                    self._recover(reason)
-                    return
+                await self._until_something_happens(server)
                 if self._stop.is_set():
                     listener.close()
                     await self._drain(server)
@@ -145,103 +151,71 @@ class Supervisor:
                 if await self._reread_settings():
                     await server.drain(config.drain_timeout_sec + DRAIN_GRACE_SEC)
                     return
+        except EngineDied as error:
+            killed = self._out_of_memory()
+            if killed:
+                raise OutOfMemory(f"{error}, killed for want of memory: {killed}") from error
+            raise
         finally:
             server.kill()
 
     async def _start(self, server: ServerProcess) -> bool:
-        """Bring the server up to its first answer; False if a stop came first. Raises EngineDied, SettingsRefused."""
+        """Bring the server up to its first answer; False if a stop came first."""
+        config, size = self._config, engine.weights_bytes(self._model) / 1e6
+        extension = round((config.start_timeout_sec + STALL_MARGIN_SEC) * 1e6)
         self._say("Importing vLLM")
-        watching = asyncio.create_task(self._watch_progress(server))
-        stopping = asyncio.create_task(self._stop.wait())
-        starting = asyncio.create_task(server.start())
-        tasks: list[asyncio.Task[Any]] = [watching, stopping, starting]
+        return await bring_up(
+            server,
+            self._stop,
+            config.start_timeout_sec,
+            on_import=lambda: self._say(f"Loading {self._model} ({size:.0f} MB)"),
+            answer=lambda: first_answer(config, self._api_keys),
+            feed=lambda: self._notifier.send(EXTEND_TIMEOUT_USEC=extension, WATCHDOG=1),
+            file=instance_file(config.name),
+        )
+
+    async def _until_something_happens(self, server: ServerProcess) -> None:
+        """Wait for a stop or a reload. Raises EngineDied at the server's end, EngineHung if it gets nowhere."""
+        watch = HangWatch(self._config, server, lambda: self._notifier.send(WATCHDOG=1))
+        ending, watching = asyncio.create_task(server.ended()), asyncio.create_task(watch.run())
+        events = [asyncio.create_task(event.wait()) for event in (self._stop, self._reload)]
+        tasks: list[asyncio.Task[Any]] = [ending, watching, *events]
         try:
-            await asyncio.wait((starting, stopping, watching), return_when=asyncio.FIRST_COMPLETED)
-            if stopping.done():
-                return False
-            if watching.done():
-                watching.result()
-            try:
-                starting.result()
-            except (OSError, EOFError) as error:
-                raise EngineDied("vLLM could not be imported; the lines above say why") from error
-            size = engine.weights_bytes(self._model) / 1e6
-            self._say(f"Loading {self._model} ({size:.0f} MB)")
-            ending = asyncio.create_task(server.ended())
-            answering = asyncio.create_task(first_answer(self._config, self._api_keys))
-            tasks += [ending, answering]
-            await asyncio.wait((ending, answering, stopping, watching), return_when=asyncio.FIRST_COMPLETED)
-            if stopping.done():
-                return False
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if self._stop.is_set():
+                return
             if watching.done():
                 watching.result()
             if ending.done():
-                if server.exit_status == USAGE_STATUS:
-                    fault = Fault(
-                        f"citadel-llm-{self._config.name}", 0, "vLLM refuses these flags; the lines above say which"
-                    )
-                    raise SettingsRefused([fault])
-                raise EngineDied(f"{ending.result()} before the model was ready{self._why_memory()}")
-            try:
-                answering.result()
-            except NotAnswered as error:
-                raise EngineDied(f"the model does not answer a request: {error}") from error
-            return True
+                raise EngineDied(ending.result())
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _watch_progress(self, server: ServerProcess) -> None:
-        """Have systemd wait while memory or reads of the loading server grow.
-
-        Raises EngineHung once they have stood still for START_TIMEOUT_SEC.
-        """
-        limit = self._config.start_timeout_sec
-        seen, moved = (0, 0), time.monotonic()
-        while time.monotonic() - moved < limit:
-            self._notifier.send(EXTEND_TIMEOUT_USEC=round((limit + STALL_MARGIN_SEC) * 1e6))
-            await asyncio.sleep(min(PROGRESS_INTERVAL_SEC, limit / 4))
-            now = await asyncio.to_thread(server.memory_and_reads)
-            if any(new - old >= PROGRESS_BYTES for new, old in zip(now, seen, strict=True)):
-                seen, moved = now, time.monotonic()
-        raise EngineHung(f"loading has made no progress for {limit:g} s (START_TIMEOUT_SEC) and was ended")
-
-    async def _until_something_happens(self, server: ServerProcess) -> str:
-        """Wait for a stop, a reload or the server's end; the reason of the end, empty for the other two."""
-        ending = asyncio.create_task(server.ended())
-        tasks: list[asyncio.Task[Any]] = [
-            ending,
-            asyncio.create_task(self._stop.wait()),
-            asyncio.create_task(self._reload.wait()),
-        ]
-        try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            return ending.result() if ending.done() and not self._stop.is_set() else ""
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    def _recover(self, reason: str) -> None:
-        """Note a death; the next turn of the loop starts a new server. Raises EngineDied if there were too many."""
+    async def _recover(self, failure: CitadelError) -> None:
+        """Count a failure and pause; the loop then starts a new server. Raises it if there were too many."""
         now = time.monotonic()
-        reason += self._why_memory("")
-        if len(self._deaths) == RECOVERIES and now - self._deaths[0] < RECOVERY_WINDOW_SEC:
-            raise EngineDied(f"{reason}, and {RECOVERIES} before it in the last {RECOVERY_WINDOW_SEC:.0f} s")
-        self._deaths.append(now)
-        log.error("%s; starting a new one", reason[0].upper() + reason[1:])
-        self._notifier.send(STATUS=f"Recovering: {reason}")
+        if len(self._failures) == len(PAUSES_SEC) and now - self._failures[0] < RECOVERY_WINDOW_SEC:
+            before = f"{len(PAUSES_SEC)} before it in the last {RECOVERY_WINDOW_SEC:.0f} s"
+            raise type(failure)(f"{failure}, and {before}") from failure
+        recent = sum(now - earlier < RECOVERY_WINDOW_SEC for earlier in self._failures)
+        pause = PAUSES_SEC[min(recent, len(PAUSES_SEC) - 1)]
+        self._failures.append(now)
+        self._state.failed(failure.code, str(failure))
+        text = str(failure)
+        after = f" in {pause:g} s" if pause else ""
+        log.error("%s; starting a new one%s", text[0].upper() + text[1:], after, extra=_reason(failure))
+        self._notifier.send(STATUS=f"Recovering: {failure}", WATCHDOG=1)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._stop.wait(), pause)
 
-    def _why_memory(self, otherwise: str = "; the lines above say why") -> str:
-        """The end of a sentence about a death: memory, if the kernel has killed a process since the last one."""
+    def _out_of_memory(self) -> str:
+        """What to do about it if the kernel has killed a process for want of memory since the last look, else empty."""
         before, self._oom_kills = self._oom_kills, oom_kills()
         if self._oom_kills == before:
-            return otherwise
-        return (
-            f", killed for want of memory: MEMORY_LIMIT_GB={self._config.memory_limit_gb:g} is too little; "
-            "raise it, or lower KV_CACHE_GB"
-        )
+            return ""
+        return f"MEMORY_LIMIT_GB={self._config.memory_limit_gb:g} is too little; raise it, or lower KV_CACHE_GB"
 
     async def _drain(self, server: ServerProcess) -> None:
         self._notifier.send(STOPPING=1)
@@ -266,7 +240,7 @@ class Supervisor:
                     )
                     raise SettingsRefused([fault])
         except CitadelError as error:
-            log.error("%s", error)
+            log.error("%s", error, extra=_reason(error))
             self._answer_reload(str(error))
             self._say("Ready with the old settings: the reload was refused, the journal says why", READY=1)
             return False
@@ -285,3 +259,8 @@ class Supervisor:
     def _say(self, status: str, **state: int) -> None:
         log.info("%s", status)
         self._notifier.send(STATUS=status, **state)
+
+
+def _reason(error: CitadelError) -> dict[str, str]:
+    """What a log record of an error carries besides its words."""
+    return {"reason": error.code}

@@ -5,7 +5,7 @@ The interface is org.freedesktop.systemd1(5).
 
 import asyncio
 import string
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Self
 
 from dbus_fast import BusType, Message, MessageType
@@ -50,6 +50,7 @@ class Systemd:
         self._ended: dict[str, str] = {}
         self._subscribed = False
         self._changed: dict[str, asyncio.Event] = {}
+        self._listeners: list[Callable[[Message], None]] = []
 
     async def __aenter__(self) -> Self:
         try:
@@ -125,10 +126,32 @@ class Systemd:
         finally:
             del self._changed[path]
 
+    async def listen(self, listener: Callable[[Message], None], *rules: str) -> None:
+        """Call `listener` with every signal from now on; `rules` are what the bus is to send (dbus-daemon(1)).
+
+        It gets them at once and in their order. A connection that listens is not for jobs: it lives long, and would
+        gather the ends of all jobs of the host.
+        """
+        self._listeners.append(listener)
+        for rule in rules:
+            await self._match(rule)
+        await self.call("Subscribe")
+
+    async def gone(self) -> None:
+        """Return when the bus has gone away."""
+        if self._gone:
+            await asyncio.wait([self._gone])
+
     async def version(self) -> str:
         """The manager's version, such as "252.39-1~deb12u1"."""
         (value,) = await self.call("Get", "ss", MANAGER_INTERFACE, "Version", interface=PROPERTIES_INTERFACE)
         return str(value.value)
+
+    async def started(self) -> int:
+        """When this run of the manager began (microseconds since the epoch): at boot, and a re-execution keeps it."""
+        body = (MANAGER_INTERFACE, "UserspaceTimestamp")
+        (value,) = await self.call("Get", "ss", *body, interface=PROPERTIES_INTERFACE)
+        return int(value.value)
 
     async def job(self, verb: str, unit: str) -> str:
         """Queue `verb`Unit and wait for the end of the job; its result as systemd names it, "done" if all went well."""
@@ -152,7 +175,8 @@ class Systemd:
 
     async def _match(self, rule: str) -> None:
         bus = "org.freedesktop.DBus"
-        rule = f"type='signal',sender='{DESTINATION}',{rule}"
+        sender = "" if "sender=" in rule else f"sender='{DESTINATION}',"
+        rule = f"type='signal',{sender}{rule}"
         if self._bus:
             await self._bus.call(Message(bus, "/org/freedesktop/DBus", bus, "AddMatch", signature="s", body=[rule]))
 
@@ -176,6 +200,8 @@ class Systemd:
     def _on_message(self, message: Message) -> None:
         if message.message_type is not MessageType.SIGNAL:
             return
+        for listener in self._listeners:
+            listener(message)
         if message.member == "PropertiesChanged" and message.path in self._changed:
             self._changed[message.path].set()
         if message.member != "JobRemoved":

@@ -1,7 +1,7 @@
 """Whether vLLM would accept VLLM_ARGS, without importing vLLM.
 
 vLLM's own parser takes seconds to import, so the build writes what it accepts into a table beside this module
-(packaging/vllm_flags.py), and argparse, which vLLM's parser is made of, reads the words by it in milliseconds.
+(packaging/vllm_tables.py), and argparse, which vLLM's parser is made of, reads the words by it in milliseconds.
 """
 
 import argparse

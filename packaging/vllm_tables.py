@@ -1,6 +1,6 @@
-"""Write the table of vLLM's command line flags that the pre-start check reads, beside the module that reads it.
+"""Write the tables that the pre-start check reads, beside the modules that read them: vLLM's flags and architectures.
 
-Importing vLLM's own parser takes seconds at every start; what it accepts changes only with the package.
+Importing vLLM takes seconds at every start; what it accepts changes only with the package.
 """
 
 import argparse
@@ -8,9 +8,10 @@ import json
 from typing import Any
 
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.model_executor.models import ModelRegistry
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from hxp_enterprise_llm.services.core.service_manager.vllm_flags import TABLE
+from hxp_enterprise_llm.services.core.service_manager import model_config, vllm_flags
 
 
 def kind(action: argparse.Action) -> str:
@@ -33,4 +34,5 @@ def flags() -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    TABLE.write_text(json.dumps(flags(), indent=0), encoding="utf-8")
+    vllm_flags.TABLE.write_text(json.dumps(flags(), indent=0), encoding="utf-8")
+    model_config.TABLE.write_text(json.dumps(sorted(ModelRegistry.get_supported_archs()), indent=0), encoding="utf-8")

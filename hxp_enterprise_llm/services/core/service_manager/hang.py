@@ -1,0 +1,73 @@
+"""Whether a serving vLLM gets anywhere. `/health` would not tell: it answers while the engine hangs (vLLM issue 19849).
+
+An idle server hangs only if its event loop does. One with requests hangs if neither tokens nor answers come: at once
+to be seen where its processes use no CPU time, or where one is stopped; else after HANG_TIMEOUT_SEC.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import NoReturn
+
+from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
+from hxp_enterprise_llm.services.core.service_manager.server_process import Pulse, ServerProcess
+from hxp_enterprise_llm.utils.errors import EngineHung
+
+LOOK_SEC = 1.0
+STILL_SEC = 10.0
+"""How long all processes may do nothing at all while requests wait. A working engine uses CPU time every second."""
+STILL_SHARE = 0.02
+"""Share of a core below which processes do nothing: the event loop's own timers stay below it."""
+SILENT_SEC = 30.0
+"""How long the API server's event loop may be blocked, which beats once a second."""
+
+
+class HangWatch:
+    """Judges the pulse of one server. `feed` is called with every sign of progress, and while it is idle."""
+
+    def __init__(self, config: ServiceConfigSchema, server: ServerProcess, feed: Callable[[], None]) -> None:
+        self._limit = config.hang_timeout_sec
+        # A GPU works while the processes wait for it.
+        self._by_cpu = not config.gpu_devices
+        self._server, self._feed = server, feed
+        now = time.monotonic()
+        self._last: Pulse | None = None
+        self._moved = self._busy = self._running = now
+        self._cpu = 0.0
+        self._heard = now
+
+    async def run(self) -> NoReturn:
+        """Look every second. Raises EngineHung with what it is that stands still."""
+        while True:
+            await asyncio.sleep(LOOK_SEC)
+            now = time.monotonic()
+            stopped, cpu = await asyncio.to_thread(lambda: (self._server.stopped(), self._server.cpu_seconds()))
+            reason = self._judge(now, self._server.pulse, stopped, cpu)
+            if reason:
+                raise EngineHung(reason)
+            if self._moved == now:
+                self._feed()
+
+    def _judge(self, now: float, pulse: Pulse | None, stopped: str, cpu: float) -> str:
+        """What hangs, empty if nothing does."""
+        if pulse and (self._last is None or pulse.at != self._last.at):
+            self._heard = now
+            if not pulse.in_flight or self._last is None or pulse.progress != self._last.progress:
+                self._moved = now
+            self._last = pulse
+        waiting = pulse.in_flight if pulse else 0
+        # Less than before: a process has ended.
+        if not waiting or self._moved == now or not 0 <= cpu - self._cpu <= STILL_SHARE * STILL_SEC:
+            self._busy, self._cpu = now, cpu
+        if not stopped:
+            self._running = now
+        silent = min(SILENT_SEC, self._limit)
+        if now - self._running >= min(STILL_SEC, self._limit):
+            return f"{stopped} is stopped by a signal"
+        if now - self._heard >= silent:
+            return f"the API server's event loop has been blocked for {silent:g} s"
+        if self._by_cpu and now - self._busy >= min(STILL_SEC, self._limit):
+            return f"{waiting} requests wait and nothing works on them"
+        if now - self._moved >= self._limit:
+            return f"{waiting} requests wait and no token has come for {self._limit:g} s (HANG_TIMEOUT_SEC)"
+        return ""

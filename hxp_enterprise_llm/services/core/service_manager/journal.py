@@ -1,0 +1,47 @@
+"""Log records to the journal with fields of their own, in its native protocol (systemd's JOURNAL_NATIVE_PROTOCOL).
+
+Lines on standard output, as vLLM's processes write them, can carry none.
+"""
+
+import logging
+import socket
+import sys
+
+ADDRESS = "/run/systemd/journal/socket"
+LEVELS = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
+"""Priorities of syslog(3)."""
+
+
+class JournalHandler(logging.Handler):
+    """Sends every record of an instance as one entry.
+
+    CITADEL_SERVICE= is the instance; CITADEL_REASON= the code of an error, if the record has one as `reason`.
+    """
+
+    def __init__(self, instance: str) -> None:
+        super().__init__()
+        self._instance = instance
+        self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send one record; to standard output instead while there is no journal."""
+        message = self.format(record)
+        fields = {
+            "MESSAGE": message,
+            "PRIORITY": str(LEVELS.get(record.levelno, 6)),
+            "SYSLOG_IDENTIFIER": f"citadel-llm-{self._instance}",
+            "CITADEL_SERVICE": self._instance,
+        }
+        reason = getattr(record, "reason", "")
+        if reason:
+            fields["CITADEL_REASON"] = reason
+        try:
+            self._sender.sendto(b"".join(_field(*field) for field in fields.items()), ADDRESS)
+        except OSError:
+            print(message, file=sys.stdout, flush=True)
+
+
+def _field(name: str, value: str) -> bytes:
+    """One field with its length before it, so that no value can begin another."""
+    content = value.encode("utf-8", "backslashreplace")
+    return name.encode() + b"\n" + len(content).to_bytes(8, "little") + content + b"\n"

@@ -1,0 +1,91 @@
+"""Bringing a server from nothing to its first answer, for as long as loading gets on."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from hxp_enterprise_llm.services.core.service_manager.readiness import NotAnswered
+from hxp_enterprise_llm.services.core.service_manager.server_process import ServerProcess
+from hxp_enterprise_llm.utils.errors import EngineDied, EngineHung, SettingsRefused
+from hxp_enterprise_llm.utils.settings_file import Fault
+
+PROGRESS_INTERVAL_SEC = 2.0
+PROGRESS_BYTES = 1 << 20
+"""What memory or reads must grow by between two looks for loading to count as progressing."""
+USAGE_STATUS = 2
+"""What argparse exits with; vLLM's parser reads VLLM_ARGS in the server process."""
+
+
+async def bring_up(
+    server: ServerProcess,
+    stop: asyncio.Event,
+    limit: float,
+    *,
+    on_import: Callable[[], None],
+    answer: Callable[[], Any],
+    feed: Callable[[], None],
+    file: str,
+) -> bool:
+    """Start the server and wait for `answer` to return; False if `stop` came first.
+
+    `on_import` is called when vLLM is imported and loading begins, `feed` with every sign of progress; `limit` is
+    START_TIMEOUT_SEC, `file` the settings to name in errors.
+    Raises EngineDied, EngineHung once nothing has moved for `limit` seconds, or SettingsRefused if vLLM says so.
+    """
+    watching = asyncio.create_task(_watch_progress(server, limit, feed))
+    stopping = asyncio.create_task(stop.wait())
+    starting = asyncio.create_task(server.start())
+    tasks: list[asyncio.Task[Any]] = [watching, stopping, starting]
+    try:
+        await asyncio.wait((starting, stopping, watching), return_when=asyncio.FIRST_COMPLETED)
+        if stopping.done():
+            return False
+        if watching.done():
+            watching.result()
+        try:
+            starting.result()
+        except (OSError, EOFError) as error:
+            raise EngineDied("vLLM could not be imported; the lines above say why") from error
+        on_import()
+        ending, answering = asyncio.create_task(server.ended()), asyncio.create_task(answer())
+        tasks += [ending, answering]
+        await asyncio.wait((ending, answering, stopping, watching), return_when=asyncio.FIRST_COMPLETED)
+        if stopping.done():
+            return False
+        if watching.done():
+            watching.result()
+        if ending.done():
+            raise _why(server, ending.result(), file)
+        try:
+            answering.result()
+        except NotAnswered as error:
+            raise EngineDied(f"the model does not answer a request: {error}") from error
+        return True
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _why(server: ServerProcess, end: str, file: str) -> EngineDied | SettingsRefused:
+    """The error for a server that ended before it was ready."""
+    if server.exit_status == USAGE_STATUS:
+        return SettingsRefused([Fault(file, 0, "vLLM refuses these flags; the lines above say which")])
+    if server.failure and server.failure.settings:
+        return SettingsRefused([Fault(file, 0, f"vLLM refuses these settings for this model: {server.failure.text}")])
+    why = server.failure.text if server.failure else "the lines above say why"
+    return EngineDied(f"{end} before the model was ready; {why}")
+
+
+async def _watch_progress(server: ServerProcess, limit: float, feed: Callable[[], None]) -> None:
+    """Call `feed` while memory or reads of the loading server grow."""
+    seen, moved = (0, 0), time.monotonic()
+    feed()
+    while time.monotonic() - moved < limit:
+        await asyncio.sleep(min(PROGRESS_INTERVAL_SEC, limit / 4))
+        now = await asyncio.to_thread(server.memory_and_reads)
+        if any(new - old >= PROGRESS_BYTES for new, old in zip(now, seen, strict=True)):
+            seen, moved = now, time.monotonic()
+            feed()
+    raise EngineHung(f"loading has made no progress for {limit:g} s (START_TIMEOUT_SEC) and was ended")

@@ -1,0 +1,39 @@
+"""What the main process has to tell the monitor beyond what systemd knows: `state.json` in the run-time directory."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+NAME = "state.json"
+
+
+class StateFile:
+    """Keeps the file up to date; it goes with the run-time directory when the unit stops.
+
+    `failures` counts, by the code of the error, what the main process has mended itself since it started. Everybody may
+    read the file: it holds no secret, and the monitor is another user.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._file = directory / NAME
+        self._state: dict[str, Any] = {"startup_seconds": None, "failures": {}, "last_failure": None}
+
+    def started(self, seconds: float) -> None:
+        """Note how long the last start, or recovery, took until the model had answered."""
+        self._state["startup_seconds"] = round(seconds, 3)
+        self._write()
+
+    def failed(self, kind: str, reason: str) -> None:
+        """Count a failure that is about to be mended."""
+        self._state["failures"][kind] = self._state["failures"].get(kind, 0) + 1
+        self._state["last_failure"] = {"kind": kind, "reason": reason, "at": time.time()}
+        self._write()
+
+    def _write(self) -> None:
+        draft = self._file.with_suffix(".new")
+        with draft.open("w", encoding="utf-8") as stream:
+            os.fchmod(stream.fileno(), 0o644)
+            json.dump(self._state, stream)
+        draft.rename(self._file)

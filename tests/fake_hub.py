@@ -1,6 +1,6 @@
 """The part of a model hub's HTTP API that huggingface_hub uses to fetch a model, on loopback.
 
-Serves a directory as the repository org/tiny, and with --token as org/gated too, to those who bring the token.
+Serves a directory as the repository org/tiny, and with --token-file as org/gated too, to those who bring the token.
 Standard library only: it runs in the machine, with Debian's Python.
 """
 
@@ -20,8 +20,9 @@ parser.add_argument("port", type=int)
 parser.add_argument("directory", type=Path)
 parser.add_argument("--cut-after", type=int, default=0, help="end the first download of each weight file so early")
 parser.add_argument("--rate", type=float, default=1e12, help="send weights with so many bytes a second")
-parser.add_argument("--token", default="", help="what org/gated wants to see")
+parser.add_argument("--token-file", type=Path, default="/dev/null", help="holds what org/gated wants to see")
 options = parser.parse_args()
+token = options.token_file.read_text().strip()
 cut: set[str] = set()
 
 
@@ -44,7 +45,7 @@ class Hub(BaseHTTPRequestHandler):
         elif repository == GATED and rest and not given:
             # The hub shows everybody that a gated model exists, but not its files.
             self.refuse(401, "GatedRepo", "Access to model org/gated is restricted")
-        elif repository == GATED and given not in ("", f"Bearer {options.token}"):
+        elif repository == GATED and given not in ("", f"Bearer {token}"):
             self.refuse(401, "", "Invalid credentials in Authorization header")
         elif not rest:
             self.as_json({"id": repository, "modelId": repository, "sha": REVISION, "siblings": [], "tags": []})

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
@@ -111,6 +112,8 @@ class Hub:
                 f"over HTTP; fetch the model by other means and copy it to {self._models / repository}"
             )
         part.parent.mkdir(exist_ok=True)
+        if not sys.stderr.isatty():  # where the library shows no bar
+            print(f"{title} ({file.size / 1e9:.2g} GB)", file=sys.stderr, flush=True)
         # As it is, not compressed: a range counts the bytes of the file.
         headers = build_hf_headers(token=self._token or False) | {"Accept-Encoding": "identity"}
         url = hf_hub_url(repository, file.path, revision=revision, endpoint=self._api.endpoint)

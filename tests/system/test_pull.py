@@ -53,11 +53,16 @@ class Hub:
     @contextmanager
     def pulling(self, *words: str) -> Iterator[Future[CompletedProcess[str]]]:
         """A pull under way, of which the first piece has arrived."""
+        before = self.arrived()
         with ThreadPoolExecutor(1) as pool:
             future = pool.submit(self.pull, *words)
-            parts = self.machine.inside(PARTS)
-            until(lambda: parts.is_dir() and any(part.stat().st_size > 5e6 for part in parts.iterdir()))
+            until(lambda: self.arrived() > before + 5e6)
             yield future
+
+    def arrived(self) -> int:
+        """Bytes of files that have not arrived in full."""
+        parts = self.machine.inside(PARTS)
+        return sum(part.stat().st_size for part in parts.iterdir()) if parts.is_dir() else 0
 
     def pid(self, instance: str) -> str:
         """Of the pull under way."""
@@ -100,8 +105,7 @@ def test_a_model_is_fetched_resumed_verified_and_served_by_no_root(hub: Hub) -> 
     assert "org/tiny is not on this host" in hub.refused("--verify", "pulled")
     done = hub.pull("pulled")
     assert (done.returncode, done.stdout) == (0, f"pulled: {TARGET}\n"), done
-    assert "/7 big.safetensors" in done.stderr
-    assert "100%" in done.stderr
+    assert "/7 big.safetensors (0.06 GB)" in done.stderr
     requests = hub.asked_from()
     assert len(requests) == 2 and requests[1] > 0, "the second request did not go on where the first broke off"
     assert machine.output("stat", "-c", "%U %a", TARGET, f"{TARGET}/big.safetensors").split() == [
@@ -159,7 +163,8 @@ def test_a_pull_that_was_killed_or_interrupted_goes_on_and_none_disturbs_it(hub:
 
 def test_a_token_is_read_by_root_alone_and_shown_to_the_hub_alone(hub: Hub) -> None:
     machine = hub.machine
-    hub.serve("--rate", SLOW, "--token", TOKEN)
+    machine.write("/root/right", TOKEN)
+    hub.serve("--rate", SLOW, "--token-file", "/root/right")
     hub.host.settings("gated", MODEL="org/gated", PORT=11562, HF_ENDPOINT=ENDPOINT)
     assert "give a token of it with --token-file" in hub.refused("gated")
     file = machine.inside(TOKEN_FILE)
@@ -236,6 +241,6 @@ try:
 except PullFailed as error:
     print(error)
 """
-    for path in ("../../../etc/default/citadel-llm", "/etc/default/citadel-llm", "a/../../b"):
+    for path in ("/etc/default/citadel-llm", "a/../../b", "a/.."):
         assert "outside of the model" in hub.host.python(code, path)
     assert hub.host.python(code, "onnx/model.onnx") == ""

@@ -16,7 +16,7 @@ STOP_MARGIN_SEC = 15
 """What TimeoutStopSec= adds to the drain (seconds): vLLM ends in under 1 s once its requests are done."""
 
 
-WATCHDOG_MARGIN_SEC = 60
+WATCHDOG_MARGIN_SEC = 30
 """What WatchdogSec= adds to the longest time without progress that the main process allows its engine (seconds)."""
 
 

@@ -155,6 +155,7 @@ class ServerProcess:
         self._handle = -1
         self._channel.close()
         self._far_end.close()
+        _end_stopped_fork_server()
 
     def _hear(self) -> None:
         try:
@@ -210,8 +211,8 @@ async def _first_end(handles: dict[int, int]) -> int:
             loop.remove_reader(descriptor)
 
 
-def end_stopped_fork_server() -> None:
-    """End a fork server that a signal has stopped: the next start would wait for it for ever."""
+def _end_stopped_fork_server() -> None:
+    """End a fork server that a signal has stopped: the next start, or this process's own exit, would wait for it."""
     pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]  # there is no public name
     with suppress(psutil.NoSuchProcess):
         if pid and psutil.Process(pid).status() == psutil.STATUS_STOPPED:

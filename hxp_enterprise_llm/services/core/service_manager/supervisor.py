@@ -22,7 +22,7 @@ from hxp_enterprise_llm.services.core.service_manager.hang import HangWatch
 from hxp_enterprise_llm.services.core.service_manager.memory_events import oom_kills
 from hxp_enterprise_llm.services.core.service_manager.notify import Notifier
 from hxp_enterprise_llm.services.core.service_manager.readiness import base_url, first_answer
-from hxp_enterprise_llm.services.core.service_manager.server_process import ServerProcess, end_stopped_fork_server
+from hxp_enterprise_llm.services.core.service_manager.server_process import ServerProcess
 from hxp_enterprise_llm.services.core.service_manager.startup import bring_up
 from hxp_enterprise_llm.services.core.service_manager.state_file import StateFile
 from hxp_enterprise_llm.utils.errors import (
@@ -126,7 +126,6 @@ class Supervisor:
         """Run one server from its start until a stop or a reload. Raises CitadelError with the reason of its end."""
         config = self._config
         begin = time.monotonic()
-        end_stopped_fork_server()
         server = ServerProcess(
             config.start_method,
             engine.arguments(config, self._model),

@@ -1,0 +1,68 @@
+"""What a hang is, told from pulses that a test makes up."""
+
+from collections.abc import Iterable
+
+import pytest
+
+from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
+from hxp_enterprise_llm.services.core.service_manager import hang
+from hxp_enterprise_llm.services.core.service_manager.server_process import Pulse
+
+
+def first_hang(
+    looks: Iterable[tuple[int, float, str, float]], beats: bool = True, **settings: object
+) -> tuple[int, str]:
+    """Second and words of the first hang; each look is requests, a figure of progress, a stopped process, CPU seconds."""
+    values = {"name": "m", "model": "/srv/m", "port": 11500, "hang_timeout_sec": 60, **settings}
+    watch = hang.HangWatch(ServiceConfigSchema.model_validate(values), None, lambda: None)  # type: ignore[arg-type]
+    start = watch._moved
+    for second, (requests, figure, stopped, cpu) in enumerate(looks, 1):
+        pulse = Pulse(start + (second if beats else 0), requests, (figure,))
+        reason = watch._judge(start + second, pulse, stopped, cpu)
+        if reason:
+            return second, reason
+    return 0, ""
+
+
+def test_an_idle_server_never_hangs() -> None:
+    assert first_hang((0, 5.0, "", 1.0) for _ in range(1000)) == (0, "")
+
+
+def test_a_server_that_makes_tokens_never_hangs() -> None:
+    assert first_hang((1, float(second), "", 0.0) for second in range(1000)) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("cpu_per_second", "seconds", "words"),
+    [
+        (0.0, 11, "1 requests wait and nothing works on them"),
+        (1.0, 61, r"1 requests wait and no token has come for 60 s (HANG_TIMEOUT_SEC)"),
+    ],
+)
+def test_requests_without_tokens(cpu_per_second: float, seconds: int, words: str) -> None:
+    assert first_hang((1, 5.0, "", second * cpu_per_second) for second in range(1000)) == (seconds, words)
+
+
+def test_a_gpu_may_work_while_the_processes_wait() -> None:
+    looks = ((1, 5.0, "", 0.0) for _ in range(1000))
+    assert first_hang(looks, gpu_devices=("0",))[0] == 61
+
+
+def test_an_end_of_a_process_is_no_standstill() -> None:
+    """CPU time falls when a process is gone, and counts from there."""
+    looks = [(1, 5.0, "", 50.0)] * 5 + [(1, 5.0, "", 10.0 + second) for second in range(30)]
+    assert first_hang(looks) == (0, "")
+
+
+def test_a_stopped_process_hangs_even_when_idle() -> None:
+    assert first_hang((0, 5.0, "VLLM::EngineCore (pid 7)", 1.0) for _ in range(1000)) == (
+        10,
+        "VLLM::EngineCore (pid 7) is stopped by a signal",
+    )
+
+
+def test_a_blocked_event_loop() -> None:
+    assert first_hang(((0, 5.0, "", float(second)) for second in range(1000)), beats=False) == (
+        31,
+        "the API server's event loop has been blocked for 30 s",
+    )

@@ -1,0 +1,43 @@
+import logging
+import socket
+from pathlib import Path
+
+import pytest
+
+from hxp_enterprise_llm.services.core.service_manager import journal
+
+
+def fields(datagram: bytes) -> dict[str, str]:
+    found = {}
+    while datagram:
+        name, _, rest = datagram.partition(b"\n")
+        length = int.from_bytes(rest[:8], "little")
+        found[name.decode()] = rest[8 : 8 + length].decode()
+        datagram = rest[9 + length :]
+    return found
+
+
+def test_a_record_carries_the_instance_and_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "ADDRESS", str(tmp_path / "journal"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as reader:
+        reader.bind(journal.ADDRESS)
+        logger = logging.Logger("test")
+        logger.addHandler(journal.JournalHandler("m"))
+        logger.error("two lines\nMESSAGE_ID=forged", extra={"reason": "engine-died"})
+        assert fields(reader.recv(4096)) == {
+            "MESSAGE": "two lines\nMESSAGE_ID=forged",
+            "PRIORITY": "3",
+            "SYSLOG_IDENTIFIER": "citadel-llm-m",
+            "CITADEL_SERVICE": "m",
+            "CITADEL_REASON": "engine-died",
+        }
+
+
+def test_without_a_journal_the_words_are_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(journal, "ADDRESS", str(tmp_path / "none"))
+    logger = logging.Logger("test")
+    logger.addHandler(journal.JournalHandler("m"))
+    logger.info("said")
+    assert capsys.readouterr().out == "said\n"

@@ -1,0 +1,61 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
+from hxp_enterprise_llm.services.core.service_manager import model_config
+from hxp_enterprise_llm.utils.errors import ModelMissing
+
+LLAMA = {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 2048}
+
+
+def check(directory: Path, content: str | bytes | dict[str, object], **settings: object) -> tuple[list[str], list[str]]:
+    text = json.dumps(content) if isinstance(content, dict) else content
+    (directory / "config.json").write_bytes(text.encode() if isinstance(text, str) else text)
+    values = {"name": "m", "model": str(directory), "port": 11500, **settings}
+    return model_config.check(ServiceConfigSchema.model_validate(values), str(directory))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", b"\xff\xfe\0", "[" * 100_000, '"text"'])
+def test_what_is_no_config_is_refused_with_its_path(tmp_path: Path, content: str | bytes) -> None:
+    with pytest.raises(ModelMissing, match=r"config\.json.*fetch or copy the model again"):
+        check(tmp_path, content)
+
+
+def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
+    with pytest.raises(ModelMissing, match="larger than 16 MB"):
+        check(tmp_path, " " * (16 * 1024**2 + 1))
+
+
+@pytest.mark.parametrize("architectures", [None, [], "LlamaForCausalLM", [1]])
+def test_a_model_without_architecture_is_refused(tmp_path: Path, architectures: object) -> None:
+    with pytest.raises(ModelMissing, match="names no architecture"):
+        check(tmp_path, {**LLAMA, "architectures": architectures})
+
+
+def test_an_unknown_architecture_is_a_warning(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path_factory.mktemp("table") / "known.json"
+    table.write_text('["LlamaForCausalLM"]')
+    monkeypatch.setattr(model_config, "TABLE", table)
+    assert check(tmp_path, LLAMA) == ([], [])
+    faults, (warning,) = check(tmp_path, {**LLAMA, "architectures": ["Strange"]})
+    assert not faults and "no code of its own for Strange" in warning
+
+
+def test_a_length_beyond_the_model_says_the_most(tmp_path: Path) -> None:
+    (fault,), _ = check(tmp_path, LLAMA, max_model_len=4096)
+    assert fault.startswith("MAX_MODEL_LEN=4096 is more than this model can: write 2048 (max_position_embeddings")
+    assert check(tmp_path, LLAMA, max_model_len=2048) == ([], [])
+    nested = {"architectures": ["X"], "text_config": {"max_position_embeddings": 10}}
+    assert check(tmp_path, nested, max_model_len=11)[0]
+
+
+def test_a_scaled_length_is_left_to_vllm(tmp_path: Path) -> None:
+    scaled = {**LLAMA, "rope_scaling": {"rope_type": "linear", "factor": 4.0}}
+    assert check(tmp_path, scaled, max_model_len=8192) == ([], [])
+    forced = {"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}
+    assert check(tmp_path, LLAMA, max_model_len=8192, environment=forced) == ([], [])
+    assert check(tmp_path, LLAMA, max_model_len=8192, vllm_args=("--hf-overrides", "{}")) == ([], [])

@@ -8,11 +8,12 @@ from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConf
 from hxp_enterprise_llm.services.core.service_manager import hang
 from hxp_enterprise_llm.services.core.service_manager.server_process import Pulse
 
+Look = tuple[int, float, str, float]
+"""Requests in flight, a figure of progress, a stopped process, CPU seconds."""
 
-def first_hang(
-    looks: Iterable[tuple[int, float, str, float]], beats: bool = True, **settings: object
-) -> tuple[int, str]:
-    """Second and words of the first hang; each look is requests, a figure of progress, a stopped process, CPU seconds."""
+
+def first_hang(looks: Iterable[Look], beats: bool = True, **settings: object) -> tuple[int, str]:
+    """Second and words of the first hang, at one look a second."""
     values = {"name": "m", "model": "/srv/m", "port": 11500, "hang_timeout_sec": 60, **settings}
     watch = hang.HangWatch(ServiceConfigSchema.model_validate(values), None, lambda: None)  # type: ignore[arg-type]
     start = watch._moved

@@ -59,7 +59,7 @@ def policy(page: str) -> str:
 
     return (
         f"default-src 'none'; style-src {allowed('style')}; script-src {allowed('script')}; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
 
 
@@ -181,7 +181,8 @@ def test_a_row_says_what_a_model_does_in_words(browser: Browser, monitor: Monito
 def test_names_and_reasons_are_text(browser: Browser, monitor: Monitor) -> None:
     monitor.tell(service(HOSTILE, reason=HOSTILE, state="constructor", model=HOSTILE, port=HOSTILE, restarts=HOSTILE,
                          since=HOSTILE, host=HOSTILE, memory_bytes="1e999",
-                         last_failure={"kind": HOSTILE, "reason": HOSTILE, "at": "never"}), service("test"))  # fmt: skip
+                         last_failure={"kind": HOSTILE, "reason": HOSTILE, "at": "never"}),
+                 service("test"))  # fmt: skip
     browser.go(monitor.address)
     browser.wait("document.querySelectorAll('#models tbody tr').length === 2")
     assert browser.value("document.querySelectorAll('#models script, #models img').length") == 0

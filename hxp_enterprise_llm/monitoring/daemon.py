@@ -1,0 +1,133 @@
+"""The monitor's life: connect, serve, look, write; and tell systemd about itself."""
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import Coroutine
+from typing import Any
+
+from hxp_enterprise_llm.monitoring import metrics, probe, web
+from hxp_enterprise_llm.monitoring.fleet import Fleet
+from hxp_enterprise_llm.monitoring.ports import Port
+from hxp_enterprise_llm.monitoring.store import Store
+from hxp_enterprise_llm.monitoring.units import UnitWatch
+from hxp_enterprise_llm.services.core.service_manager.notify import Notifier
+from hxp_enterprise_llm.utils.settings import load_host
+
+log = logging.getLogger("citadel-llm-monitor")
+
+PROBE_SEC = 3.0
+"""How often every instance's endpoint is asked; one that comes up is asked at once."""
+RECORD_SEC = 10.0
+"""How often what happened is written: so much is lost with the host's power."""
+FIRST_LOOK_SEC = 5.0
+"""How long the first look at systemd and the instances may take before the monitor is ready without it."""
+OWN_KEYS = ("SERVER_IP", "HEALTH_PORT", "METRICS_PORT")
+
+
+class Monitor:
+    """The daemon. `run` ends with SIGTERM or SIGINT."""
+
+    def __init__(self, store: Store, notifier: Notifier, version: str, root: str = "/") -> None:
+        self._store = store
+        self._notifier = notifier
+        self._root = root
+        self._asker = probe.client()
+        self._fleet = Fleet(store, lambda config: probe.ask(self._asker, config), root)
+        self._fleet.reread = self._reread
+        host = load_host(root)
+        for fault in host.faults:
+            log.warning("%s", fault)
+        self._settings = {key: host.values[key] for key in OWN_KEYS}
+        self._changed = ""
+        address, *numbers = self._settings.values()
+        served: tuple[tuple[str, Any], ...] = (
+            ("health", web.application(self._fleet, version)),
+            ("metrics", metrics.application(self._fleet, version)),
+        )
+        self._ports = [
+            Port(what, key, address, number, application=application, changed=self._say)
+            for (what, application), key, number in zip(served, OWN_KEYS[1:], numbers, strict=True)
+        ]
+        self._said = ""
+        self._stopping = asyncio.Event()
+
+    async def run(self) -> None:
+        """Watch until told to stop."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        tasks = [
+            self._task(work)
+            for work in (
+                UnitWatch(self._fleet).run(),
+                *(port.run() for port in self._ports),
+                self._first_look(),
+                self._probe(),
+                self._record(),
+            )
+        ]
+        stopping = asyncio.create_task(self._stopping.wait())
+        await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        self._notifier.send(STOPPING=1)
+        for task in tasks:
+            task.cancel()
+        ended = await asyncio.gather(*tasks, return_exceptions=True)
+        await self._asker.aclose()
+        self._fleet.record()
+        await asyncio.to_thread(self._store.close)
+        for error in ended:
+            # Each is meant to go on for ever: an end is a fault, after which systemd starts the monitor again.
+            if isinstance(error, Exception):
+                raise error
+
+    @staticmethod
+    def _task(work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        return asyncio.create_task(work)
+
+    async def _first_look(self) -> None:
+        """Say READY once the ports are tried and the first answers are in; then feed the watchdog."""
+        begin = time.monotonic()
+        for port in self._ports:
+            await port.tried.wait()
+        while self._fleet.trouble and time.monotonic() - begin < FIRST_LOOK_SEC:
+            await asyncio.sleep(0.02)
+        await self._fleet.probed()
+        self._notifier.send(READY=1)
+        while True:
+            self._say()
+            self._notifier.send(WATCHDOG=1)
+            await asyncio.sleep(PROBE_SEC)
+
+    async def _probe(self) -> None:
+        while True:
+            await asyncio.sleep(PROBE_SEC)
+            self._fleet.probe_all()
+
+    async def _record(self) -> None:
+        while True:
+            await asyncio.sleep(RECORD_SEC)
+            self._fleet.record()
+            batch = self._store.batch()
+            if not await asyncio.to_thread(self._store.write, batch, time.time()):
+                self._store.put_back(batch)
+
+    def _reread(self) -> None:
+        """Systemd has read its files anew, and so do we; the ports stay what they are."""
+        host = load_host(self._root)
+        changed = [key for key in OWN_KEYS if host.values[key] != self._settings[key]]
+        text = f"{', '.join(changed)} changed: systemctl restart citadel-llm-monitor" if changed else ""
+        if text and text != self._changed:
+            log.warning("%s", text)
+        self._changed = text
+
+    def _say(self) -> None:
+        """Tell `systemctl status` how things are."""
+        served = [f"{port.where}" for port in self._ports if port.tried.is_set() and not port.trouble]
+        text = f"Serves {' and '.join(served) or 'nothing yet'}, {len(self._fleet.instances)} instances"
+        troubles = [port.trouble for port in self._ports] + [self._fleet.trouble, self._store.trouble, self._changed]
+        text = "; ".join(filter(None, [text, *troubles]))
+        if text != self._said:
+            self._said = text
+            self._notifier.send(STATUS=text)

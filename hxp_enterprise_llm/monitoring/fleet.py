@@ -1,0 +1,177 @@
+"""All instances: what is told of them comes in here, and what is asked is answered from here, without waiting."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from hxp_enterprise_llm.monitoring import cgroups, state_file
+from hxp_enterprise_llm.monitoring.health import ServiceHealth, ServicesHealth, overall
+from hxp_enterprise_llm.monitoring.instance import NOT_ASKED, Instance
+from hxp_enterprise_llm.monitoring.presence import Presence
+from hxp_enterprise_llm.monitoring.store import Store
+from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
+from hxp_enterprise_llm.utils import config as settings
+from hxp_enterprise_llm.utils.errors import SettingsRefused
+from hxp_enterprise_llm.utils.settings import load_host
+
+log = logging.getLogger("citadel-llm-monitor")
+
+FRESH_SEC = 1.0
+"""For how long an answer is good: so often, whoever asks, the kernel's files are read."""
+
+
+class Fleet:
+    """The instances of this host. `trouble` says why systemd cannot be asked, "" while it can.
+
+    `ask` asks one instance's endpoint (`probe.ask`); `root` and `groups` are where settings and control groups are.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        ask: Callable[[ServiceConfigSchema], Awaitable[str]],
+        root: str = "/",
+        groups: Path = cgroups.CGROUPS,
+    ) -> None:
+        self.store = store
+        self.trouble = "systemd has not been asked yet"
+        self.instances: dict[str, Instance] = {}
+        self.reread: Callable[[], None] = lambda: None
+        self._ask = ask
+        self._root = root
+        self._groups = groups
+        self._run_time = ""
+        self._asking: dict[str, asyncio.Task[None]] = {}
+        self._made = -FRESH_SEC
+        self._answer: ServicesHealth | None = None
+
+    # What systemd tells (units.Listener)
+
+    def names(self) -> list[str]:
+        """Read the settings again; the instances that have a file."""
+        self._run_time = load_host(self._root).values["VLLM_PID_PATH"]
+        self.reread()
+        names = settings.instance_names(self._root)
+        for name in names:
+            self._instance(name)
+        for instance in self.instances.values():
+            try:
+                instance.config = settings.load(instance.name, self._root)[0]
+            except (SettingsRefused, OSError):
+                instance.config = None
+        return names
+
+    def present(self, names: set[str]) -> None:
+        """Forget the instances that are no more."""
+        for name in self.instances.keys() - names:
+            del self.instances[name]
+        for name in names:
+            self._instance(name)
+        self._answer = None
+
+    def changed(self, name: str, properties: dict[str, Any], boot: int) -> None:
+        """Take in properties of a unit."""
+        instance = self.instances.get(name)
+        if instance is None:
+            # One without a settings file counts once it runs, not when somebody merely asks systemd for it.
+            if properties.get("ActiveState", "inactive") == "inactive":
+                return
+            instance = self._instance(name)
+        was_up = instance.up
+        instance.properties |= properties
+        instance.known = "ActiveState" in instance.properties
+        now = time.time()
+        ledger = self.store.ledger(name)
+        self.store.happened(name, *ledger.take_unit(instance.properties, boot, now))
+        self.store.happened(name, *ledger.take_state(state_file.read(self._run_time, name)))
+        if instance.up and not was_up:
+            instance.trouble = NOT_ASKED
+            self.probe(instance)
+        self._look(instance, now)
+
+    def connected(self, trouble: str) -> None:
+        """The connection to systemd is there, or not: then nothing is known any more."""
+        if trouble and trouble != self.trouble:
+            log.error("%s; trying again", trouble)
+        elif self.trouble and not trouble:
+            log.info("following systemd, %d instances", len(self.instances))
+        self.trouble = trouble
+        if trouble:
+            for instance in self.instances.values():
+                instance.known = False
+                self._look(instance, time.time())
+        self._answer = None
+
+    # What happens by itself
+
+    def probe(self, instance: Instance) -> None:
+        """Ask an instance's endpoint, unless it is being asked; nobody waits for the answer."""
+        config = instance.config
+        if config is None or instance.name in self._asking:
+            return
+
+        async def ask() -> None:
+            try:
+                instance.trouble = await self._ask(config)
+            finally:
+                self._asking.pop(instance.name, None)
+            self._look(instance, time.time())
+
+        self._asking[instance.name] = asyncio.create_task(ask())
+
+    def probe_all(self) -> None:
+        """Ask every instance that runs, side by side."""
+        for instance in self.instances.values():
+            if instance.up:
+                self.probe(instance)
+
+    async def probed(self) -> None:
+        """Wait until those that are being asked have answered, or not."""
+        if self._asking:
+            await asyncio.wait(list(self._asking.values()))
+
+    def record(self) -> None:
+        """Note how everything is now, for the uptime and the peaks."""
+        now = time.time()
+        self._measure()
+        for instance in self.instances.values():
+            self.store.happened(
+                instance.name,
+                *self.store.ledger(instance.name).take_state(state_file.read(self._run_time, instance.name)),
+            )
+            self._look(instance, now)
+
+    # What is asked
+
+    def services(self) -> ServicesHealth:
+        """All instances by name, at most a second old."""
+        if self._answer is None or time.monotonic() - self._made >= FRESH_SEC:
+            self._measure()
+            found = [self._health(self.instances[name]) for name in sorted(self.instances)]
+            self._answer = overall(found, reachable=not self.trouble)
+            self._made = time.monotonic()
+        return self._answer
+
+    def _health(self, instance: Instance) -> ServiceHealth:
+        return instance.health(self.store.ledger(instance.name), self.store.uptime(instance.name))
+
+    def _measure(self) -> None:
+        now, clock = time.time(), time.monotonic()
+        for instance in self.instances.values():
+            instance.measure(clock, self._groups)
+            used = self.store.ledger(instance.name).take_usage(instance.usage)
+            if used is not None:
+                self.store.used(instance.name, used, instance.usage.memory_limit_bytes, now)
+
+    def _look(self, instance: Instance, now: float) -> None:
+        for up, since, until in instance.presence.seen(instance.uptime_counts, instance.since, now):
+            self.store.was(instance.name, up, since, until)
+        self._answer = None
+
+    def _instance(self, name: str) -> Instance:
+        if name not in self.instances:
+            self.instances[name] = Instance(name, Presence(self.store.ends.get(name, 0.0)))
+        return self.instances[name]

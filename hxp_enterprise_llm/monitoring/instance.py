@@ -1,0 +1,128 @@
+"""One instance as the monitor knows it at this moment."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from hxp_enterprise_llm.monitoring import cgroups
+from hxp_enterprise_llm.monitoring.cgroups import Usage
+from hxp_enterprise_llm.monitoring.failures import kind_of, words
+from hxp_enterprise_llm.monitoring.health import FailureSeen, ServiceHealth
+from hxp_enterprise_llm.monitoring.ledger import Ledger
+from hxp_enterprise_llm.monitoring.presence import Presence
+from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
+from hxp_enterprise_llm.services.core.service_manager.service import State
+from hxp_enterprise_llm.services.core.service_manager.systemd import UNSET
+
+RATE_SEC = 1.0
+"""The shortest time over which the use of the CPU is measured."""
+UP = (State.READY, State.RELOADING)
+NOT_ASKED = "not yet asked whether it answers"
+
+
+class Instance:
+    """What systemd, the kernel, the settings and the instance's own endpoint say.
+
+    `trouble` is "" if its endpoint answers, else why not.
+    """
+
+    def __init__(self, name: str, presence: Presence) -> None:
+        self.name = name
+        self.presence = presence
+        self.config: ServiceConfigSchema | None = None
+        self.properties: dict[str, Any] = {}
+        self.usage = Usage()
+        self.trouble = NOT_ASKED
+        self.known = False
+        self._cores: float | None = None
+        self._reference: tuple[float, float] | None = None
+
+    @property
+    def state(self) -> State:
+        """What systemd says, in one word."""
+        if not self.known:
+            return State.UNKNOWN
+        return State.of(self.properties.get("ActiveState", ""), self.properties.get("SubState", ""))
+
+    @property
+    def up(self) -> bool:
+        """Whether systemd says that it runs; one that reloads goes on answering."""
+        return self.state in UP
+
+    @property
+    def ready(self) -> bool:
+        """Whether it answers requests."""
+        return self.up and not self.trouble
+
+    @property
+    def enabled(self) -> bool:
+        """Whether it starts at boot."""
+        return bool(self.properties.get("UnitFileState") == "enabled")
+
+    @property
+    def since(self) -> float:
+        """When the unit's state last changed (seconds since the epoch)."""
+        return (self._figure("StateChangeTimestamp") or 0) / 1e6
+
+    @property
+    def uptime_counts(self) -> bool | None:
+        """True for time that it is up, False for time that it should be; None for a clean stop, or if nobody knows."""
+        if self.state in (State.UNKNOWN, State.STOPPED) or (self.up and self.trouble == NOT_ASKED):
+            return None
+        if self.state is State.STOPPING and kind_of(self.properties) is None:
+            return None
+        return self.ready
+
+    def measure(self, now: float, root: Path = cgroups.CGROUPS) -> None:
+        """Read the kernel's figures; `now` is a clock that only goes forward (seconds)."""
+        self.usage = usage = cgroups.read(self.properties.get("ControlGroup") or "", root)
+        used = usage.cpu_seconds
+        if used is None:
+            self._cores = self._reference = None
+        elif self._reference is None or used < self._reference[1]:
+            self._reference = (now, used)
+        elif now - self._reference[0] >= RATE_SEC:
+            self._cores = (used - self._reference[1]) / (now - self._reference[0])
+            self._reference = (now, used)
+
+    def health(self, ledger: Ledger, uptime: float | None) -> ServiceHealth:
+        """All of it."""
+        usage, config, failure = self.usage, self.config, ledger.last_failure
+        quota = self._figure("CPUQuotaPerSecUSec")
+        return ServiceHealth.model_construct(
+            name=self.name,
+            state=self.state,
+            ready=self.ready,
+            enabled=self.enabled,
+            host=config.host if config else None,
+            port=config.port if config else None,
+            model=config.model if config else None,
+            pid=self._figure("MainPID") or None if self.known else None,
+            since=datetime.fromtimestamp(self.since, UTC) if self.since else None,
+            startup_seconds=ledger.startup_seconds,
+            restarts=ledger.restarts,
+            uptime_ratio=uptime,
+            memory_bytes=usage.memory_bytes,
+            memory_limit_bytes=usage.memory_limit_bytes or self._figure("MemoryMax"),
+            cpu_cores=self._cores,
+            cpu_limit_cores=usage.cpu_limit_cores or (None if quota is None else quota / 1e6),
+            tasks=usage.tasks,
+            tasks_limit=usage.tasks_limit or self._figure("TasksMax"),
+            reason=self.reason,
+            last_failure=failure
+            and FailureSeen(kind=failure.kind, reason=failure.reason, at=datetime.fromtimestamp(failure.at, UTC)),
+        )
+
+    @property
+    def reason(self) -> str:
+        """What the service says of itself; if it is up and does not answer, that."""
+        if self.up and self.trouble:
+            return words(f"systemd says that it runs, but {self.trouble}")
+        said = words(self.properties.get("StatusText", ""))
+        if not said and self.config is None:
+            return f"its settings are refused or missing: citadel-llm check {self.name}"
+        return said
+
+    def _figure(self, name: str) -> int | None:
+        value = self.properties.get(name)
+        return None if value is None or value == UNSET else int(value)

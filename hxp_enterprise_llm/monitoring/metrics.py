@@ -1,0 +1,145 @@
+"""The services as Prometheus metrics, in its text format and in OpenMetrics."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from hxp_enterprise_llm.monitoring.failures import Kind
+from hxp_enterprise_llm.monitoring.fleet import Fleet
+from hxp_enterprise_llm.monitoring.health import ServiceHealth, ServicesHealth
+from hxp_enterprise_llm.monitoring.instance import UP
+from hxp_enterprise_llm.monitoring.ledger import Ledger
+from hxp_enterprise_llm.services.core.service_manager.service import State
+
+PREFIX = "citadel_llm_service"
+
+Value = float | None
+GAUGES: dict[str, tuple[str, Callable[[ServiceHealth], Value]]] = {
+    "up": ("Whether systemd says that the service runs.", lambda one: _known(one, one.state in UP)),
+    "ready": ("Whether the service runs and its endpoint answers.", lambda one: _known(one, one.ready)),
+    "startup_seconds": (
+        "How long the last start, or recovery, took until the model had answered.",
+        lambda one: one.startup_seconds,
+    ),
+    "uptime_ratio": (
+        "Time that the service was ready, of the time that it should have run in the last 30 days.",
+        lambda one: one.uptime_ratio,
+    ),
+    "memory_bytes": ("Memory of the service.", lambda one: one.memory_bytes),
+    "memory_limit_bytes": ("Memory beyond which the kernel ends the service.", lambda one: one.memory_limit_bytes),
+    "cpu_limit_cores": ("CPU time that the service may use, in cores.", lambda one: one.cpu_limit_cores),
+    "tasks": ("Processes and threads of the service.", lambda one: one.tasks),
+    "tasks_limit": ("Processes and threads that the service may have.", lambda one: one.tasks_limit),
+}
+COUNTERS: dict[str, tuple[str, Callable[[Ledger], float]]] = {
+    "restarts": ("Restarts of the service by systemd.", lambda ledger: ledger.restarts),
+    "cpu_seconds": ("CPU time that the service has used.", lambda ledger: ledger.cpu.total),
+    "oom_kills": (
+        "Processes of the service that the kernel ended for want of memory.",
+        lambda ledger: ledger.oom_kills.total,
+    ),
+}
+
+
+def _known(service: ServiceHealth, value: bool) -> Value:
+    """Nothing rather than 0 while systemd cannot be asked: that is no fault of the service."""
+    return None if service.state is State.UNKNOWN else float(value)
+
+
+class ServiceCollector(Collector):
+    """Makes the metrics from what is known now. A figure that is not known has no sample."""
+
+    def __init__(self, fleet: Fleet, version: str) -> None:
+        self._fleet = fleet
+        self._version = version
+
+    def collect(self) -> Iterator[Metric]:
+        """All of them."""
+        services = self._fleet.services().services
+        for name, (text, value_of) in GAUGES.items():
+            gauge = GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=["service"])
+            _add(gauge, (((one.name,), value_of(one)) for one in services))
+            yield gauge
+        states = GaugeMetricFamily(
+            f"{PREFIX}_state", "1 for the state that the service is in.", labels=["service", "state"]
+        )
+        _add(states, (((one.name, state), float(one.state is state)) for one in services for state in State))
+        yield states
+        ledgers = {one.name: self._fleet.store.ledger(one.name) for one in services}
+        for name, (text, count_of) in COUNTERS.items():
+            counter = CounterMetricFamily(f"{PREFIX}_{name}", text, labels=["service"])
+            _add(counter, (((one,), count_of(ledger)) for one, ledger in ledgers.items()))
+            yield counter
+        failures = CounterMetricFamily(
+            f"{PREFIX}_failures", "Failures of the service, by kind.", labels=["service", "result"]
+        )
+        _add(
+            failures, (((one, kind), ledger.failures.get(kind, 0)) for one, ledger in ledgers.items() for kind in Kind)
+        )
+        yield failures
+        codes = GaugeMetricFamily(
+            f"{PREFIX}_last_exit_code",
+            "Last exit status of the main process, 128 and its number for a signal.",
+            labels=["service"],
+        )
+        _add(codes, (((one,), ledger.exit_code) for one, ledger in ledgers.items()))
+        yield codes
+        yield from self._of_the_monitor()
+
+    def _of_the_monitor(self) -> Iterator[Metric]:
+        build = GaugeMetricFamily("citadel_llm_monitor_build_info", "Version of the monitor.", labels=["version"])
+        build.add_metric([self._version], 1)
+        yield build
+        for name, text, good in (
+            ("systemd_reachable", "Whether systemd can be asked.", not self._fleet.trouble),
+            ("store_writable", "Whether what must survive a restart can be written.", not self._fleet.store.trouble),
+        ):
+            yield GaugeMetricFamily(f"citadel_llm_monitor_{name}", text, value=float(good))
+
+
+def _add(family: Any, samples: Iterable[tuple[tuple[str, ...], Value]]) -> None:
+    for labels, value in samples:
+        if value is not None:
+            family.add_metric(labels, value)
+
+
+class Exposition:
+    """The metrics as text, made at most once a second for each format."""
+
+    def __init__(self, fleet: Fleet, version: str) -> None:
+        self._fleet = fleet
+        self._registry = CollectorRegistry()
+        # Not registered by its names: describing them would collect once.
+        self._registry.register(ServiceCollector(fleet, version))
+        self._made: dict[str, tuple[ServicesHealth, bytes]] = {}
+
+    def text(self, accept: str) -> tuple[str, bytes]:
+        """The type and the content for an Accept header."""
+        encode, kind = choose_encoder(accept)
+        made = self._made.get(kind)
+        services = self._fleet.services()
+        if made is None or made[0] is not services:
+            if len(self._made) > len(("text", "openmetrics")) * 4:
+                # The type repeats what the header asks for: an endless supply of keys.
+                self._made.clear()
+            made = self._made[kind] = (services, encode(self._registry))
+        return kind, made[1]
+
+
+def application(fleet: Fleet, version: str) -> Starlette:
+    """Serves /metrics."""
+    exposition = Exposition(fleet, version)
+
+    async def metrics(request: Request) -> Response:
+        kind, content = exposition.text(request.headers.get("accept", ""))
+        return Response(content, headers={"Content-Type": kind, "Cache-Control": "no-store"})
+
+    return Starlette(routes=[Route("/metrics", metrics)])

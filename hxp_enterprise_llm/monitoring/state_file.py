@@ -1,0 +1,64 @@
+"""What a unit's main process says of itself in /run/citadel-llm/<instance>/state.json.
+
+The services' user writes that directory, and whoever takes over an engine is that user: it is read as hostile.
+"""
+
+import os
+import stat
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from hxp_enterprise_llm.monitoring.failures import Failure, Kind, words
+
+LARGEST = 65536
+"""Size of a file that is read (bytes); a real one has a few hundred."""
+
+Count = Annotated[int, Field(strict=True, ge=0, le=1_000_000)]
+
+
+class LastFailure(BaseModel):
+    """The last failure that the main process mended."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Kind
+    reason: Annotated[str, StringConstraints(strict=True)] = ""
+    at: float = Field(ge=0, lt=1e11, allow_inf_nan=False)
+
+
+class InstanceState(BaseModel):
+    """Start-up time (seconds) and the failures that this main process has mended since it began."""
+
+    model_config = ConfigDict(frozen=True)
+
+    startup_seconds: float | None = Field(default=None, ge=0, lt=1e7, allow_inf_nan=False)
+    failures: dict[Kind, Count] = {}
+    last_failure: LastFailure | None = None
+
+    @property
+    def last(self) -> Failure | None:
+        """The last failure, its words cut to what is kept."""
+        told = self.last_failure
+        return Failure(kind=told.kind, reason=words(told.reason), at=told.at) if told else None
+
+
+def read(directory: str, instance: str) -> InstanceState | None:
+    """The state of an instance below the services' run-time directory; None if there is none, or none to believe."""
+    try:
+        folder = os.open(f"{directory}/{instance}", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            # O_NONBLOCK: opening a pipe would wait for its other end.
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            file = os.open("state.json", flags, dir_fd=folder)
+        finally:
+            os.close(folder)
+        try:
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                return None
+            content = os.read(file, LARGEST + 1)
+        finally:
+            os.close(file)
+        return InstanceState.model_validate_json(content) if len(content) <= LARGEST else None
+    except (OSError, ValidationError, ValueError):
+        return None

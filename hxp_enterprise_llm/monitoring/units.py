@@ -1,0 +1,200 @@
+"""All citadel-llm@ units as systemd tells of them: by its signals, and never by asking at intervals."""
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from dbus_fast import Message
+
+from hxp_enterprise_llm.generator import unit_name
+from hxp_enterprise_llm.services.core.service_manager.systemd import (
+    MANAGER_INTERFACE,
+    PROPERTIES_INTERFACE,
+    UNITS,
+    Systemd,
+    unit_path,
+)
+from hxp_enterprise_llm.utils.errors import CitadelError, JobFailed, SystemdUnreachable
+from hxp_enterprise_llm.utils.settings_keys import is_instance_name
+
+log = logging.getLogger("citadel-llm-monitor")
+
+PREFIX, SUFFIX = unit_name("\0").split("\0")
+PATH_PREFIX = unit_path(PREFIX)
+WANTED = {
+    "ActiveState", "SubState", "UnitFileState", "InvocationID", "StateChangeTimestamp", "ActiveEnterTimestamp",
+    "ControlGroup", "MainPID", "NRestarts", "StatusText", "Result", "ExecMainStatus", "ExecMainCode",
+    "ExecMainStartTimestamp", "ExecMainExitTimestamp", "MemoryMax", "CPUQuotaPerSecUSec", "TasksMax",
+}  # fmt: skip
+"""Properties that are kept; those of a unit are some three hundred (org.freedesktop.systemd1(5))."""
+SILENT = {"ActiveState", "SubState", "InvocationID"}
+"""With a change of these others may have changed that systemd sends no signal of, such as ControlGroup."""
+FIRST_PAUSE_SEC, LONGEST_PAUSE_SEC = 1.0, 30.0
+TOGETHER_SEC = 0.05
+"""How long changes are gathered before units are asked for what is sent in no signal."""
+RULES = (
+    f"interface='{PROPERTIES_INTERFACE}',member='PropertiesChanged',path_namespace='{UNITS}'",
+    f"interface='{MANAGER_INTERFACE}',member='Reloading'",
+    f"interface='{MANAGER_INTERFACE}',member='UnitFilesChanged'",
+    "sender='org.freedesktop.DBus',interface='org.freedesktop.DBus',member='NameOwnerChanged',"
+    "arg0='org.freedesktop.systemd1'",
+)
+
+
+class Listener(Protocol):
+    """Who is told."""
+
+    def names(self) -> list[str]:
+        """Read the settings files again; the instances that have one."""
+
+    def changed(self, name: str, properties: dict[str, Any], boot: int) -> None:
+        """Properties of an instance's unit, all of them or those that changed; `boot` tells runs of the host apart."""
+
+    def present(self, names: set[str]) -> None:
+        """Which instances there are: with a settings file, enabled, or not stopped."""
+
+    def connected(self, trouble: str) -> None:
+        """The connection to systemd is there (""), or it is not, and why."""
+
+
+def plain(properties: dict[str, Any]) -> dict[str, Any]:
+    """Those of a unit's properties that are wanted."""
+    found = {name: properties[name] for name in WANTED & properties.keys()}
+    if "InvocationID" in found:
+        found["InvocationID"] = bytes(found["InvocationID"]).hex()
+    return found
+
+
+def instance_of(path: str) -> str | None:
+    """The instance whose unit has a bus path, None for other units."""
+    if not path.startswith(PATH_PREFIX):
+        return None
+    unit = re.sub("_([0-9a-f]{2})", lambda code: chr(int(code[1], 16)), path.removeprefix(f"{UNITS}/"))
+    name = unit.removeprefix(PREFIX).removesuffix(SUFFIX)
+    return name if unit == unit_name(name) and is_instance_name(name) else None
+
+
+class UnitWatch:
+    """Follows the units for as long as `run` runs, and connects again when the bus or systemd was away."""
+
+    def __init__(self, listener: Listener, connect: Callable[[], Systemd] = Systemd) -> None:
+        self._listener = listener
+        self._connect = connect
+        self._boot = 0
+        self._stale: set[str] = set()
+        self._everything = False
+        self._wake = asyncio.Event()
+        self._signals: dict[str, int] = {}
+
+    async def run(self) -> None:
+        """Never returns."""
+        pause = FIRST_PAUSE_SEC
+        while True:
+            try:
+                async with self._connect() as systemd:
+                    pause = await self._until_gone(systemd, pause)
+            except CitadelError as error:
+                self._trouble(str(error))
+            except Exception:
+                log.exception("following systemd went wrong")
+                self._trouble("systemd's answers are not understood, see the journal")
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, LONGEST_PAUSE_SEC)
+
+    async def _until_gone(self, systemd: Systemd, pause: float) -> float:
+        """Follow until the bus goes away; how long to wait before trying again."""
+        loop = asyncio.get_running_loop()
+        begin = loop.time()
+        tasks = [asyncio.create_task(self._follow(systemd)), asyncio.create_task(systemd.gone())]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+            raise SystemdUnreachable("the system bus has gone away")
+        except CitadelError as error:
+            self._trouble(str(error))
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        return FIRST_PAUSE_SEC if loop.time() - begin > LONGEST_PAUSE_SEC else pause
+
+    def _trouble(self, text: str) -> None:
+        self._listener.connected(text)
+
+    async def _follow(self, systemd: Systemd) -> None:
+        self._everything = True
+        self._wake.set()
+        lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        await systemd.listen(lambda message: self._on_signal(message, lost), *RULES)
+        # The start of this run of the host's service manager.
+        self._boot = await systemd.started()
+        while True:
+            wake = asyncio.create_task(self._wake.wait())
+            await asyncio.wait((wake, lost), return_when=asyncio.FIRST_COMPLETED)
+            wake.cancel()
+            if lost.done():
+                raise SystemdUnreachable("systemd has left the bus")
+            await asyncio.sleep(TOGETHER_SEC)
+            self._wake.clear()
+            if self._everything:
+                self._everything = False
+                self._stale |= await self._all(systemd)
+            await asyncio.gather(*(self._ask(systemd, name) for name in self._take_stale()))
+            self._listener.connected("")
+
+    def _take_stale(self) -> list[str]:
+        names, self._stale = sorted(self._stale), set()
+        return names
+
+    async def _all(self, systemd: Systemd) -> set[str]:
+        names = {*self._listener.names(), *filter(is_instance_name, await self._known_to_systemd(systemd))}
+        self._listener.present(names)
+        self._signals = {name: count for name, count in self._signals.items() if name in names}
+        return names
+
+    @staticmethod
+    async def _known_to_systemd(systemd: Systemd) -> list[str]:
+        """Instances that run, have failed or are enabled, whether or not they have settings."""
+        pattern = [f"{PREFIX}*{SUFFIX}"]
+        (loaded,) = await systemd.call("ListUnitsByPatterns", "asas", [], pattern)
+        (files,) = await systemd.call("ListUnitFilesByPatterns", "asas", ["enabled"], pattern)
+        units = [unit for unit, _, _, state, *_ in loaded if state != "inactive"]
+        units += [path.rpartition("/")[2] for path, _ in files]
+        return [unit.removeprefix(PREFIX).removesuffix(SUFFIX) for unit in units]
+
+    async def _ask(self, systemd: Systemd, name: str) -> None:
+        signals = self._signals.get(name, 0)
+        try:
+            properties = plain(await systemd.properties(unit_name(name)))
+        except JobFailed as error:
+            log.warning("%s: %s", name, error)
+            return
+        if self._signals.get(name, 0) == signals:
+            self._listener.changed(name, properties, self._boot)
+        else:
+            # A signal overtook the answer, which may be the older of the two.
+            self._again(name)
+
+    def _again(self, name: str) -> None:
+        self._stale.add(name)
+        self._wake.set()
+
+    def _on_signal(self, message: Message, lost: "asyncio.Future[None]") -> None:
+        if message.member == "PropertiesChanged":
+            name = instance_of(message.path or "")
+            if name is None:
+                return
+            self._signals[name] = self._signals.get(name, 0) + 1
+            properties = plain({key: value.value for key, value in message.body[1].items()})
+            self._listener.changed(name, properties, self._boot)
+            if SILENT & properties.keys():
+                self._again(name)
+        elif message.member == "NameOwnerChanged":
+            if not lost.done():
+                lost.set_result(None)
+        elif message.member == "UnitFilesChanged" or (message.member == "Reloading" and not message.body[0]):
+            self._everything = True
+            self._wake.set()

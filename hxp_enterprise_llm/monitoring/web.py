@@ -1,0 +1,120 @@
+"""The health port: JSON with its OpenAPI description, and the status page."""
+
+import base64
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.responses import HTMLResponse, Response
+
+from hxp_enterprise_llm.monitoring.fleet import Fleet
+from hxp_enterprise_llm.monitoring.health import MonitorHealth, Problem, ServiceHealth, ServicesHealth, Status
+
+PAGE = Path(__file__).with_name("page.html")
+HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+NOT_READY, MISSING = 503, 404
+
+
+def policy(page: str) -> str:
+    """A Content-Security-Policy that allows a page its own inline style and script, and to ask where it came from."""
+
+    def hashes(tag: str) -> str:
+        inline = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in inline)
+        return " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
+
+    rules = {
+        "default-src": "'none'",
+        "style-src": hashes("style"),
+        "script-src": hashes("script"),
+        "connect-src": "'self'",
+        "img-src": "data:",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
+    }
+    return "; ".join(f"{name} {value}" for name, value in rules.items())
+
+
+class Answers:
+    """The JSON of all services, made once for each state of things."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._of: ServicesHealth | None = None
+        self._content = b""
+
+    def all(self) -> tuple[ServicesHealth, bytes]:
+        """What is known, and its JSON."""
+        now = self._fleet.services()
+        if now is not self._of:
+            self._of, self._content = now, now.model_dump_json().encode()
+        return now, self._content
+
+
+def application(fleet: Fleet, version: str) -> FastAPI:
+    """Serves /health, /health/services, /health/services/NAME, /openapi.json and the page at /."""
+    # Its pages of documentation would fetch scripts from elsewhere.
+    app = FastAPI(
+        title="citadel-llm monitor",
+        version=version,
+        summary="Health of the language models of this host",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    answers = Answers(fleet)
+
+    def not_ready(model: type, text: str) -> dict[int | str, dict[str, Any]]:
+        return {NOT_READY: {"model": model, "description": text}}
+
+    @app.get("/health", response_model=MonitorHealth, responses=not_ready(MonitorHealth, "It cannot see the services"))
+    async def health() -> Response:
+        """The monitor itself."""
+        trouble = "; ".join(filter(None, (fleet.trouble, fleet.store.trouble)))
+        status = Status.UNHEALTHY if fleet.trouble else Status.HEALTHY
+        return _json(
+            MonitorHealth(status=status, version=version, reason=trouble).model_dump_json().encode(), not fleet.trouble
+        )
+
+    @app.get(
+        "/health/services",
+        response_model=ServicesHealth,
+        responses=not_ready(ServicesHealth, "An enabled or running service is not ready"),
+    )
+    async def services() -> Response:
+        """All services: 200 if every one that is enabled or running is ready."""
+        found, content = answers.all()
+        return _json(content, found.status is Status.HEALTHY)
+
+    @app.get(
+        "/health/services/{name}",
+        response_model=ServiceHealth,
+        responses={
+            **not_ready(ServiceHealth, "The service is not ready"),
+            MISSING: {"model": Problem, "description": "There is no such service"},
+        },
+    )
+    async def service(name: str) -> Response:
+        """One service: 200 if it is ready."""
+        for one in answers.all()[0].services:
+            if one.name == name:
+                return _json(one.model_dump_json().encode(), one.ready)
+        return Response(
+            Problem().model_dump_json(), status_code=MISSING, media_type="application/json", headers=HEADERS
+        )
+
+    page = PAGE.read_text(encoding="utf-8")
+    page_headers = HEADERS | {"Content-Security-Policy": policy(page), "Referrer-Policy": "no-referrer"}
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    async def status_page() -> Response:
+        return HTMLResponse(page, headers=page_headers)
+
+    return app
+
+
+def _json(content: bytes, good: bool) -> Response:
+    return Response(content, status_code=200 if good else NOT_READY, media_type="application/json", headers=HEADERS)

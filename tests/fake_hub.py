@@ -38,7 +38,8 @@ class Hub(BaseHTTPRequestHandler):
     def answer(self, body: bool) -> None:
         path = self.path.partition("?")[0]
         repository = next((name for name in REPOSITORIES if f"/{name}/" in f"{path}/"), "")
-        rest = path.removeprefix("/api/models").removeprefix(f"/{repository}")
+        rest = path.removeprefix("/api/models").removeprefix(f"/{repository}").replace("/main", f"/{REVISION}")
+        files = sorted(options.directory.iterdir())
         given = self.headers.get("Authorization", "")
         if not repository:
             self.refuse(404, "RepoNotFound", "Repository not found")
@@ -47,12 +48,15 @@ class Hub(BaseHTTPRequestHandler):
             self.refuse(401, "GatedRepo", "Access to model org/gated is restricted")
         elif repository == GATED and given not in ("", f"Bearer {token}"):
             self.refuse(401, "", "Invalid credentials in Authorization header")
-        elif not rest:
-            self.as_json({"id": repository, "modelId": repository, "sha": REVISION, "siblings": [], "tags": []})
+        elif rest in ("", f"/revision/{REVISION}"):
+            siblings = [{"rfilename": file.name} for file in files]
+            self.as_json({"id": repository, "modelId": repository, "sha": REVISION, "siblings": siblings, "tags": []})
         elif rest == f"/tree/{REVISION}":
-            self.as_json([self.entry(file) for file in sorted(options.directory.iterdir())])
+            self.as_json([self.entry(file) for file in files])
+        elif (file := options.directory / rest.rpartition("/")[2]) in files:
+            self.file(file, body)
         else:
-            self.file(options.directory / path.rpartition("/")[2], body)
+            self.refuse(404, "EntryNotFound", "Entry not found")
 
     def refuse(self, status: int, code: str, message: str) -> None:
         self.send_response(status)

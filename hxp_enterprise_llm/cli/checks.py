@@ -20,9 +20,9 @@ from hxp_enterprise_llm.utils.errors import (
 
 
 def check(names: Sequence[str], for_program: bool = False) -> ExitStatus:
-    """Print what is found, "good" for an instance without a fault; the exit status of the worst.
+    """Print what is found, "good" for an instance without a fault, or for a program a JSON list of findings.
 
-    For a program it prints a JSON list of findings. Raises NoSuchInstance.
+    Returns CONFIG if the settings are at fault, FAILED if something else is. Raises NoSuchInstance.
     """
     for name in names:
         if not settings.exists(name):
@@ -39,7 +39,10 @@ def check(names: Sequence[str], for_program: bool = False) -> ExitStatus:
         for name in names or settings.instance_names():
             if name not in faulty:
                 click.echo(f"{name}: good")
-    return max((finding.status for finding in found if finding.fatal), default=ExitStatus.DONE)
+    statuses = {finding.status for finding in found if finding.fatal}
+    if ExitStatus.CONFIG in statuses:
+        return ExitStatus.CONFIG
+    return ExitStatus.FAILED if statuses else ExitStatus.DONE
 
 
 def _look(names: Sequence[str]) -> Iterator[Finding]:
@@ -67,14 +70,13 @@ def _of_one(name: str, manager: ServiceManager, service: Service | None) -> list
     except SettingsRefused as error:
         return _findings(name, error)
     found = host_checks.account(name, manager.config)
+    if not found:
+        found += host_checks.permissions(config, manager.config)
+    found += host_checks.api_keys(config)
     try:
-        _, model = prepare(name)
+        prepare(name)
     except CitadelError as error:
         found += _findings(name, error)
-    else:
-        if not found:
-            found += host_checks.permissions(config, model, manager.config)
-    found += host_checks.api_keys(config)
     if not (service and service.pid):
         # One that runs holds its port itself.
         found += host_checks.port(config)

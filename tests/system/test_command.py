@@ -32,6 +32,8 @@ def test_list_is_quick_and_shows_every_instance(host: Host) -> None:
     for name in ("mixtral-8x7b", "hermes-2", "openchat-3.5", "phi-3-mini", "test"):
         assert name in listed
     assert "\033" not in listed
+    run = "import sys; from hxp_enterprise_llm.cli.commands import cli; cli(['list'], standalone_mode=False); "
+    assert host.python(run + "print({'torch', 'vllm'} & {*sys.modules})").endswith("set()")
     assert took <= 1.0  # far from its 0.2 s, for a noisy machine; the bound itself is the benchmark's
     found = json.loads(host.machine.output("citadel-llm", "list", "--json"))
     (mixtral,) = [service for service in found if service["name"] == "mixtral-8x7b"]
@@ -244,7 +246,7 @@ def test_check_sees_the_neighbours_the_port_and_unreadable_models(host: Host) ->
     host.machine.run("systemd-run", "--quiet", "--unit=squatter", "python3", "-c", listen)
     host.machine.run("sh", "-c", f"until ss -ltn | grep -q :{READY + 7}; do sleep 0.1; done", timeout=10)
     status, said = exit_status(host, "check", "taken")
-    assert (status, f"PORT={READY + 7} is taken by python3 (pid" in said) == (69, True), said
+    assert (status, f"PORT={READY + 7} is taken by python3 (pid" in said) == (1, True), said
     host.machine.run("systemctl", "stop", "squatter")
 
 

@@ -231,6 +231,20 @@ def test_all_fetches_what_can_be_fetched_and_says_what_cannot(hub: Hub) -> None:
     assert len(hub.asked_from()) == 1
 
 
+def test_a_start_fetches_only_what_its_settings_allow(hub: Hub) -> None:
+    machine = hub.machine
+    machine.inside("/root/hub/big.safetensors").unlink()
+    hub.serve()
+    settings = {"MODEL": "org/tiny", "PORT": 11564, "KV_CACHE_GB": 0.25, "HF_ENDPOINT": ENDPOINT}
+    hub.host.settings("fetching", **settings)
+    assert machine.run("systemctl", "start", "citadel-llm@fetching", check=False).returncode != 0
+    assert machine.output("cat", "/root/hub.log") == ""
+    hub.host.settings("fetching", **settings, ALLOW_DOWNLOAD="yes")
+    machine.run("systemctl", "reset-failed", "citadel-llm@fetching")
+    machine.run("citadel-llm", "start", "fetching")
+    assert "GET model.safetensors from 0" in machine.output("cat", "/root/hub.log")
+
+
 def test_a_hub_is_not_trusted_with_the_names_of_files(hub: Hub) -> None:
     code = """
 import sys

@@ -11,6 +11,7 @@ import shutil
 import socket
 import stat
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,13 +75,14 @@ def account(name: str, manager: ServiceManagerConfig) -> list[Finding]:
     return found
 
 
-def permissions(config: ServiceConfigSchema, model: str, manager: ServiceManagerConfig) -> list[Finding]:
-    """Whether the services' user can read the settings and the model, and reach its caches."""
+def permissions(config: ServiceConfigSchema, manager: ServiceManagerConfig) -> list[Finding]:
+    """Whether the services' user can read the settings and the model and reach the caches, as far as they are there."""
     user = pwd.getpwnam(manager.user)
     groups = os.getgrouplist(user.pw_name, user.pw_gid)
     needed = [Path(settings.instance_file(config.name)), *filter(Path.is_dir, [engine.CACHE])]
-    if model.startswith("/"):
-        needed += [file.resolve() for file in sorted(Path(model).iterdir())]
+    with suppress(OSError):
+        # "/" on an absolute path is that path. A link that leads nowhere is for the check of the model itself.
+        needed += [file.resolve() for file in sorted((engine.MODELS / config.model).iterdir()) if file.exists()]
     for file in needed:
         closed = readable_by(file, user.pw_uid, groups)
         if closed:

@@ -12,6 +12,8 @@ from hxp_enterprise_llm.utils.settings import HostSettings, InstanceSettings, in
 from hxp_enterprise_llm.utils.settings_keys import GIBIBYTE, HOST_KEYS, is_loopback, memory_high
 
 DROP_IN = "50-settings.conf"
+MONITOR = "citadel-llm-monitor.service"
+EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  compared with, not bound to
 STOP_MARGIN_SEC = 15
 """What TimeoutStopSec= adds to the drain (seconds): vLLM ends in under 1 s once its requests are done."""
 
@@ -89,17 +91,43 @@ def _service(settings: InstanceSettings, host: HostSettings) -> list[tuple[str, 
     return service
 
 
+def monitor_drop_in(host: HostSettings, addresses: set[str]) -> str:
+    """The text of the monitor's drop-in: the packet filter for who asks it, and for the models that it asks.
+
+    `addresses` are those that models listen on; the unit itself admits loopback, and if that is all the text is empty.
+    """
+    server = str(host.values["SERVER_IP"])
+    beyond = {address for address in addresses if not is_loopback(address) and address not in EVERYWHERE}
+    lines = ["# Made by citadel-llm-generator from the settings of the host and of all models."]
+    if is_loopback(server) and not beyond:
+        return ""
+    if not is_loopback(server):
+        lines += ["[Unit]", "Wants=network-online.target", "After=network-online.target"]
+        beyond = {"any"}
+    lines += ["[Service]", *(f"IPAddressAllow={address}" for address in sorted(beyond))]
+    return "\n".join(lines) + "\n"
+
+
+def _write(directory: str, unit: str, text: str) -> None:
+    folder = os.path.join(directory, unit + ".d")
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, DROP_IN), "w", encoding="utf-8") as file:
+        file.write(text)
+
+
 def generate(directory: str, root: str = "/") -> None:
     """Write the drop-ins of all instances below `directory`; what is wrong with a file goes to standard error."""
     host = load_host(root)
     faults = list(host.faults)
+    addresses = set()
     for name in instance_names(root):
         settings = load_instance(name, host, root)
         faults += settings.faults
-        folder = os.path.join(directory, unit_name(name) + ".d")
-        os.makedirs(folder, exist_ok=True)
-        with open(os.path.join(folder, DROP_IN), "w", encoding="utf-8") as file:
-            file.write(drop_in(settings, host))
+        addresses.add(str(settings.values["HOST"]))
+        _write(directory, unit_name(name), drop_in(settings, host))
+    for_monitor = monitor_drop_in(host, addresses)
+    if for_monitor:
+        _write(directory, MONITOR, for_monitor)
     for fault in faults:
         print(f"citadel-llm-generator: {fault}", file=sys.stderr)
 

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from hxp_enterprise_llm.generator import DROP_IN, generate
+from hxp_enterprise_llm.generator import DROP_IN, MONITOR, generate
 
 from .conftest import Root
 
@@ -45,6 +45,23 @@ def test_the_network_opens_only_for_an_address_or_a_download(root: Root) -> None
     assert "IPAddressAllow=any\n" in drop_in(root, "m")
     root.instance("m", GOOD + "ALLOW_DOWNLOAD=yes\n")
     assert "IPAddressAllow=any\n" in drop_in(root, "m")
+
+
+def test_the_monitor_reaches_the_models_and_is_reached_at_its_address(root: Root) -> None:
+    file = root.path / f"run/{MONITOR}.d" / DROP_IN
+    root.instance("m", GOOD + "HOST=0.0.0.0\n")
+    drop_in(root, "m")
+    assert not file.exists()
+    root.instance("m", GOOD + "HOST=192.0.2.7\n")
+    drop_in(root, "m")
+    assert [line for line in file.read_text().splitlines() if line[0] != "#"] == [
+        "[Service]",
+        "IPAddressAllow=192.0.2.7",
+    ]
+    root.host("SERVER_IP=192.0.2.8\n")
+    drop_in(root, "m")
+    assert "IPAddressAllow=any\n" in file.read_text()
+    assert "After=network-online.target\n" in file.read_text()
 
 
 def test_no_settings_at_all_makes_nothing(tmp_path: Path) -> None:

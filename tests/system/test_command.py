@@ -91,6 +91,10 @@ def test_what_is_required_starts_first_and_stops_last(pair: Host) -> None:
     machine.output("citadel-llm", "restart", "first")
     machine.output("citadel-llm", "wait", "second", "--timeout", "60")
     machine.output("citadel-llm", "stop", "first", "second")
+    # While the first loads, the second is stopped and its start is queued.
+    machine.run("systemctl", "start", "--no-block", "citadel-llm@second")
+    assert "Ready: second on" in machine.run("citadel-llm", "wait", "second", "--timeout", "60").stderr
+    machine.output("citadel-llm", "stop", "first", "second")
     assert exit_status(pair, "status", "second")[0] == 3
 
 

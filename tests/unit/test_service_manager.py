@@ -74,6 +74,13 @@ def test_the_figures_of_a_running_one(root: Root) -> None:
     assert (service.memory_bytes, service.memory_limit_bytes, service.cpu_limit_cores) == (10, 20, 1.5)
     assert service.since and service.since.timestamp() == 1
     assert service.reason == "Ready"
+    assert not service.queued
+
+
+def test_a_stopped_one_may_have_a_start_waiting(root: Root) -> None:
+    root.instance("a", GOOD)
+    service = manager(root, FakeSystemd(Job=(7, "/org/freedesktop/systemd1/job/7"))).status("a")
+    assert (service.running, service.queued) == (False, True)
 
 
 def test_the_limits_of_one_that_systemd_does_not_hold_are_those_of_its_settings(root: Root) -> None:

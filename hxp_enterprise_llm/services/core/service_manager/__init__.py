@@ -63,7 +63,7 @@ class ServiceManager:
             async for _ in systemd.changes(unit_name(name)):
                 (service,) = await self._look(systemd, [name])
                 look(service)
-                if service.ready or not service.running:
+                if service.ready or not (service.running or service.queued):
                     return service
             raise AssertionError("changes() ends with an error only")
 

@@ -62,6 +62,8 @@ class Service(BaseModel):
     tasks: int | None
     tasks_limit: int | None
     exit_status: int | None
+    queued: bool = False
+    """Whether systemd has a job for it, which may wait for what the instance requires."""
 
     @property
     def ready(self) -> bool:
@@ -112,4 +114,5 @@ class Service(BaseModel):
             tasks=figure("TasksCurrent"),
             tasks_limit=figure("TasksMax"),
             exit_status=figure("ExecMainStatus") if properties.get("ExecMainExitTimestamp") else None,
+            queued=bool(properties.get("Job", (0, "/"))[0]),
         )

@@ -206,6 +206,18 @@ def wait(name: str, timeout: float | None) -> None:
 
 
 @cli.command()
+@click.option(
+    "--days", type=click.FloatRange(0, 400, min_open=True), default=30, show_default=True, help="How many days back."
+)
+@json_option
+def report(days: float, for_program: bool) -> None:
+    """Show how the instances did: uptime, start-up times, restarts, failures and peak memory, as the monitor saw."""
+    from hxp_enterprise_llm.cli.report import report as run
+
+    run(days, for_program)
+
+
+@cli.command()
 @json_option
 def doctor(for_program: bool) -> None:
     """Look at this host: systemd, limits, GPU, memory, clock, hub and the package's own files."""

@@ -53,6 +53,10 @@ def _version_1(root: Path, below: str) -> Usage:
     memory, cpu, pids = (root / controller / below for controller in ("memory", "cpu", "pids"))
     limit = _number(_text(memory / "memory.limit_in_bytes"))
     nanoseconds = _number(_text(root / "cpuacct" / below / "cpuacct.usage"))
+    if nanoseconds is None:
+        # systemd's own hierarchy, of version 2 and without controllers, counts where cpuacct is not mounted with cpu.
+        microseconds = _entry(root / "unified" / below / "cpu.stat", "usage_usec")
+        nanoseconds = None if microseconds is None else microseconds * 1000
     return Usage(
         memory_bytes=_number(_text(memory / "memory.usage_in_bytes")),
         memory_peak_bytes=_number(_text(memory / "memory.max_usage_in_bytes")),

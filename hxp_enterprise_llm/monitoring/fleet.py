@@ -86,10 +86,12 @@ class Fleet:
         now = time.time()
         ledger = self.store.ledger(name)
         self.store.happened(name, *ledger.take_unit(instance.properties, boot, now))
-        self.store.happened(name, *ledger.take_state(state_file.read(self._run_time, name)))
+        self.store.happened(name, *ledger.take_state(state_file.read(self._run_time, name), now))
         if instance.up and not was_up:
-            instance.trouble = NOT_ASKED
+            # It says that it is ready after the model has answered; one that ran before us has to show it.
+            instance.trouble = "" if instance.seen else NOT_ASKED
             self.probe(instance)
+        instance.seen = instance.known
         self._look(instance, now)
 
     def connected(self, trouble: str) -> None:
@@ -101,7 +103,7 @@ class Fleet:
         self.trouble = trouble
         if trouble:
             for instance in self.instances.values():
-                instance.known = False
+                instance.known = instance.seen = False
                 self._look(instance, time.time())
         self._answer = None
 
@@ -138,10 +140,8 @@ class Fleet:
         now = time.time()
         self._measure()
         for instance in self.instances.values():
-            self.store.happened(
-                instance.name,
-                *self.store.ledger(instance.name).take_state(state_file.read(self._run_time, instance.name)),
-            )
+            said = state_file.read(self._run_time, instance.name)
+            self.store.happened(instance.name, *self.store.ledger(instance.name).take_state(said, now))
             self._look(instance, now)
 
     # What is asked

@@ -23,7 +23,8 @@ NOT_ASKED = "not yet asked whether it answers"
 class Instance:
     """What systemd, the kernel, the settings and the instance's own endpoint say.
 
-    `trouble` is "" if its endpoint answers, else why not.
+    `trouble` is "" if its endpoint answers, else why not. `known` says whether systemd's word on it is of now, `seen`
+    whether it was when systemd told of it last.
     """
 
     def __init__(self, name: str, presence: Presence) -> None:
@@ -34,6 +35,7 @@ class Instance:
         self.usage = Usage()
         self.trouble = NOT_ASKED
         self.known = False
+        self.seen = False
         self._cores: float | None = None
         self._reference: tuple[float, float] | None = None
 

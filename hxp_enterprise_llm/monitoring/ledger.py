@@ -8,6 +8,8 @@ from hxp_enterprise_llm.monitoring.cgroups import Usage
 from hxp_enterprise_llm.monitoring.failures import Failure, Kind, exit_code, kind_of, reason_of
 from hxp_enterprise_llm.monitoring.state_file import InstanceState
 
+DAY_SEC = 86400.0
+
 
 class Meter(BaseModel):
     """A count of the kernel's that begins anew with each control group, added up over all of them."""
@@ -108,7 +110,7 @@ class Ledger(BaseModel):
         at = _moment(properties, "ExecMainExitTimestamp") if kind is not Kind.START_LIMIT_HIT else 0
         return [self._failed(Failure(kind=kind, reason=reason_of(properties), at=at or now))]
 
-    def take_state(self, state: InstanceState | None) -> list[Event]:
+    def take_state(self, state: InstanceState | None, now: float) -> list[Event]:
         """Take in what the main process says that it has mended itself."""
         if state is None:
             return []
@@ -121,8 +123,9 @@ class Ledger(BaseModel):
                 continue
             self.mended[kind] = count
             told = state.last if state.last and state.last.kind is kind else None
-            failure = told or Failure(kind=kind, reason="", at=state.last.at if state.last else 0)
-            found.append(self._failed(failure, new))
+            # Of an hour that cannot be, nothing is believed.
+            at = told.at if told and now - DAY_SEC < told.at <= now else now
+            found.append(self._failed(Failure(kind=kind, reason=told.reason if told else "", at=at), new))
         return found
 
     def _failed(self, failure: Failure, count: int = 1) -> Event:

@@ -15,12 +15,11 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from hxp_enterprise_llm.monitoring.ledger import Event, Ledger, Start
+from hxp_enterprise_llm.monitoring.ledger import DAY_SEC, Event, Ledger, Start
 
 log = logging.getLogger("citadel-llm-monitor")
 
 FILE = Path("/var/lib/citadel-llm/monitor/monitor.sqlite")
-DAY_SEC = 86400.0
 KEEP_DAYS, KEEP_ROWS = 400, 200_000
 """What is kept of each table: a year and a margin, and in a crash loop never more rows than this."""
 WAITING = 20_000

@@ -1,0 +1,53 @@
+"""`citadel-llm report`: how the instances did over the last days, against what is promised of them."""
+
+import time
+from collections.abc import Sequence
+
+import click
+
+from hxp_enterprise_llm.cli import output
+from hxp_enterprise_llm.monitoring import figures
+from hxp_enterprise_llm.monitoring.figures import STARTUP_GOAL_SEC, UPTIME_GOAL, Figures, Verdict
+from hxp_enterprise_llm.utils.settings import instance_names
+
+COLOURS = {Verdict.GOOD: "green", Verdict.MISSED: "red"}
+
+
+def report(days: float, for_program: bool) -> None:
+    """Print the figures of every instance."""
+    found = figures.read(days, time.time(), instance_names())
+    if for_program:
+        output.as_json(
+            {
+                "days": days,
+                "uptime_goal": UPTIME_GOAL,
+                "startup_goal_seconds": STARTUP_GOAL_SEC,
+                "instances": [one.model_dump(mode="json") for one in found],
+            }
+        )
+        return
+    titles = ("NAME", "UPTIME %", "START p50", "START p95", "RESTARTS", "FAILURES", "PEAK GB", "VERDICT")
+    output.table(titles, map(_row, found))
+    if not any(one.verdict is not Verdict.NO_DATA for one in found):
+        click.echo(f"\nThe monitor has seen no instance run in the last {days:g} days.")
+    click.echo(f"\nGoals: uptime {UPTIME_GOAL:.1%}, start-up under {STARTUP_GOAL_SEC:g} s. Last {days:g} days.")
+
+
+def _row(one: Figures) -> Sequence[str]:
+    failures = ", ".join(f"{count} {kind}" for kind, count in one.failures.items())
+    verdict = click.style(one.verdict.value, fg=COLOURS.get(one.verdict))
+    return (
+        one.name,
+        # Cut, not rounded: 99.9996 is not 100.
+        output.NOTHING if one.uptime_ratio is None else f"{int(one.uptime_ratio * 100_000) / 1000:.3f}",
+        _seconds(one.startup_p50_seconds),
+        _seconds(one.startup_p95_seconds),
+        str(one.restarts),
+        failures or output.NOTHING,
+        f"{output.gigabytes(one.memory_peak_bytes)}/{output.gigabytes(one.memory_limit_bytes)}",
+        verdict + (f": {', '.join(one.missed)}" if one.missed else ""),
+    )
+
+
+def _seconds(value: float | None) -> str:
+    return output.NOTHING if value is None else f"{value:.1f} s"

@@ -1,0 +1,133 @@
+"""The figures of `citadel-llm report`, and what it says where there are none."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from hxp_enterprise_llm.cli import report as command
+from hxp_enterprise_llm.cli.commands import cli
+from hxp_enterprise_llm.monitoring import figures
+from hxp_enterprise_llm.monitoring.failures import Kind
+from hxp_enterprise_llm.monitoring.figures import NoFigures, Verdict, percentile
+from hxp_enterprise_llm.monitoring.ledger import DAY_SEC, Event, Start
+from hxp_enterprise_llm.monitoring.store import Store
+from hxp_enterprise_llm.utils.errors import NotPermitted
+
+NOW = 1.8e9
+
+
+def filled(file: Path) -> Store:
+    """A store in which `good` did well, `bad` did not, and both have a past that is longer ago than a day."""
+    store = Store(file)
+    store.was("good", True, NOW - 10 * DAY_SEC, NOW)
+    store.happened("good", *(Start(at=NOW - 60, seconds=seconds) for seconds in (5, 6, 7)), Start(at=1, seconds=99))
+    store.used("good", 50, 100, NOW)
+    store.was("bad", True, NOW - 3 * DAY_SEC, NOW - 1000)
+    store.was("bad", False, NOW - 1000, NOW)
+    store.happened("bad", Start(at=NOW - 60, seconds=31), Event(at=NOW - 60, what="restart", count=2))
+    store.happened("bad", Event(at=NOW - 60, what="engine-died", reason="r"), Event(at=NOW - 60, what="engine-died"))
+    store.happened("bad", Event(at=NOW - 2 * DAY_SEC, what="watchdog", reason="r"))
+    store.used("bad", 97, 100, NOW - 60)
+    store.used("bad", 99, 200, NOW - 5 * DAY_SEC)
+    batch = store.batch()
+    assert store.write(batch, NOW)
+    return store
+
+
+def test_the_figures(tmp_path: Path) -> None:
+    store = filled(tmp_path / "m.sqlite")
+    bad, good, idle = figures.read(1, NOW, ["idle"], tmp_path / "m.sqlite")
+    assert (good.name, good.verdict, good.missed, good.uptime_ratio) == ("good", Verdict.GOOD, (), 1)
+    assert (good.starts, good.startup_p50_seconds, good.startup_p95_seconds) == (3, 6, 7)
+    assert good.watched_seconds == DAY_SEC
+    assert bad.uptime_ratio == pytest.approx(1 - 1000 / DAY_SEC)
+    assert (bad.restarts, bad.failures) == (2, {Kind.ENGINE_DIED: 2})
+    assert (bad.memory_peak_bytes, bad.memory_limit_bytes) == (97, 100)
+    assert bad.verdict is Verdict.MISSED
+    assert bad.missed == ("uptime below 99.9%", "start-up takes 30 s or more", "memory above 95% of the limit")
+    assert idle.verdict is Verdict.NO_DATA
+    (bad, _) = figures.read(7, NOW, [], tmp_path / "m.sqlite")
+    assert (bad.failures, bad.memory_peak_bytes) == ({Kind.ENGINE_DIED: 2, Kind.WATCHDOG: 1}, 99)
+    store.close()
+
+
+def test_a_store_whose_monitor_is_gone_is_read_without_a_trace(tmp_path: Path) -> None:
+    filled(tmp_path / "m.sqlite").close()
+    assert [one.name for one in figures.read(1, NOW, [], tmp_path / "m.sqlite")] == ["bad", "good"]
+    assert os.listdir(tmp_path) == ["m.sqlite"]
+
+
+def test_percentiles() -> None:
+    assert percentile([], 0.5) is None
+    assert percentile([3, 1, 2], 0.5) == 2
+    assert percentile([3, 1, 2, 4], 0.5) == 2
+    assert percentile(list(range(1, 101)), 0.95) == 95
+    assert percentile([7], 0.95) == 7
+
+
+def test_no_data_and_no_permission_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "m.sqlite"
+    with pytest.raises(NoFigures, match="enable --now citadel-llm-monitor"):
+        figures.read(1, NOW, [], file)
+    for content in (b"nonsense" * 200, b""):
+        file.write_bytes(content)
+        with pytest.raises(NoFigures, match="cannot be read"):
+            figures.read(1, NOW, [], file)
+
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", denied)
+    with pytest.raises(NotPermitted, match="sudo"):
+        figures.read(1, NOW, [], file)
+
+
+def test_a_hostile_store_is_refused(tmp_path: Path) -> None:
+    """The monitor's user writes it, and root may read it."""
+    store = filled(tmp_path / "m.sqlite")
+    assert store._database
+    store._database.execute("UPDATE start SET seconds = 'soon'")
+    with pytest.raises(NoFigures):
+        figures.read(1, NOW, [], tmp_path / "m.sqlite")
+    store.close()
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = filled(tmp_path / "m.sqlite")
+    found = figures.read(1, NOW, ["idle"], tmp_path / "m.sqlite")
+    monkeypatch.setattr(figures, "read", lambda *_: found)
+    printed = CliRunner().invoke(cli, ["report", "--days", "1"]).output
+    bad, good, idle = (
+        next(line for line in printed.splitlines() if line.startswith(name)) for name in ("bad", "good", "idle")
+    )
+    assert bad.split()[1:5] == ["98.842", "31.0", "s", "31.0"]
+    assert "2 engine-died" in bad and "missed: uptime below 99.9%" in bad
+    assert good.split()[1] == "100.000" and good.endswith("good")
+    assert idle.endswith("no data")
+    said = json.loads(CliRunner().invoke(cli, ["report", "--days", "1", "--json"]).output)
+    assert said["uptime_goal"] == 0.999 and said["startup_goal_seconds"] == 30
+    assert said["instances"][0]["failures"] == {"engine-died": 2}
+    assert CliRunner().invoke(cli, ["report", "--days", "0"]).exit_code == 2
+    store.close()
+
+
+def test_an_uptime_is_cut_and_never_rounded_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path / "m.sqlite")
+    store.was("a", True, 0, 999_999.9)
+    store.was("a", False, 999_999.9, 1_000_000)
+    assert store.write(store.batch(), 1_000_000)
+    (one,) = figures.read(400, 1_000_000, [], tmp_path / "m.sqlite")
+    assert command._row(one)[1] == "99.999"
+    store.close()
+
+
+def test_nothing_seen_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path / "m.sqlite")
+    found = figures.read(30, time.time(), ["idle"], tmp_path / "m.sqlite")
+    monkeypatch.setattr(figures, "read", lambda *_: found)
+    assert "has seen no instance run in the last 30 days" in CliRunner().invoke(cli, ["report"]).output
+    store.close()

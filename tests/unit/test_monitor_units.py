@@ -1,0 +1,178 @@
+"""Following systemd: signals, what is asked anew, and a bus that goes away; systemd is a parameter."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Self
+
+from dbus_fast import Message, MessageType, Variant
+
+from hxp_enterprise_llm.monitoring import units
+from hxp_enterprise_llm.monitoring.units import UnitWatch
+from hxp_enterprise_llm.services.core.service_manager.systemd import PROPERTIES_INTERFACE, unit_path
+from hxp_enterprise_llm.utils.errors import JobFailed, SystemdUnreachable
+
+UNIT = "citadel-llm@a.service"
+
+
+class FakeSystemd:
+    """Answers from a table, and sends the signals that a test gives it."""
+
+    def __init__(self) -> None:
+        self.units: dict[str, dict[str, Any]] = {}
+        self.asked: list[str] = []
+        self.send: Callable[[Message], None] = lambda _: None
+        self.end = asyncio.Event()
+        self.connections = 0
+        self.before_answer: Callable[[], None] = lambda: None
+
+    def __call__(self) -> Self:
+        return self
+
+    async def __aenter__(self) -> Self:
+        self.connections += 1
+        if self.connections == 2:
+            raise SystemdUnreachable("no bus")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.end.clear()
+
+    async def listen(self, listener: Callable[[Message], None], *_: str) -> None:
+        self.send = listener
+
+    async def gone(self) -> None:
+        await self.end.wait()
+
+    async def started(self) -> int:
+        return 5
+
+    async def call(self, member: str, *_: Any) -> list[Any]:
+        if member == "ListUnitsByPatterns":
+            return [[(unit, "", "loaded", shown["ActiveState"]) for unit, shown in self.units.items()]]
+        return [[("/etc/systemd/system/x/citadel-llm@enabled.service", "enabled")]]
+
+    async def properties(self, unit: str) -> dict[str, Any]:
+        self.asked.append(unit)
+        self.before_answer()
+        if unit == "citadel-llm@broken.service":
+            raise JobFailed("no")
+        return self.units.get(unit, {"ActiveState": "inactive", "NoInterest": 1})
+
+
+class Told:
+    """Keeps what the watch tells."""
+
+    def __init__(self) -> None:
+        self.files = ["a", "broken"]
+        self.seen: list[tuple[str, dict[str, Any], int]] = []
+        self.there: list[set[str]] = []
+        self.troubles: list[str] = []
+
+    def names(self) -> list[str]:
+        return self.files
+
+    def changed(self, name: str, properties: dict[str, Any], boot: int) -> None:
+        self.seen.append((name, properties, boot))
+
+    def present(self, names: set[str]) -> None:
+        self.there.append(names)
+
+    def connected(self, trouble: str) -> None:
+        self.troubles.append(trouble)
+
+
+def signal(member: str, *body: Any, path: str = "/", signature: str = "") -> Message:
+    return Message(
+        path=path, interface=PROPERTIES_INTERFACE, member=member, message_type=MessageType.SIGNAL,
+        signature=signature, body=list(body),
+    )  # fmt: skip
+
+
+def changed(unit: str, **values: str) -> Message:
+    properties = {name: Variant("s", value) for name, value in values.items()}
+    return signal("PropertiesChanged", "x", properties, [], path=unit_path(unit), signature="sa{sv}as")
+
+
+async def soon(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not true():
+            await asyncio.sleep(0.01)
+
+
+def follow(scenario: Callable[[FakeSystemd, Told], Any]) -> None:
+    async def run() -> None:
+        systemd, told = FakeSystemd(), Told()
+        systemd.units[UNIT] = {"ActiveState": "active", "InvocationID": b"\x01\xab", "NoInterest": 1}
+        watch = asyncio.create_task(UnitWatch(told, systemd).run())  # type: ignore[arg-type]
+        await soon(lambda: told.troubles == [""])
+        await scenario(systemd, told)
+        watch.cancel()
+
+    asyncio.run(run())
+
+
+def test_all_are_asked_at_first_and_one_that_cannot_be_is_no_end() -> None:
+    async def scenario(_: FakeSystemd, told: Told) -> None:
+        assert told.there == [{"a", "broken", "enabled"}]
+        assert ("a", {"ActiveState": "active", "InvocationID": "01ab"}, 5) in told.seen
+        assert ("enabled", {"ActiveState": "inactive"}, 5) in told.seen
+
+    follow(scenario)
+
+
+def test_signals_are_told_at_once_and_the_silent_rest_is_asked_for() -> None:
+    async def scenario(systemd: FakeSystemd, told: Told) -> None:
+        systemd.asked.clear()
+        systemd.send(changed(UNIT, StatusText="Loading"))
+        assert told.seen[-1] == ("a", {"StatusText": "Loading"}, 5)
+        systemd.send(changed("ssh.service", ActiveState="failed"))
+        systemd.send(changed("citadel-llm-monitor.service", ActiveState="failed"))
+        assert told.seen[-1][0] == "a"
+        await asyncio.sleep(3 * units.TOGETHER_SEC)
+        assert systemd.asked == []
+        systemd.send(changed(UNIT, ActiveState="failed"))
+        await soon(lambda: systemd.asked == [UNIT])
+
+    follow(scenario)
+
+
+def test_an_answer_that_a_signal_has_overtaken_is_not_believed() -> None:
+    async def scenario(systemd: FakeSystemd, told: Told) -> None:
+        overtaking = [changed(UNIT, StatusText="newer")]
+        systemd.before_answer = lambda: systemd.send(overtaking.pop()) if overtaking else None
+        systemd.asked.clear()
+        told.seen.clear()
+        systemd.send(changed(UNIT, ActiveState="active"))
+        await soon(lambda: len(systemd.asked) == 2 and len(told.seen) == 3)
+        assert [values for _, values, _ in told.seen][:2] == [{"ActiveState": "active"}, {"StatusText": "newer"}]
+
+    follow(scenario)
+
+
+def test_a_reload_of_systemd_is_one_of_ours() -> None:
+    async def scenario(systemd: FakeSystemd, told: Told) -> None:
+        told.files.append("new")
+        systemd.send(signal("Reloading", True, signature="b"))
+        await asyncio.sleep(3 * units.TOGETHER_SEC)
+        assert len(told.there) == 1
+        systemd.send(signal("Reloading", False, signature="b"))
+        await soon(lambda: len(told.there) == 2)
+        assert "new" in told.there[-1]
+
+    follow(scenario)
+
+
+def test_a_lost_bus_is_told_and_found_again() -> None:
+    units.FIRST_PAUSE_SEC, before = 0.02, units.FIRST_PAUSE_SEC
+
+    async def scenario(systemd: FakeSystemd, told: Told) -> None:
+        systemd.end.set()
+        await soon(lambda: told.troubles[-1] == "" and len(told.troubles) > 2)
+        assert told.troubles == ["", "the system bus has gone away", "no bus", ""]
+        systemd.send(signal("NameOwnerChanged"))
+        await soon(lambda: told.troubles[4:] == ["systemd has left the bus", ""])
+
+    try:
+        follow(scenario)
+    finally:
+        units.FIRST_PAUSE_SEC = before

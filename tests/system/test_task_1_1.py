@@ -1,5 +1,7 @@
 """The validation commands of task 1.1, each as written there."""
 
+import json
+
 from .conftest import Host
 
 LIST_SERVICES = """
@@ -68,3 +70,15 @@ def test_dependencies_environment_and_journal(host: Host) -> None:
     assert "citadel-llm.slice" in shell(host, "systemctl list-dependencies citadel-llm@test.service")
     assert "VLLM_NO_USAGE_STATS=1" in shell(host, "systemctl show citadel-llm@test.service --property=Environment")
     assert "Ready: test" in shell(host, 'journalctl -u citadel-llm@test.service --since "5 minutes ago"')
+
+
+def test_monitoring_integration(host: Host) -> None:
+    shell(host, "systemctl start citadel-llm@test.service")
+    up = shell(host, "curl -X GET http://127.0.0.1:9090/metrics | grep citadel_llm_service")
+    assert 'citadel_llm_service_ready{service="test"} 1.0' in up
+    said = json.loads(shell(host, "curl -X GET http://127.0.0.1:8000/health/services"))
+    (test,) = [service for service in said["services"] if service["name"] == "test"]
+    assert said["status"] == "healthy" and test["ready"], said
+    assert 0 < test["memory_bytes"] < test["memory_limit_bytes"] == 4294967296
+    assert 0 < test["startup_seconds"] < 30
+    shell(host, "systemctl stop citadel-llm@test.service")

@@ -1,0 +1,136 @@
+"""A port that is taken, and clients that hold on to it; on loopback, with ports of the kernel's choice."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+
+from hxp_enterprise_llm.monitoring import ports, probe
+from hxp_enterprise_llm.monitoring.ports import Port
+from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
+
+
+async def hello(_: Request) -> PlainTextResponse:
+    return PlainTextResponse("hello")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def port_at(number: int, address: str = "127.0.0.1") -> Port:
+    application = Starlette(routes=[Route("/", hello)])
+    return Port("health", "HEALTH_PORT", address, number, application=application, changed=lambda: None)
+
+
+async def serving(port: Port, scenario: Callable[[], Awaitable[None]]) -> None:
+    task = asyncio.create_task(port.run())
+    try:
+        await port.tried.wait()
+        await scenario()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def half_a_request(number: int) -> bytes:
+    """What comes of one, until the other side ends the connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", number)
+    writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nX-Half")
+    try:
+        return await asyncio.wait_for(reader.read(), 5)
+    except ConnectionResetError:
+        return b""
+    finally:
+        writer.close()
+
+
+async def answer(number: int) -> httpx.Response:
+    async with probe.client() as client:
+        return await client.get(f"http://127.0.0.1:{number}/")
+
+
+def test_one_request_a_connection_and_none_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ports, "CONNECTION_SEC", 0.3)
+    number = free_port()
+
+    async def scenario() -> None:
+        held = [asyncio.create_task(half_a_request(number)) for _ in range(20)]
+        await asyncio.sleep(0.1)
+        said = await answer(number)
+        assert (said.text, said.headers["connection"]) == ("hello", "close")
+        assert await asyncio.gather(*held) == [b""] * 20
+
+    asyncio.run(serving(port_at(number), scenario))
+
+
+def test_a_taken_port_is_had_once_it_is_free(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(ports, "AGAIN_SEC", 0.1)
+    caplog.set_level(logging.INFO)
+    with socket.create_server(("127.0.0.1", 0)) as thief:
+        number = int(thief.getsockname()[1])
+        port = port_at(number)
+
+        async def scenario() -> None:
+            assert "another program has the port; end it, or change HEALTH_PORT" in port.trouble
+            await asyncio.sleep(0.35)
+            thief.close()
+            async with asyncio.timeout(5):
+                while port.trouble:
+                    await asyncio.sleep(0.05)
+            assert (await answer(number)).text == "hello"
+
+        asyncio.run(serving(port, scenario))
+    assert caplog.text.count("cannot be served") == 1, "said once, however often it is tried"
+
+
+def test_an_address_that_is_not_there_is_said() -> None:
+    port = port_at(free_port(), "192.0.2.1")
+
+    async def scenario() -> None:
+        assert "SERVER_IP in /etc/default/citadel-llm must be an address of this host" in port.trouble
+
+    asyncio.run(serving(port, scenario))
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n", ""),
+        (b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n", "answers 503"),
+        (b"HTTP/1.1 307 There\r\nLocation: http://example.invalid/\r\n\r\n", "answers 307"),
+        (b"\xff\xfe garbage\r\n\r\n", "answers something that is no HTTP"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 300_000, "answers something that is no HTTP"),
+        (b"", "answers something that is no HTTP"),
+        (None, "does not answer within 0.2 s"),
+    ],
+)
+def test_an_endpoint_is_judged_by_its_first_line(
+    monkeypatch: pytest.MonkeyPatch, reply: bytes | None, said: str
+) -> None:
+    monkeypatch.setattr(probe, "ANSWER_SEC", 0.2)
+
+    async def scenario() -> None:
+        async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            if reply is None:
+                await asyncio.sleep(1)
+            else:
+                writer.write(reply)
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        config = ServiceConfigSchema(name="a", model="/m", port=server.sockets[0].getsockname()[1])
+        async with probe.client() as client:
+            assert (await probe.ask(client, config)).endswith(said)
+            server.close()
+            assert (await probe.ask(client, config)).endswith("cannot be reached")
+
+    asyncio.run(scenario())

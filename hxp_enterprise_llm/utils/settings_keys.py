@@ -269,6 +269,12 @@ INSTANCE_KEYS = {
         Key("API_KEY_FILE", path, None, "File with the key that API requests must carry."),
         Key("ALLOW_DOWNLOAD", yes_or_no, "no", "Whether a start may fetch the model from the hub."),
         Key("START_METHOD", _choice("fork", "spawn"), "fork", "fork: import vLLM once; spawn: as plain vLLM does."),
+        Key(
+            "RELOAD_METHOD",
+            _choice("auto", "beside", "restart"),
+            "auto",
+            "beside: a reload starts the new server beside the old; restart: after it; auto: as memory allows.",
+        ),
         Key("VLLM_ARGS", arguments, "", "Further flags of vllm serve."),
     )
 }

@@ -18,7 +18,7 @@ def first_hang(looks: Iterable[Look], beats: bool = True, **settings: object) ->
     watch = hang.HangWatch(ServiceConfigSchema.model_validate(values), None, lambda: None)  # type: ignore[arg-type]
     start = watch._moved
     for second, (requests, figure, stopped, cpu) in enumerate(looks, 1):
-        pulse = Pulse(start + (second if beats else 0), requests, (figure,))
+        pulse = Pulse(start + (second if beats else 0), requests, requests, True, [figure])
         reason = watch._judge(start + second, pulse, stopped, cpu)
         if reason:
             return second, reason
@@ -57,7 +57,7 @@ def test_an_end_of_a_process_is_no_standstill() -> None:
 
 def test_a_stopped_process_hangs_even_when_idle() -> None:
     assert first_hang((0, 5.0, "VLLM::EngineCore (pid 7)", 1.0) for _ in range(1000)) == (
-        10,
+        3,
         "VLLM::EngineCore (pid 7) is stopped by a signal",
     )
 

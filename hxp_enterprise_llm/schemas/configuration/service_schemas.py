@@ -38,6 +38,7 @@ class ServiceConfigSchema(BaseModel):
     api_key_file: str | None = None
     allow_download: bool = False
     start_method: str = "fork"
+    reload_method: str = "auto"
     vllm_args: tuple[str, ...] = ()
     environment: dict[str, str] = {}
 

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
+from hxp_enterprise_llm.services.core.service_manager.traffic import Traffic
 from hxp_enterprise_llm.utils.errors import ModelMissing, SettingsRefused
 from hxp_enterprise_llm.utils.settings import instance_file
 from hxp_enterprise_llm.utils.settings_file import Fault
@@ -26,8 +27,7 @@ LEAST_OVERHEAD_GB = 0.6
 CACHE_SHARE = 0.8
 """Share of the memory that is then left which the KV cache gets; the rest is for activations and requests."""
 SMALLEST_CACHE_GB = 0.0625
-MIDDLEWARE = "hxp_enterprise_llm.services.core.service_manager.pulse.InFlight"
-"""Counts requests in vLLM's API server; `pulse` cannot be imported here, it needs what vLLM brings."""
+MIDDLEWARE = f"{Traffic.__module__}.{Traffic.__name__}"
 
 
 def find_model(config: ServiceConfigSchema, models: Path = MODELS) -> str:
@@ -107,6 +107,20 @@ def cache_gb(config: ServiceConfigSchema, model: str) -> float | None:
             f"write {math.ceil(enough * 10) / 10:g} or more, or set KV_CACHE_GB",
         )
     return size
+
+
+def fits_beside(
+    old: ServiceConfigSchema, old_model: str, new: ServiceConfigSchema, new_model: str, limit_gb: float
+) -> bool:
+    """Whether a second server fits beside the first below the limit that the unit runs with (GiB)."""
+    if old.gpu_devices or new.gpu_devices:
+        # The memory that counts is the GPU's, of which vLLM takes what it is given at once.
+        return False
+    both = sum(
+        weights_bytes(model) / GIBIBYTE + (cache_gb(config, model) or 0) + OVERHEAD_GB
+        for config, model in ((old, old_model), (new, new_model))
+    )
+    return both <= memory_high(limit_gb) / GIBIBYTE
 
 
 def _refused(config: ServiceConfigSchema, text: str) -> SettingsRefused:

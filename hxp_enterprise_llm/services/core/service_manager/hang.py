@@ -18,6 +18,8 @@ STILL_SEC = 10.0
 """How long all processes may do nothing at all while requests wait. A working engine uses CPU time every second."""
 STILL_SHARE = 0.02
 """Share of a core below which processes do nothing: the event loop's own timers stay below it."""
+STOPPED_SEC = 3.0
+"""How long a process may be stopped by a signal."""
 SILENT_SEC = 30.0
 """How long the API server's event loop may be blocked, which beats once a second."""
 
@@ -62,7 +64,7 @@ class HangWatch:
         if not stopped:
             self._running = now
         silent = min(SILENT_SEC, self._limit)
-        if now - self._running >= min(STILL_SEC, self._limit):
+        if now - self._running >= STOPPED_SEC:
             return f"{stopped} is stopped by a signal"
         if now - self._heard >= silent:
             return f"the API server's event loop has been blocked for {silent:g} s"

@@ -1,7 +1,8 @@
-"""What a vLLM server tells the main process while it runs: that its event loop turns, and whether work gets done.
+"""What a vLLM server and the main process tell each other while the server runs.
 
-Messages are JSON on a SOCK_SEQPACKET socket, one a second: `{"in_flight": requests, "progress": [figures]}`. Whatever
-else the server has to say on its way down is `{"failed": {"text": sentence, "settings": bool}}`.
+Messages are JSON on a SOCK_SEQPACKET socket. The server sends one a second,
+`{"in_flight": requests, "connections": clients, "open": bool, "progress": [figures]}`, and on its way down
+`{"failed": {"text": sentence, "settings": bool}}`; the main process sends `"open"` and `"leave"`.
 This half runs in vLLM's processes; `hang` judges what arrives.
 """
 
@@ -13,45 +14,20 @@ from contextlib import suppress
 from typing import Any
 
 from prometheus_client import REGISTRY
+from pydantic import ValidationError
+
+from hxp_enterprise_llm.services.core.service_manager.traffic import Traffic
 
 BEAT_SEC = 1.0
 TEXT_LENGTH = 500
 """How much of an error is told (characters)."""
+LARGEST_MESSAGE = 4096
 FIGURES = (
     "vllm:prompt_tokens_total", "vllm:generation_tokens_total", "vllm:request_success_total",
     # A long prompt is read in pieces that yield no token; each takes cache.
     "vllm:kv_cache_usage_perc", "vllm:num_requests_running", "vllm:num_requests_waiting",
 )  # fmt: skip
 """Metrics of vLLM of which at least one moves while a request is worked on (vllm/v1/metrics/loggers.py)."""
-
-
-class InFlight:
-    """ASGI middleware that counts the requests that a model has to work for, and what has been sent of answers.
-
-    vLLM's own gauge does not do: it shows a request once the engine has taken it up, which a hung one never does.
-    """
-
-    requests = 0
-    sent = 0
-
-    def __init__(self, app: Any) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Pass everything on."""
-        if scope["type"] != "http" or scope["method"] != "POST":
-            await self._app(scope, receive, send)
-            return
-
-        async def counted(message: Any) -> None:
-            InFlight.sent += 1
-            await send(message)
-
-        InFlight.requests += 1
-        try:
-            await self._app(scope, receive, counted)
-        finally:
-            InFlight.requests -= 1
 
 
 class _Reasons(logging.Handler):
@@ -74,18 +50,45 @@ def tell_reasons(channel: socket.socket) -> None:
 
 def tell_failure(channel: socket.socket, error: BaseException) -> None:
     """Tell why this process ends. A ValueError is what vLLM raises for settings that do not go together."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())[:TEXT_LENGTH]
+    # pydantic's own text repeats the input and an address; vLLM's words are in the messages.
+    said = "; ".join(fault["msg"] for fault in error.errors()) if isinstance(error, ValidationError) else str(error)
+    text = " ".join(f"{type(error).__name__}: {said}".split())[:TEXT_LENGTH]
     _send(channel, {"failed": {"text": text, "settings": isinstance(error, ValueError)}})
 
 
-async def beat(channel: socket.socket) -> None:
-    """Send a message a second, for ever."""
+async def beat(channel: socket.socket, listener: socket.socket) -> None:
+    """Send a message a second, for ever, and do what the main process says with `listener`."""
     figures = REGISTRY.restricted_registry(FIGURES)
-    while True:
-        # Without --disable-log-stats there are figures; with it, what has been sent is all there is to go by.
-        progress = [sample.value for metric in figures.collect() for sample in metric.samples if sample.name in FIGURES]
-        _send(channel, {"in_flight": InFlight.requests, "progress": [InFlight.sent, *progress]})
-        await asyncio.sleep(BEAT_SEC)
+    heard = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_reader(channel.fileno(), heard.set)
+    try:
+        while True:
+            # Without --disable-log-stats there are figures; with it, what has been sent is all there is to go by.
+            samples = (sample for metric in figures.collect() for sample in metric.samples if sample.name in FIGURES)
+            message = {"in_flight": Traffic.requests, "connections": Traffic.connections(), "open": Traffic.is_open}
+            _send(channel, {**message, "progress": [Traffic.sent, *(sample.value for sample in samples)]})
+            with suppress(TimeoutError):
+                await asyncio.wait_for(heard.wait(), BEAT_SEC)
+            if heard.is_set():
+                heard.clear()
+                await _obey(channel, listener)
+    finally:
+        loop.remove_reader(channel.fileno())
+
+
+async def _obey(channel: socket.socket, listener: socket.socket) -> None:
+    try:
+        words = channel.recv(LARGEST_MESSAGE, socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return
+    if not words:
+        # The main process is gone; systemd ends this one.
+        asyncio.get_running_loop().remove_reader(channel.fileno())
+    elif json.loads(words) == "open":
+        await Traffic.open(listener)
+    else:
+        Traffic.leave()
 
 
 def _send(channel: socket.socket, message: dict[str, Any]) -> None:

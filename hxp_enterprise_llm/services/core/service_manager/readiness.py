@@ -29,8 +29,8 @@ def base_url(config: ServiceConfigSchema) -> str:
     )
 
 
-async def first_answer(config: ServiceConfigSchema, api_keys: Sequence[str] = ()) -> None:
-    """Ask the model for one token and return when it has answered.
+async def first_answer(url: str, model: str, api_keys: Sequence[str] = ()) -> None:
+    """Ask the model at `url`, by the name that requests carry, for one token, and return when it has answered.
 
     It does not poll: the main process holds the listening socket, so the request waits in its queue until the server
     accepts it. Raises NotAnswered if the answer is not one.
@@ -38,10 +38,10 @@ async def first_answer(config: ServiceConfigSchema, api_keys: Sequence[str] = ()
     headers = {"Authorization": f"Bearer {api_keys[0]}"} if api_keys else {}
     said = ""
     # The environment's proxies are for other hosts than this one.
-    async with httpx.AsyncClient(base_url=base_url(config), headers=headers, timeout=None, trust_env=False) as client:  # noqa: S113  the caller ends the wait
+    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=None, trust_env=False) as client:  # noqa: S113  the caller ends the wait
         for path, body in REQUESTS:
             try:
-                answer = await client.post(path, json={"model": config.api_name, **body})
+                answer = await client.post(path, json={"model": model, **body})
             except httpx.HTTPError as error:
                 raise NotAnswered(f"{path}: {error}") from error
             if answer.is_success:

@@ -18,14 +18,16 @@ def serve(
     environment: dict[str, str],
     forked: bool,
     *,
+    private: socket.socket,
     listener: socket.socket,
     channel: socket.socket,
     api_keys: Sequence[str],
 ) -> None:
     """Run vLLM's API server until SIGTERM, then drain it; `channel` takes its pulse to the main process.
 
-    `arguments` are flags of `vllm serve`; its `--host` and `--port` are for messages only, connections come from
-    `listener`. `api_keys` are what requests may carry; they come in memory and so are in no command line.
+    `arguments` are flags of `vllm serve`; its `--host` and `--port` are for messages only. The first connections come
+    from `private`, where the main process asks whether the model answers, and those of `listener` once it says so.
+    `api_keys` are what requests may carry; they come in memory and so are in no command line.
     """
     # Until vLLM installs its own handler, an early stop ends the process at once.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -47,9 +49,9 @@ def serve(
     from hxp_enterprise_llm.services.core.service_manager import pulse
 
     async def run() -> None:
-        beating = asyncio.create_task(pulse.beat(channel))
+        beating = asyncio.create_task(pulse.beat(channel, listener))
         try:
-            await run_server_worker(f"http://{options.host}:{options.port}", listener, options)
+            await run_server_worker(f"http://{options.host}:{options.port}", private, options)
         finally:
             beating.cancel()
 

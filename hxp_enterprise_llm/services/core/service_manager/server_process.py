@@ -4,6 +4,7 @@ import asyncio
 import json
 import multiprocessing
 import os
+import select
 import signal
 import socket
 import time
@@ -16,11 +17,17 @@ from typing import NamedTuple
 import psutil
 
 from hxp_enterprise_llm.services.core.service_manager.server import serve
+from hxp_enterprise_llm.utils.errors import EngineDied
 
+LOOK_SEC = 0.05
 ENGINE_TITLE = "VLLM::"
 """How vLLM's engine and worker processes call themselves; any other child may come and go."""
 PRELOAD = "hxp_enterprise_llm.services.core.service_manager.preload"
 LARGEST_MESSAGE = 4096
+DOOR_SEC = 30.0
+"""How long the server gets to open its door: its event loop has just answered a request."""
+QUIET_SEC = 5.0
+"""How long a connection may be idle before it is closed on a client; as uvicorn's keep-alive."""
 REPORT_SEC = 1.0
 """How long the fork server gets to tell how a process ended; a stopped one never does."""
 
@@ -30,7 +37,9 @@ class Pulse(NamedTuple):
 
     at: float
     in_flight: int
-    progress: tuple[float, ...]
+    connections: int
+    open: bool
+    progress: list[float]
 
 
 class Failure(NamedTuple):
@@ -59,13 +68,21 @@ class ServerProcess:
             multiprocessing.get_context("forkserver") if method == "fork" else multiprocessing.get_context("spawn")
         )
         context.set_forkserver_preload([PRELOAD])
+        # Where the main process, and nobody else yet, asks whether the model answers.
+        self._private = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._private.getsockname()[1]}"
         self._channel, self._far_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._channel.setblocking(False)
         self._process = context.Process(
             target=serve,
             name="APIServer",
             args=(list(arguments), environment, method == "fork"),
-            kwargs={"listener": listener, "channel": self._far_end, "api_keys": list(api_keys)},
+            kwargs={
+                "private": self._private,
+                "listener": listener,
+                "channel": self._far_end,
+                "api_keys": list(api_keys),
+            },
         )
         self._handle = -1  # pidfd of the server
         self._engines: dict[int, int] = {}  # pid to pidfd
@@ -77,6 +94,7 @@ class ServerProcess:
         asyncio.get_running_loop().add_reader(self._channel, self._hear)
         await asyncio.to_thread(self._process.start)
         self._far_end.close()
+        self._private.close()
         with suppress(ProcessLookupError):
             self._handle = os.pidfd_open(self._process.pid or 0)
 
@@ -96,6 +114,33 @@ class ServerProcess:
             return f"the server {self._how()}"
         pid = await _first_end({self._handle: self._process.pid or 0} | {fd: pid for pid, fd in self._engines.items()})
         return f"the engine (pid {pid}) ended" if pid in self._engines else f"the server (pid {pid}) {self._how()}"
+
+    async def open(self) -> None:
+        """Have it accept the connections of the public listener. Raises EngineDied if it does not."""
+        self._tell("open")
+        begin = time.monotonic()
+        while not (self.pulse and self.pulse.open):
+            if time.monotonic() - begin > DOOR_SEC:
+                raise EngineDied(f"the server has not begun to accept connections within {DOOR_SEC:g} s")
+            await asyncio.sleep(LOOK_SEC)
+
+    async def leave(self, limit: float) -> bool:
+        """Have it accept no more connections, and wait until it has answered what it had; False after `limit` seconds.
+
+        New connections wait in the public listener's queue, or go to a successor.
+        """
+        self._tell("leave")
+        begin = busy = time.monotonic()
+        while time.monotonic() - begin < limit:
+            await asyncio.sleep(LOOK_SEC)
+            pulse, now = self.pulse, time.monotonic()
+            if pulse is None or pulse.open or pulse.in_flight:
+                busy = now
+            elif not pulse.connections or now - busy > QUIET_SEC:
+                return True
+            if not self._runs():
+                return True
+        return False
 
     @property
     def exit_status(self) -> int | None:
@@ -153,9 +198,16 @@ class ServerProcess:
             os.close(descriptor)
         self._engines.clear()
         self._handle = -1
-        self._channel.close()
-        self._far_end.close()
+        for end in (self._channel, self._far_end, self._private):
+            end.close()
         _end_stopped_fork_server()
+
+    def _tell(self, word: str) -> None:
+        with suppress(OSError):
+            self._channel.send(json.dumps(word).encode())
+
+    def _runs(self) -> bool:
+        return self._handle >= 0 and not select.select([self._handle], [], [], 0)[0]
 
     def _hear(self) -> None:
         try:
@@ -167,7 +219,7 @@ class ServerProcess:
         if "failed" in message:
             self.failure = self.failure or Failure(**message["failed"])
         else:
-            self.pulse = Pulse(time.monotonic(), message["in_flight"], tuple(message["progress"]))
+            self.pulse = Pulse(at=time.monotonic(), **message)
 
     def _descendants(self) -> list[psutil.Process]:
         if self._process.pid is None:

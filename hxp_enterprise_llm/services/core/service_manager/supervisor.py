@@ -5,7 +5,6 @@ being refused while an engine is replaced, and it starts servers from a fork ser
 """
 
 import asyncio
-import errno
 import logging
 import signal
 import socket
@@ -19,6 +18,7 @@ from typing import Any
 from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
 from hxp_enterprise_llm.services.core.service_manager import engine
 from hxp_enterprise_llm.services.core.service_manager.hang import HangWatch
+from hxp_enterprise_llm.services.core.service_manager.listener import listen
 from hxp_enterprise_llm.services.core.service_manager.memory_events import oom_kills
 from hxp_enterprise_llm.services.core.service_manager.notify import Notifier
 from hxp_enterprise_llm.services.core.service_manager.readiness import base_url, first_answer
@@ -26,12 +26,10 @@ from hxp_enterprise_llm.services.core.service_manager.server_process import Serv
 from hxp_enterprise_llm.services.core.service_manager.startup import bring_up
 from hxp_enterprise_llm.services.core.service_manager.state_file import StateFile
 from hxp_enterprise_llm.utils.errors import (
-    AddressMissing,
     CitadelError,
     EngineDied,
     EngineHung,
     OutOfMemory,
-    PortTaken,
     SettingsRefused,
 )
 from hxp_enterprise_llm.utils.settings import instance_file
@@ -46,31 +44,7 @@ DRAIN_GRACE_SEC = 5.0
 PAUSES_SEC, RECOVERY_WINDOW_SEC = (0.0, 1.0, 5.0), 300.0
 """The first failure within the window is mended at once, the next ones after a pause; at one more than there are
 pauses the main process gives up, and systemd starts all of it anew."""
-BACKLOG = 2048
-"""Connections that wait while no server accepts; the kernel caps it at net.core.somaxconn."""
 RECOVERABLE = (EngineDied, EngineHung, OutOfMemory)
-
-
-def listen(config: ServiceConfigSchema) -> socket.socket:
-    """Bind the instance's address. Raises PortTaken, or AddressMissing if HOST is not an address of this host."""
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((config.host, config.port))
-        listener.listen(BACKLOG)
-    except OSError as error:
-        listener.close()
-        if error.errno == errno.EADDRINUSE:
-            raise PortTaken(
-                f"PORT={config.port} on {config.host} is taken by another process; "
-                f"`ss -ltnp 'sport = :{config.port}'` names it. Stop it or choose another PORT"
-            ) from None
-        # Retried by systemd: at boot the address may come later.
-        raise AddressMissing(
-            f"HOST={config.host} cannot be listened on: {error.strerror}; write an address of this host"
-        ) from None
-    return listener
 
 
 class Supervisor:
@@ -94,6 +68,7 @@ class Supervisor:
         self._notifier, self._reread, self._run_time = notifier, reread, run_time
         # What to go back to if the settings of a reload turn out to start no server.
         self._previous: tuple[ServiceConfigSchema, str] | None = None
+        self._begin = 0.0
         self._stop, self._reload = asyncio.Event(), asyncio.Event()
         self._failures: deque[float] = deque(maxlen=len(PAUSES_SEC))
         self._was_ready = False
@@ -123,33 +98,26 @@ class Supervisor:
             listener.close()
 
     async def _serve(self, listener: socket.socket) -> None:
-        """Run one server from its start until a stop or a reload. Raises CitadelError with the reason of its end."""
-        config = self._config
-        begin = time.monotonic()
-        server = ServerProcess(
-            config.start_method,
-            engine.arguments(config, self._model),
-            engine.environment(config),
-            listener,
-            self._api_keys,
-        )
+        """Serve until a stop, or a reload that takes a new start. Raises CitadelError with the reason of its end."""
+        server = self._new_server(listener)
         try:
             if not await self._start(server):
                 return
-            self._previous, self._was_ready = None, True
-            took = time.monotonic() - begin
-            self._state.started(took)
-            self._say(f"Ready: {config.api_name} on {base_url(config)}, started in {took:.1f} s", READY=1)
-            server.watch_engines()
             while True:
                 await self._until_something_happens(server)
                 if self._stop.is_set():
                     listener.close()
                     await self._drain(server)
                     return
-                if await self._reread_settings():
-                    await server.drain(config.drain_timeout_sec + DRAIN_GRACE_SEC)
+                before = await self._reread_settings()
+                if before is None:
+                    continue
+                if not self._beside(*before):
+                    self._previous = before
+                    self._say("Reloading: answering what has been asked; new requests wait")
+                    await self._retire(server, before[0])
                     return
+                server = await self._replace(server, *before, listener)
         except EngineDied as error:
             killed = self._out_of_memory()
             if killed:
@@ -158,20 +126,75 @@ class Supervisor:
         finally:
             server.kill()
 
+    def _new_server(self, listener: socket.socket) -> ServerProcess:
+        config = self._config
+        self._begin = time.monotonic()
+        return ServerProcess(
+            config.start_method,
+            engine.arguments(config, self._model),
+            engine.environment(config),
+            listener,
+            self._api_keys,
+        )
+
     async def _start(self, server: ServerProcess) -> bool:
-        """Bring the server up to its first answer; False if a stop came first."""
+        """Bring the server up to its first answer and open its door; False if a stop came first."""
         config, size = self._config, engine.weights_bytes(self._model) / 1e6
         extension = round((config.start_timeout_sec + STALL_MARGIN_SEC) * 1e6)
         self._say("Importing vLLM")
-        return await bring_up(
+        ready = await bring_up(
             server,
             self._stop,
             config.start_timeout_sec,
             on_import=lambda: self._say(f"Loading {self._model} ({size:.0f} MB)"),
-            answer=lambda: first_answer(config, self._api_keys),
+            answer=lambda: first_answer(server.url, config.api_name, self._api_keys),
             feed=lambda: self._notifier.send(EXTEND_TIMEOUT_USEC=extension, WATCHDOG=1),
             file=instance_file(config.name),
         )
+        if not ready:
+            return False
+        server.watch_engines()
+        await server.open()
+        self._previous, self._was_ready = None, True
+        took = time.monotonic() - self._begin
+        self._state.started(took)
+        self._say(f"Ready: {config.api_name} on {base_url(config)}, started in {took:.1f} s", READY=1)
+        return True
+
+    def _beside(self, old: ServiceConfigSchema, old_model: str) -> bool:
+        """Whether a reload starts the new server beside the old one."""
+        if self._config.reload_method != "auto":
+            return self._config.reload_method == "beside"
+        limit = min(old.memory_limit_gb, self._config.memory_limit_gb)
+        if engine.fits_beside(old, old_model, self._config, self._model, limit):
+            return True
+        log.info("Two servers do not fit in MEMORY_LIMIT_GB=%g; the old one ends before the new one starts", limit)
+        return False
+
+    async def _replace(
+        self, server: ServerProcess, old: ServiceConfigSchema, old_model: str, listener: socket.socket
+    ) -> ServerProcess:
+        """Start a server beside the one that serves, and end that once the new one does; the one that then serves."""
+        successor = self._new_server(listener)
+        try:
+            started = await self._start(successor)
+        except CitadelError as error:
+            successor.kill()
+            log.error("%s; the server with the settings before the reload goes on", error, extra=_reason(error))
+            self._config, self._model = old, old_model
+            self._say("Ready with the old settings: the new ones start no server, the journal says why", READY=1)
+            return server
+        if not started:
+            successor.kill()
+            return server
+        await self._retire(server, old)
+        return successor
+
+    async def _retire(self, server: ServerProcess, config: ServiceConfigSchema) -> None:
+        """End a server without cutting a request, if they end in time."""
+        if not await server.leave(config.drain_timeout_sec):
+            log.warning("Requests were still in flight after %g s and have been cut", config.drain_timeout_sec)
+        server.kill()
 
     async def _until_something_happens(self, server: ServerProcess) -> None:
         """Wait for a stop or a reload. Raises EngineDied at the server's end, EngineHung if it gets nowhere."""
@@ -224,11 +247,11 @@ class Supervisor:
             log.warning("Requests were still in flight after %g s and have been cut", limit)
         self._say("Stopped")
 
-    async def _reread_settings(self) -> bool:
-        """Take in the settings file as it is now; False if it is refused, and the old settings stay in force."""
+    async def _reread_settings(self) -> tuple[ServiceConfigSchema, str] | None:
+        """Take in the settings file as it is now; settings and model before, or None if it is refused."""
         self._reload.clear()
         self._notifier.send(RELOADING=1)
-        old = self._config
+        old, old_model = self._config, self._model
         try:
             config, model = await asyncio.to_thread(self._reread)
             for key in ("host", "port", "api_key_file"):
@@ -242,12 +265,10 @@ class Supervisor:
             log.error("%s", error, extra=_reason(error))
             self._answer_reload(str(error))
             self._say("Ready with the old settings: the reload was refused, the journal says why", READY=1)
-            return False
+            return None
         self._answer_reload()
-        self._previous = (old, self._model)
         self._config, self._model = config, model
-        self._say("Reloading: waiting for requests in flight")
-        return True
+        return old, old_model
 
     def _answer_reload(self, refused: str = "") -> None:
         """Tell the unit's ExecReload= that the reload is taken up, or why it is not."""

@@ -1,0 +1,80 @@
+"""The requests of a vLLM API server: counted, let in when the main process says so, and led away before it ends.
+
+vLLM builds its server around an application of its own; its --middleware is the way in. Runs in vLLM's process.
+"""
+
+import asyncio
+import socket
+from typing import Any
+
+BACKLOG = 2048
+"""Connections that wait while no server accepts; the kernel caps it at net.core.somaxconn."""
+
+
+class Traffic:
+    """ASGI middleware, of which a server has one.
+
+    `requests` are those in flight that a model has to work for, `sent` the pieces of answers sent so far. vLLM's own
+    gauge of running requests does not do: it shows one once the engine has taken it up, which a hung one never does.
+    """
+
+    requests = 0
+    sent = 0
+    is_open = False
+    _leaving = False
+    _server: Any = None  # uvicorn's
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Pass everything on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        Traffic._server = scope["app"].state.server
+
+        async def counted(message: Any) -> None:
+            Traffic.sent += 1
+            if Traffic._leaving and message["type"] == "http.response.start":
+                # The client's next request then comes by a new connection, which the successor accepts.
+                message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
+            await send(message)
+
+        work = int(scope["method"] == "POST")
+        Traffic.requests += work
+        try:
+            await self._app(scope, receive, counted)
+        finally:
+            Traffic.requests -= work
+
+    @classmethod
+    def connections(cls) -> int:
+        """How many clients are connected, idle ones among them."""
+        return len(cls._server.server_state.connections) if cls._server else 0
+
+    @classmethod
+    async def open(cls, listener: socket.socket) -> None:
+        """Accept connections from `listener` from now on, and no more from where the first request came."""
+        server = cls._server
+
+        def protocol() -> asyncio.Protocol:
+            made: asyncio.Protocol = server.config.http_protocol_class(
+                config=server.config, server_state=server.server_state, app_state=server.lifespan.state
+            )
+            return made
+
+        loop = asyncio.get_running_loop()
+        doors = await loop.create_server(protocol, sock=listener, ssl=server.config.ssl, backlog=BACKLOG)
+        for private in server.servers:
+            private.close()
+        # uvicorn closes these when it ends.
+        server.servers = [doors]
+        cls.is_open = True
+
+    @classmethod
+    def leave(cls) -> None:
+        """Accept no more connections, and close each after the answer that it waits for."""
+        cls._leaving, cls.is_open = True, False
+        for doors in cls._server.servers:
+            doors.close()

@@ -1,0 +1,259 @@
+"""Every fault that can be made on a booted host: found when, by which exit status and counter, serving again when.
+
+The table that this prints stands in docs/faults.md.
+"""
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import pytest
+
+from .conftest import TINY_MODEL, Host
+
+PORT = 11570
+UNIT = "citadel-llm@faulty"
+SETTINGS: dict[str, str | float] = {
+    "MODEL": TINY_MODEL, "PORT": PORT, "KV_CACHE_GB": 0.25, "RESTART_SEC": 1,
+    # Short ones, so that the watchdog, which waits longer than both, need not be waited for long.
+    "START_TIMEOUT_SEC": 20, "HANG_TIMEOUT_SEC": 20,
+}  # fmt: skip
+ASK = (
+    "curl -s -o /dev/null --max-time {seconds} -w '%{{http_code}}' -H 'Content-Type: application/json' "
+    '-d \'{{"prompt": "x", "max_tokens": {tokens}, "ignore_eos": true}}\' '
+    f"http://127.0.0.1:{PORT}/v1/completions"
+)
+METRIC = re.compile(r'^citadel_llm_service_(restarts|failures)_total\{(?:result="([a-z-]+)",)?service="faulty"\} (\S+)')
+
+
+class Row(NamedTuple):
+    """One fault and what came of it; times in seconds since the fault."""
+
+    fault: str
+    found: float | None
+    words: str
+    exit_status: str
+    counters: str
+    serving: float | None
+
+    def __str__(self) -> str:
+        found, serving = (
+            "not noticed, nothing lost" if value is None else f"{value:.1f} s" for value in (self.found, self.serving)
+        )
+        return f"| {self.fault} | {found} | {self.words} | {self.exit_status} | {self.counters} | {serving} |"
+
+
+class Faults:
+    """An instance that things are done to, beside the monitor that watches."""
+
+    def __init__(self, host: Host) -> None:
+        self.host, self.machine = host, host.machine
+
+    def restart(self, **settings: str | float) -> None:
+        """Begin anew: no failure of before counts."""
+        self.host.settings("faulty", **{**SETTINGS, **settings})
+        self.machine.run("systemctl", "stop", UNIT)
+        self.machine.run("systemctl", "reset-failed", UNIT, check=False)
+        self.machine.run("systemctl", "start", UNIT)
+
+    def counters(self) -> dict[str, float]:
+        """What the monitor has counted of the instance."""
+        text = self.machine.output("curl", "-s", "--max-time", "10", "http://127.0.0.1:9090/metrics")
+        found = filter(None, map(METRIC.match, text.splitlines()))
+        return {match[2] or match[1]: float(match[3]) for match in found}
+
+    def seen(self, fault: str, inflict: Callable[[], object], *, load: bool = False, within: float = 60) -> Row:
+        """Inflict a fault, wait until the model answers again, and gather what was said and counted."""
+        before = self.counters()
+        if load:
+            self.machine.run("sh", "-c", f"{ASK.format(seconds=120, tokens=1900)} >/dev/null 2>&1 & sleep 0.5")
+        begin = time.time()
+        inflict()
+        served = self.serving(begin, within)
+        found, words, status = self.journal(begin)
+        # The monitor hears of it from systemd at once, and reads the rest when it is asked.
+        for _ in range(20):
+            after = self.counters()
+            rose = {name: after[name] - before.get(name, 0) for name in after if after[name] != before.get(name, 0)}
+            if rose or found is None:
+                break
+            time.sleep(0.5)
+        counted = ", ".join(f"{name} +{rise:g}" for name, rise in sorted(rose.items())) or "none"
+        row = Row(fault, found, words, status, counted, served)
+        print(row)
+        return row
+
+    def serving(self, begin: float, within: float) -> float:
+        """When it answers; one request at a time, each given up after a second."""
+        while True:
+            status = self.machine.run("sh", "-c", ASK.format(seconds=1, tokens=1), check=False).stdout
+            took = time.time() - begin
+            if status == "200":
+                return took
+            assert took < within, f"not serving after {within} s: {self.machine.show(UNIT, 'StatusText')}"
+            time.sleep(0.1)
+
+    def journal(self, begin: float) -> tuple[float | None, str, str]:
+        """When the fault was first told, in which words, and the exit status of the main process if it ended."""
+        self.machine.run("journalctl", "--sync")
+        lines = self.machine.output("journalctl", f"--unit={UNIT}", f"--since=@{begin:.6f}", "-o", "json").splitlines()
+        entries = [json.loads(line) for line in lines]
+        told = [entry for entry in entries if "CITADEL_REASON" in entry or "EXIT_STATUS" in entry]
+        watchdog = [entry for entry in entries if "Watchdog timeout" in str(entry["MESSAGE"])]
+        ends = [entry["EXIT_STATUS"] for entry in told if "EXIT_STATUS" in entry]
+        if not told:
+            return None, "", "none"
+        first = (watchdog or told)[0]
+        assert "CITADEL_REASON" not in first or first["CITADEL_SERVICE"] == "faulty"
+        return (
+            int(first["__REALTIME_TIMESTAMP"]) / 1e6 - begin,
+            first["MESSAGE"].split(";")[0],
+            ", ".join(ends) or "none",
+        )
+
+    def kill(self, signal: str, process: str) -> Callable[[], object]:
+        """Send a signal to the processes whose title begins so."""
+        return lambda: self.machine.run("pkill", f"-{signal}", "-u", "agent0", "-f", f"^{process}")
+
+    def kill_main(self, signal: str) -> Callable[[], object]:
+        """Send a signal to the unit's main process."""
+        return lambda: self.machine.run("systemctl", "kill", "--kill-who=main", f"--signal={signal}", UNIT)
+
+
+@pytest.fixture(scope="module")
+def table() -> Iterator[list[Row]]:
+    rows: list[Row] = []
+    yield rows
+    print("\n| fault | found | in the words of | exit status | counters of the monitor | serving again |")
+    print("|---|---|---|---|---|---|")
+    print(*rows, sep="\n")
+
+
+@pytest.fixture
+def faults(host: Host) -> Faults:
+    return Faults(host)
+
+
+@pytest.mark.parametrize("process", ["VLLM::EngineCore", "VLLM::APIServer"])
+def test_a_killed_process_is_replaced_without_systemd(faults: Faults, table: list[Row], process: str) -> None:
+    faults.restart()
+    row = faults.seen(f"SIGKILL of {process}", faults.kill("KILL", process))
+    table.append(row)
+    assert row.found is not None and row.found < 2
+    assert (row.exit_status, row.counters) == ("none", "engine-died +1")
+
+
+def test_a_killed_fork_server_costs_nothing(faults: Faults, table: list[Row]) -> None:
+    faults.restart()
+    table.append(faults.seen("SIGKILL of VLLM::ForkServer", faults.kill("KILL", "VLLM::ForkServer")))
+    # And the next engine comes from a new one.
+    table.append(faults.seen("SIGKILL of VLLM::EngineCore after that", faults.kill("KILL", "VLLM::EngineCore")))
+    assert table[-1].counters == "engine-died +1"
+
+
+@pytest.mark.parametrize("process", ["VLLM::EngineCore", "VLLM::APIServer"])
+def test_a_stopped_process_under_load_is_a_hang(faults: Faults, table: list[Row], process: str) -> None:
+    faults.restart()
+    row = faults.seen(f"SIGSTOP of {process} under load", faults.kill("STOP", process), load=True)
+    table.append(row)
+    assert row.found is not None and row.found < 20
+    assert (row.exit_status, row.counters) == ("none", "engine-hung +1")
+
+
+def test_a_killed_main_process_is_restarted_by_systemd(faults: Faults, table: list[Row]) -> None:
+    faults.restart()
+    row = faults.seen("SIGKILL of the main process", faults.kill_main("KILL"))
+    table.append(row)
+    assert "restarts +1" in row.counters and "signal +1" in row.counters
+
+
+def test_a_main_process_that_stands_still_is_ended_by_the_watchdog(faults: Faults, table: list[Row]) -> None:
+    faults.restart()
+
+    def stop() -> None:
+        faults.kill_main("STOP")()
+        # The model answers meanwhile.
+        begin = time.monotonic()
+        while faults.machine.show(UNIT, "NRestarts")["NRestarts"] == "0":
+            assert time.monotonic() - begin < 90, "the watchdog did not bite"
+            time.sleep(1)
+
+    row = faults.seen("SIGSTOP of the main process", stop, within=150)
+    table.append(row)
+    assert "atchdog" in row.words and "restarts +1" in row.counters
+
+
+def test_a_crash_loop_backs_off_and_is_left_to_systemd(faults: Faults, table: list[Row]) -> None:
+    faults.restart()
+
+    def kill_four_times() -> None:
+        for _ in range(3):
+            faults.kill("KILL", "VLLM::EngineCore")()
+            time.sleep(0.5)
+            faults.serving(time.time(), 60)
+            wait_until_ready(faults.host)
+        faults.kill("KILL", "VLLM::EngineCore")()
+
+    row = faults.seen("engine killed four times", kill_four_times)
+    table.append(row)
+    assert (row.exit_status, row.counters) == ("70", "engine-died +4, restarts +1")
+    assert "and 3 before it in the last 300 s" in faults.host.journal("faulty")
+
+
+def wait_until_ready(host: Host) -> None:
+    """Wait until the main process too has had its answer; a waiting client may have had one just before."""
+    end = time.monotonic() + 60
+    while not host.machine.show(UNIT, "StatusText")["StatusText"].startswith("Ready"):
+        assert time.monotonic() < end, "not ready again"
+        time.sleep(0.1)
+
+
+def test_a_taken_port_is_said_and_tried_again(faults: Faults, table: list[Row]) -> None:
+    faults.restart()
+    faults.machine.run("systemctl", "stop", UNIT)
+    listen = f"import socket, time; s = socket.create_server(('127.0.0.1', {PORT})); time.sleep(6)"
+
+    def steal() -> None:
+        faults.machine.run("systemd-run", "--quiet", "--collect", "python3", "-c", listen)
+        faults.machine.run("sh", "-c", f"until ss -ltn | grep -q :{PORT}; do sleep 0.1; done", timeout=10)
+        faults.machine.run("systemctl", "start", UNIT, check=False)
+
+    row = faults.seen("port taken for 6 s", steal)
+    table.append(row)
+    assert row.exit_status.startswith("69") and "unavailable" in row.counters
+    assert "is taken by" in row.words
+
+
+def test_too_little_memory_is_told_from_a_crash(faults: Faults, table: list[Row]) -> None:
+    """A cache that the check knows nothing of, larger than the limit."""
+    faults.restart()
+    small: dict[str, str | float] = {"MEMORY_LIMIT_GB": 1, "VLLM_ARGS": "'--kv-cache-memory-bytes 4000000000'"}
+
+    def starve() -> None:
+        faults.host.settings("faulty", **{**SETTINGS, **small})
+        assert faults.machine.run("systemctl", "restart", UNIT, check=False).returncode != 0
+        assert "MEMORY_LIMIT_GB=1 is too little" in faults.machine.show(UNIT, "StatusText")["StatusText"]
+        faults.host.settings("faulty", **SETTINGS)
+
+    row = faults.seen("memory limit too small", starve, within=90)
+    table.append(row)
+    assert "71" in row.exit_status and "out-of-memory +" in row.counters
+
+
+def test_refused_settings_are_not_retried(faults: Faults, table: list[Row]) -> None:
+    faults.restart()
+
+    def spoil() -> None:
+        faults.host.settings("faulty", **{**SETTINGS, "VLLM_ARGS": "'--max-num-seqs 300 --max-num-batched-tokens 200'"})
+        assert faults.machine.run("systemctl", "restart", UNIT, check=False).returncode != 0
+        shown = faults.machine.show(UNIT, "ActiveState", "NRestarts", "StatusText")
+        assert (shown["ActiveState"], shown["NRestarts"]) == ("failed", "0"), shown
+        assert "vLLM refuses these settings" in shown["StatusText"], shown
+        faults.host.settings("faulty", **SETTINGS)
+        faults.machine.run("systemctl", "start", UNIT)
+
+    row = faults.seen("flags that vLLM refuses for this model, then mended", spoil, within=90)
+    table.append(row)
+    assert (row.exit_status, row.counters) == ("78", "settings-refused +1")

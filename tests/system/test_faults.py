@@ -109,7 +109,7 @@ class Faults:
         assert "CITADEL_REASON" not in first or first["CITADEL_SERVICE"] == "faulty"
         return (
             int(first["__REALTIME_TIMESTAMP"]) / 1e6 - begin,
-            first["MESSAGE"].split(";")[0],
+            first["MESSAGE"].split(";")[0].removeprefix(f"{UNIT}.service: "),
             ", ".join(ends) or "none",
         )
 

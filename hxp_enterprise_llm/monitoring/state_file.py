@@ -5,14 +5,16 @@ The services' user writes that directory, and whoever takes over an engine is th
 
 import os
 import stat
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
 
 from hxp_enterprise_llm.monitoring.failures import Failure, Kind, words
 
 LARGEST = 65536
 """Size of a file that is read (bytes); a real one has a few hundred."""
+
+KINDS = tuple(Kind)
 
 Count = Annotated[int, Field(strict=True, ge=0, le=1_000_000)]
 
@@ -35,6 +37,17 @@ class InstanceState(BaseModel):
     startup_seconds: float | None = Field(default=None, ge=0, lt=1e7, allow_inf_nan=False)
     failures: dict[Kind, Count] = {}
     last_failure: LastFailure | None = None
+
+    @field_validator("failures", mode="before")
+    @classmethod
+    def _known_kinds(cls, value: Any) -> Any:
+        # One of a later version, while its package is being upgraded, must not hide the others.
+        return {kind: count for kind, count in value.items() if kind in KINDS} if isinstance(value, dict) else value
+
+    @field_validator("last_failure", mode="before")
+    @classmethod
+    def _known_kind(cls, value: Any) -> Any:
+        return value if isinstance(value, dict) and value.get("kind") in KINDS else None
 
     @property
     def last(self) -> Failure | None:

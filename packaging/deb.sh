@@ -3,7 +3,7 @@
 
 # fetch_wheels NAME: the wheels of requirements/NAME.txt, each checked against its hash, into a folder that $WHEELS names.
 fetch_wheels() {
-    local lock=requirements/$1.txt part
+    local lock=requirements/$1.txt part earlier=() folder
     [ -f "$lock" ] || fail "there is no $lock; ./build.sh lock makes it from requirements/$1.in"
     WHEELS=$CACHE/wheels/$1-$(sha256sum "$lock" | cut -c1-12)
     [ -d "$WHEELS" ] && return
@@ -12,10 +12,12 @@ fetch_wheels() {
     part=$WHEELS.part
     say "fetching the wheels of $lock (once)"
     mkdir -p "$part"
+    # Of an earlier lock's wheels most are those of this one.
+    for folder in "$CACHE/wheels/$1"-*/; do [ ! -d "$folder" ] || earlier+=(--find-links "$folder"); done
     # What has arrived stays in .part, so that a broken fetch goes on where it stopped.
     if ! shown "$CACHE/fetch.log" 's/^ *Downloading \([^ ]*\) (\(.*MB\).*/  \1 (\2)/p' \
         "$CACHE/tools/bin/pip" download --no-deps --require-hashes --only-binary :all: --progress-bar off \
-        --find-links "$part" -r "$lock" -d "$part"; then
+        "${earlier[@]}" --find-links "$part" -r "$lock" -d "$part"; then
         grep -E '^ERROR' "$CACHE/fetch.log" | tail -n 5 >&2 || true
         fail "the wheels could not be fetched. Is the network there? A folder of wheels can be named with PIP_FIND_LINKS, another index with PIP_EXTRA_INDEX_URL. All of pip's output: $CACHE/fetch.log"
     fi

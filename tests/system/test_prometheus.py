@@ -1,0 +1,145 @@
+"""A real Prometheus, Debian's, collects from the monitor and a model, and has what the dashboard and the alerts ask."""
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import Host
+
+SHIPPED = "/usr/share/citadel-llm"
+# 9090, its default, is METRICS_PORT: docs/monitoring.md says so.
+ADDRESS = "127.0.0.1:9091"
+# What is shipped, asked more often: rates need several samples within the test.
+FAST_SEC = 2
+LOAD = """
+import sys, time
+from openai import OpenAI
+client = OpenAI(base_url="http://127.0.0.1:11499/v1", api_key="none")
+end = time.monotonic() + float(sys.argv[1])
+while time.monotonic() < end:
+    client.completions.create(model="test", prompt="The same beginning of each request. " * 8, max_tokens=24)
+"""
+
+
+class Prometheus:
+    """One that runs in the machine of a host."""
+
+    def __init__(self, host: Host) -> None:
+        self.machine = host.machine
+
+    def get(self, path: str, **parameters: str) -> Any:
+        words = [word for key, value in parameters.items() for word in ("--data-urlencode", f"{key}={value}")]
+        answer = self.machine.output("curl", "-sS", "--get", *words, f"http://{ADDRESS}/api/v1/{path}")
+        told = json.loads(answer)
+        assert told["status"] == "success", (parameters, told)
+        return told["data"]
+
+    def ask(self, query: str) -> list[dict[str, Any]]:
+        """The samples that a query has now."""
+        samples: list[dict[str, Any]] = self.get("query", query=query)["result"]
+        return samples
+
+
+def within(seconds: float, good: Callable[[], Any]) -> Any:
+    """The first answer that is true."""
+    end = time.monotonic() + seconds
+    while not (found := good()):
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(0.5)
+    return found
+
+
+@pytest.fixture
+def prometheus(host: Host) -> Iterator[Prometheus]:
+    """It collects what the shipped file says, from the monitor and from `test`, which serves."""
+    program = shutil.which("prometheus")
+    assert program, "no prometheus here: apt install prometheus"
+    machine = host.machine
+    machine.run("systemctl", "start", "citadel-llm-monitor")
+    machine.run("systemctl", "start", "citadel-llm@test")
+    if not machine.inside("/usr/local/bin/prometheus").exists():
+        machine.copy_in(Path(program), "/usr/local/bin/prometheus")
+    scrape = machine.output("cat", f"{SHIPPED}/prometheus/citadel-llm.scrape.yml").replace("15s", f"{FAST_SEC}s")
+    machine.write(
+        "/root/prometheus.yml",
+        f"global: {{evaluation_interval: 1s}}\nrule_files: [{SHIPPED}/prometheus/citadel-llm.rules.yml]\n{scrape}\n",
+    )
+    machine.run(
+        "systemd-run", "--unit=prometheus-of-the-test", "/usr/local/bin/prometheus",
+        "--config.file=/root/prometheus.yml", "--storage.tsdb.path=/var/tmp/prometheus",
+        f"--web.listen-address={ADDRESS}",
+    )  # fmt: skip
+    try:
+        machine.run(
+            "curl", "-sS", "--retry", "20", "--retry-connrefused", "--retry-delay", "1", f"http://{ADDRESS}/-/ready"
+        )
+        yield Prometheus(host)
+    finally:
+        machine.run("systemctl", "stop", "prometheus-of-the-test", "citadel-llm@test")
+        machine.run("rm", "-rf", "/var/tmp/prometheus")
+
+
+def queries(machine_file: str) -> dict[str, list[str]]:
+    """By panel, what Grafana sends for all models."""
+    found: dict[str, list[str]] = {}
+    for panel in json.loads(machine_file)["panels"]:
+        for target in panel.get("targets", ()):
+            query = target["expr"].replace("$service", ".*")
+            query = query.replace("$__rate_interval", "20s").replace("$__range", "1h")
+            found.setdefault(panel["title"], []).append(query)
+    return found
+
+
+def test_every_panel_has_data_and_an_alert_reaches_its_reader(host: Host, prometheus: Prometheus) -> None:
+    """A model whose settings are refused gives the panel of failures something to show, and the alerts too."""
+    host.settings("refused", MODEL="/nowhere", PORT=11498)
+    # Both jobs are up, and vLLM's series carry the model's name.
+    jobs = {"citadel-llm-monitor", "citadel-llm-models"}
+    within(30, lambda: {one["metric"]["job"] for one in prometheus.ask("up == 1")} == jobs)
+    within(30, lambda: prometheus.ask('citadel_llm_service_failures_total{service="refused"}'))
+    labels = prometheus.ask('vllm:num_requests_running{job="citadel-llm-models"}')[0]["metric"]
+    assert (labels["service"], labels["instance"]) == ("test", "127.0.0.1:11499")
+
+    assert host.machine.run("systemctl", "start", "citadel-llm@refused", check=False).returncode != 0
+    host.python(LOAD, "12")
+    dashboard = host.machine.output("cat", f"{SHIPPED}/grafana/citadel-llm.json")
+    empty = {}
+    for title, asked in queries(dashboard).items():
+        for query in asked:
+            samples = prometheus.ask(query)
+            names = {sample["metric"].get("service") for sample in samples}
+            figures = [float(sample["value"][1]) for sample in samples if sample["metric"].get("service") == "test"]
+            print(f"{title:28} {len(samples):3} series, test: {', '.join(f'{figure:g}' for figure in figures[:4])}")
+            if ("refused" if title == "Failures" else "test") not in names or any(map(math.isnan, figures)):
+                empty[title] = query
+    assert empty == {}
+    rate = prometheus.ask("sum by (service) (rate(vllm:generation_tokens_total[20s]))")
+    assert float(rate[0]["value"][1]) > 10, "tokens per second under load"
+
+    # It stays failed: a minute later the alert fires, and its words are whole.
+    def fires() -> list[dict[str, Any]]:
+        told = prometheus.get("alerts")["alerts"]
+        return [one for one in told if one["labels"]["alertname"] == "CitadelLlmDown" and one["state"] == "firing"]
+
+    (alert,) = within(100, fires)
+    assert alert["labels"]["service"] == "refused"
+    assert alert["annotations"]["summary"] == "Model refused does not answer"
+    assert "`systemctl status citadel-llm@refused`" in alert["annotations"]["description"]
+    # Nothing else is wrong: a model that nobody has started is no alert. How long a start takes is not asked here.
+    others = 'ALERTS{alertstate="firing", service!="refused", alertname!~".*(SlowStart|Budget).*"}'
+    assert [one["metric"]["alertname"] for one in prometheus.ask(others)] == []
+
+
+def test_a_model_that_stops_is_no_target_any_more(host: Host, prometheus: Prometheus) -> None:
+    within(30, lambda: prometheus.ask('up{job="citadel-llm-models", service="test"} == 1'))
+    host.machine.run("systemctl", "stop", "citadel-llm@test")
+    within(30, lambda: len(prometheus.get("targets", state="active")["activeTargets"]) == 1)
+    # Prometheus ends the series of a target that is gone a few intervals later.
+    within(30, lambda: prometheus.ask('up{job="citadel-llm-models"}') == [])
+    assert prometheus.ask('citadel_llm_service_state{service="test", state="stopped"} == 1')

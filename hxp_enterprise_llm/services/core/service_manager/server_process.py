@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import multiprocessing
 import os
 import select
@@ -18,6 +19,8 @@ import psutil
 
 from hxp_enterprise_llm.services.core.service_manager.server import serve
 from hxp_enterprise_llm.utils.errors import EngineDied
+
+log = logging.getLogger(__name__)
 
 LOOK_SEC = 0.05
 ENGINE_TITLE = "VLLM::"
@@ -263,9 +266,28 @@ async def _first_end(handles: dict[int, int]) -> int:
             loop.remove_reader(descriptor)
 
 
+async def keep_fork_server() -> None:
+    """Replace a fork server that ends, at once, so that the next engine does not wait for an import; never returns."""
+    while pid := _fork_server():
+        handle = os.pidfd_open(pid)
+        try:
+            await _first_end({handle: pid})
+        finally:
+            os.close(handle)
+        log.warning("The fork server (pid %d) ended; starting a new one", pid)
+        await asyncio.to_thread(forkserver.ensure_running)
+    await asyncio.Event().wait()
+
+
+def _fork_server() -> int | None:
+    """PID of the fork server, if there is one."""
+    pid: int | None = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]  # there is no public name
+    return pid
+
+
 def _end_stopped_fork_server() -> None:
     """End a fork server that a signal has stopped: the next start, or this process's own exit, would wait for it."""
-    pid = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]  # there is no public name
+    pid = _fork_server()
     with suppress(psutil.NoSuchProcess):
         if pid and psutil.Process(pid).status() == psutil.STATUS_STOPPED:
             psutil.Process(pid).kill()

@@ -22,7 +22,7 @@ from hxp_enterprise_llm.services.core.service_manager.listener import listen
 from hxp_enterprise_llm.services.core.service_manager.memory_events import oom_kills
 from hxp_enterprise_llm.services.core.service_manager.notify import Notifier
 from hxp_enterprise_llm.services.core.service_manager.readiness import base_url, first_answer
-from hxp_enterprise_llm.services.core.service_manager.server_process import ServerProcess
+from hxp_enterprise_llm.services.core.service_manager.server_process import ServerProcess, keep_fork_server
 from hxp_enterprise_llm.services.core.service_manager.startup import bring_up
 from hxp_enterprise_llm.services.core.service_manager.state_file import StateFile
 from hxp_enterprise_llm.utils.errors import (
@@ -201,9 +201,10 @@ class Supervisor:
         watch = HangWatch(self._config, server, lambda: self._notifier.send(WATCHDOG=1))
         ending, watching = asyncio.create_task(server.ended()), asyncio.create_task(watch.run())
         events = [asyncio.create_task(event.wait()) for event in (self._stop, self._reload)]
-        tasks: list[asyncio.Task[Any]] = [ending, watching, *events]
+        keeping = asyncio.create_task(keep_fork_server())
+        tasks: list[asyncio.Task[Any]] = [ending, watching, *events, keeping]
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((ending, watching, *events), return_when=asyncio.FIRST_COMPLETED)
             if self._stop.is_set():
                 return
             if watching.done():

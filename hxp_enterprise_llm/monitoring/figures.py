@@ -10,12 +10,12 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hxp_enterprise_llm.monitoring.failures import Kind
+from hxp_enterprise_llm.monitoring.instance import STARTUP_GOAL_SEC
 from hxp_enterprise_llm.monitoring.ledger import DAY_SEC
 from hxp_enterprise_llm.monitoring.store import FILE
 from hxp_enterprise_llm.utils.errors import CitadelError, NotPermitted
 
 UPTIME_GOAL = 0.999
-STARTUP_GOAL_SEC = 30.0
 MEMORY_GOAL = 0.95
 """A peak above this share of the limit is near the point where the kernel ends the service (its MemoryHigh)."""
 

@@ -167,7 +167,7 @@ class Fleet:
                 self.store.used(instance.name, used, instance.usage.memory_limit_bytes, now)
 
     def _look(self, instance: Instance, now: float) -> None:
-        for up, since, until in instance.presence.seen(instance.uptime_counts, instance.since, now):
+        for up, since, until in instance.presence.seen(instance.uptime_counts(now), instance.since, now):
             self.store.was(instance.name, up, since, until)
         self._answer = None
 

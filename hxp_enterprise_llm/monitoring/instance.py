@@ -16,6 +16,8 @@ from hxp_enterprise_llm.services.core.service_manager.systemd import UNSET
 
 RATE_SEC = 1.0
 """The shortest time over which the use of the CPU is measured."""
+STARTUP_GOAL_SEC = 30.0
+"""How soon after its start a model is promised to answer."""
 UP = (State.READY, State.RELOADING)
 NOT_ASKED = "not yet asked whether it answers"
 
@@ -36,6 +38,7 @@ class Instance:
         self.trouble = NOT_ASKED
         self.known = False
         self.seen = False
+        self._failing = False
         self._cores: float | None = None
         self._reference: tuple[float, float] | None = None
 
@@ -66,12 +69,21 @@ class Instance:
         """When the unit's state last changed (seconds since the epoch)."""
         return (self._figure("StateChangeTimestamp") or 0) / 1e6
 
-    @property
-    def uptime_counts(self) -> bool | None:
-        """True for time that it is up, False for time that it should be; None for a clean stop, or if nobody knows."""
-        if self.state in (State.UNKNOWN, State.STOPPED) or (self.up and self.trouble == NOT_ASKED):
+    def uptime_counts(self, now: float) -> bool | None:
+        """True for time that it is ready, False for time that it should be; None if it need not be, or nobody knows.
+
+        It need not be after a clean stop, nor in the first half minute of a start that follows no failure.
+        """
+        state = self.state
+        self._failing = (self._failing or state in (State.RESTARTING, State.FAILED)) and state not in (
+            *UP,
+            State.STOPPED,
+        )
+        if state in (State.UNKNOWN, State.STOPPED) or (self.up and self.trouble == NOT_ASKED):
             return None
-        if self.state is State.STOPPING and kind_of(self.properties) is None:
+        if state is State.STOPPING and kind_of(self.properties) is None:
+            return None
+        if state is State.STARTING and not self._failing and now - self.since < STARTUP_GOAL_SEC:
             return None
         return self.ready
 

@@ -14,6 +14,7 @@ import pytest
 from hxp_enterprise_llm.monitoring import cgroups, health, metrics, state_file, units, web
 from hxp_enterprise_llm.monitoring.failures import Kind, exit_code, kind_of, reason_of, words
 from hxp_enterprise_llm.monitoring.fleet import Fleet
+from hxp_enterprise_llm.monitoring.instance import Instance
 from hxp_enterprise_llm.monitoring.ledger import Event, Ledger, Meter, Start
 from hxp_enterprise_llm.monitoring.presence import LONGEST_GAP_SEC, Presence
 from hxp_enterprise_llm.monitoring.state_file import InstanceState
@@ -295,6 +296,34 @@ def test_a_jump_of_the_clock_is_no_time() -> None:
     assert presence.seen(True, 90, 100 + LONGEST_GAP_SEC + 1) == []
     assert presence.seen(True, 90, 50) == []
     assert presence.seen(True, 90, 60) == [(True, 50, 60)]
+
+
+def test_what_time_counts() -> None:
+    instance = Instance("a", Presence())
+
+    def then(active: str, sub: str, now: float, **properties: Any) -> bool | None:
+        instance.properties |= {"ActiveState": active, "SubState": sub, **properties}
+        return instance.uptime_counts(now)
+
+    assert instance.uptime_counts(0) is None, "nothing is known of it"
+    instance.known = True
+    assert then("inactive", "dead", 100) is None
+    assert then("activating", "start", 110, StateChangeTimestamp=105 * SECOND) is None, "a start takes its time"
+    assert then("activating", "start", 136) is False, "but not more than what is promised"
+    assert then("active", "running", 140) is None, "it has not been asked"
+    instance.trouble = ""
+    assert then("active", "running", 141) is True
+    assert then("reloading", "reload", 142) is True
+    assert then("deactivating", "stop", 143, Result="success") is None
+    assert then("deactivating", "stop", 143, Result="signal") is False
+    assert then("activating", "auto-restart", 144) is False
+    assert then("activating", "start", 145, StateChangeTimestamp=145 * SECOND) is False, "it mends a failure"
+    assert then("active", "running", 150) is True
+    instance.trouble = "answers 500"
+    assert then("active", "running", 150) is False
+    assert then("failed", "failed", 151) is False
+    assert then("inactive", "dead", 152) is None
+    assert then("activating", "start", 153, StateChangeTimestamp=153 * SECOND) is None
 
 
 # The store

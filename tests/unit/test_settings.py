@@ -88,3 +88,19 @@ def test_manager_config_has_the_fields_of_the_task_and_reads_the_host_file(root:
     root.host("DEFAULT_RESTART_SEC=soon\n")
     with pytest.raises(SettingsRefused):
         ServiceManagerConfig.load(str(root))
+
+
+def test_the_host_wide_settings_follow_the_rules_of_their_keys(root: Root) -> None:
+    assert ServiceManagerConfig(pid_path="/var/run/citadel-llm", restart_sec=10) == ServiceManagerConfig()
+    root.host("HEALTH_PORT=8001\nDEFAULT_CPU_CORES=1.5\nSERVER_IP=192.0.2.1\n")
+    loaded = ServiceManagerConfig.load(str(root))
+    assert (loaded.health_port, loaded.default_cpu_cores, loaded.server_ip) == (8001, 1.5, "192.0.2.1")
+    with pytest.raises(ValueError, match="DEFAULT_RESTART_POLICY=x is refused: write one of no, on-success"):
+        ServiceManagerConfig(restart_policy="x")
+
+
+def test_a_token_of_the_hub_is_no_setting(root: Root) -> None:
+    root.instance("m", "MODEL=/srv/m\nPORT=11500\nHF_TOKEN=hf_secret\n")
+    with pytest.raises(SettingsRefused, match="HF_TOKEN does not belong in a settings file") as refused:
+        config.load("m", str(root))
+    assert "hf_secret" not in str(refused.value)

@@ -6,6 +6,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from hxp_enterprise_llm.utils.settings_keys import INSTANCE_KEYS, INSTANCE_NAME
 
+SECRETS = {"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN"}
+"""Variables in which huggingface_hub and older programs look for a token of the hub."""
+
 
 class ServiceConfigSchema(BaseModel):
     """Settings of one instance, checked.
@@ -71,6 +74,8 @@ class ServiceConfigSchema(BaseModel):
             part.replace("_", "-").startswith("--api-k") for part in self.vllm_args
         ):
             raise ValueError("an API key does not belong in a settings file: name a file of it with API_KEY_FILE")
+        for name in SECRETS & self.environment.keys():
+            raise ValueError(f"{name} does not belong in a settings file: citadel-llm pull has --token-file")
         return self
 
     @property

@@ -1,18 +1,32 @@
 """Where the services live and what they default to: the host-wide settings as a frozen model."""
 
-from typing import Self
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 from hxp_enterprise_llm.utils.errors import SettingsRefused
 from hxp_enterprise_llm.utils.settings import load_host
+from hxp_enterprise_llm.utils.settings_keys import HOST_KEYS, Key
+
+
+def _key(field: str) -> Key:
+    """The key of /etc/default/citadel-llm that a field is: its name in capitals, some after VLLM_ or DEFAULT_."""
+    return next(
+        HOST_KEYS[name] for prefix in ("", "VLLM_", "DEFAULT_") if (name := prefix + field.upper()) in HOST_KEYS
+    )
 
 
 class ServiceManagerConfig(BaseModel):
-    """Host-wide settings. Memory in GiB, CPU in cores, times in seconds."""
+    """Host-wide settings. Memory in GiB, CPU in cores, times in seconds.
+
+    The rule of each field is that of its key in `utils.settings_keys`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    citadel_env: str = "production"
+    server_ip: str = "127.0.0.1"
+    server_hostname: str = "localhost"
     service_template_path: str = "/opt/citadel/config/services"
     log_path: str = "/var/log/citadel-llm"
     pid_path: str = "/run/citadel-llm"
@@ -23,6 +37,19 @@ class ServiceManagerConfig(BaseModel):
     default_max_tasks: int = 1000
     restart_policy: str = "always"
     restart_sec: float = 10.0
+    health_port: int = 8000
+    metrics_port: int = 9090
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _by_the_rule_of_its_key(cls, value: Any, info: ValidationInfo) -> Any:
+        key = _key(info.field_name or "")
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        try:
+            return key.parse(str(value))
+        except ValueError as error:
+            raise ValueError(f"{key.name}={value} is refused: write {error}") from None
 
     @classmethod
     def load(cls, root: str = "/") -> Self:
@@ -31,7 +58,4 @@ class ServiceManagerConfig(BaseModel):
         fatal = [fault for fault in host.faults if fault.fatal]
         if fatal:
             raise SettingsRefused(fatal)
-        keys = {field: field.upper() for field in cls.model_fields}
-        keys |= {field: f"VLLM_{field.upper()}" for field in keys if f"VLLM_{field.upper()}" in host.values}
-        keys |= {field: f"DEFAULT_{field.upper()}" for field in keys if f"DEFAULT_{field.upper()}" in host.values}
-        return cls(**{field: host.values[key] for field, key in keys.items()})
+        return cls(**{field: host.values[_key(field).name] for field in cls.model_fields})

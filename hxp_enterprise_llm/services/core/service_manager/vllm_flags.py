@@ -43,6 +43,8 @@ def faults(words: Sequence[str], table: Path = TABLE) -> list[str]:
 
     Only what the words themselves show: that a combination suits the model is for vLLM to say.
     """
+    if not words:
+        return []
     known: list[dict[str, Any]] = json.loads(table.read_text(encoding="utf-8")) if table.exists() else []
     names = [name for flag in known for name in flag["names"]]
     # argparse takes an abbreviation for the flag.

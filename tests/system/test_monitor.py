@@ -1,0 +1,441 @@
+"""The monitor on a booted machine: what it answers, what it counts, and what it survives."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from .conftest import Host
+
+UNIT = "citadel-llm-monitor"
+HEALTH = "http://127.0.0.1:8000/health"
+METRICS = "http://127.0.0.1:9090/metrics"
+STORE = "/var/lib/citadel-llm/monitor/monitor.sqlite"
+FAKE = """
+import json, os, pathlib, signal, socket, sys, time
+
+mode, port = pathlib.Path(f"/usr/local/lib/fake/{sys.argv[1]}").read_text().split()
+server = socket.create_server(("127.0.0.1", int(port)), backlog=64)
+state = {"startup_seconds": 1.5, "failures": {}, "last_failure": None}
+
+def tell():
+    draft = pathlib.Path(os.environ["RUNTIME_DIRECTORY"], "state.new")
+    draft.write_text(json.dumps(state))
+    draft.chmod(0o644)
+    draft.rename(draft.with_name("state.json"))
+
+def mended(*_):
+    state["failures"]["engine-died"] = state["failures"].get("engine-died", 0) + 1
+    state["last_failure"] = {"kind": "engine-died", "reason": "the fake engine ended", "at": time.time()}
+    tell()
+
+def notify(text):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.sendto(text.encode(), os.environ["NOTIFY_SOCKET"])
+
+signal.signal(signal.SIGUSR1, mended)
+signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+tell()
+notify("READY=1\\nSTATUS=Ready")
+answers = {
+    "good": b"HTTP/1.1 200 OK\\r\\nContent-Length: 0\\r\\nConnection: close\\r\\n\\r\\n",
+    "error": b"HTTP/1.1 500 No\\r\\nContent-Length: 0\\r\\n\\r\\n",
+    "garbage": b"\\xff\\xfe" * 4000 + b"\\r\\n\\r\\n",
+    "endless": b"HTTP/1.1 200 OK\\r\\nX: " + b"x" * 2_000_000,
+}
+held = []
+while True:
+    connection, _ = server.accept()
+    if mode == "never":
+        held.append(connection)
+        continue
+    try:
+        connection.recv(4096)
+        connection.sendall(answers[mode])
+    except OSError:
+        pass
+    connection.close()
+"""
+DROP_IN = """
+[Service]
+ExecStart=
+ExecStart=/opt/citadel/env/bin/python -I /usr/local/lib/fake/engine.py %i
+ExecReload=
+WatchdogSec=0
+"""
+
+
+SECRET = "secret-token-of-the-test"  # noqa: S105  of a throwaway machine
+
+
+class Fakes:
+    """Instances with the package's own unit, and in place of vLLM a program that answers as it is told to."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.next_port = 12000
+        self.names: list[str] = []
+        host.machine.write("/usr/local/lib/fake/engine.py", FAKE)
+
+    def make(self, name: str, mode: str = "good", **settings: str | float) -> str:
+        """Write its settings; the drop-in is read with them."""
+        self.next_port += 1
+        self.host.machine.write(f"/usr/local/lib/fake/{name}", f"{mode} {self.next_port}")
+        self.host.machine.write(f"/run/systemd/system/citadel-llm@{name}.service.d/90-fake.conf", DROP_IN)
+        self.names.append(name)
+        values = {"MODEL": "/usr/share/citadel-llm/models/test", "PORT": self.next_port, **settings}
+        lines = "".join(f"{key}={value}\n" for key, value in values.items())
+        self.host.machine.write(f"/etc/default/citadel-llm-{name}", lines)
+        return f"citadel-llm@{name}"
+
+    def forget(self) -> None:
+        """Take them away, all at once."""
+        machine = self.host.machine
+        units = [f"citadel-llm@{name}" for name in self.names]
+        machine.run("systemctl", "stop", *units)
+        machine.run("systemctl", "reset-failed", *units, check=False)
+        for name, unit in zip(self.names, units, strict=True):
+            machine.run("rm", "-r", f"/run/systemd/system/{unit}.service.d", f"/etc/default/citadel-llm-{name}")
+        machine.run("systemctl", "daemon-reload")
+
+    def start(self, *names: str) -> None:
+        """Have systemd read what was made, and start it."""
+        self.host.machine.run("systemctl", "daemon-reload")
+        self.host.machine.run("systemctl", "start", *(f"citadel-llm@{name}" for name in names))
+
+
+@pytest.fixture
+def monitor(host: Host) -> Host:
+    """A host whose monitor runs."""
+    if host.machine.show(UNIT, "ActiveState")["ActiveState"] != "active":
+        host.machine.run("systemctl", "start", UNIT)
+    return host
+
+
+@pytest.fixture
+def fakes(monitor: Host) -> Iterator[Fakes]:
+    fakes = Fakes(monitor)
+    yield fakes
+    fakes.forget()
+
+
+def get(host: Host, path: str = "/services") -> tuple[int, Any]:
+    """Status and JSON of an address of the health port."""
+    said = host.machine.output("curl", "-s", "--path-as-is", "--max-time", "10", "-w", "\n%{http_code}", HEALTH + path)
+    content, _, status = said.rpartition("\n")
+    return int(status), json.loads(content)
+
+
+def one(host: Host, name: str) -> Any:
+    """What is said of one instance."""
+    return get(host, f"/services/{name}")[1]
+
+
+def sample(host: Host, name: str) -> float:
+    """A sample of the metrics."""
+    lines = host.machine.output("curl", "-s", "--max-time", "10", METRICS).splitlines()
+    return float(next(line for line in lines if line.startswith(f"citadel_llm_service_{name} ")).rpartition(" ")[2])
+
+
+def until(true: Callable[[], bool], seconds: float) -> float:
+    """Wait until something is so; how long that took."""
+    begin = time.monotonic()
+    while not true():
+        assert time.monotonic() - begin < seconds, f"not so after {seconds} s"
+        time.sleep(0.1)
+    return time.monotonic() - begin
+
+
+def said(host: Host) -> str:
+    """The monitor's part of the journal."""
+    host.machine.run("journalctl", "--sync")
+    return host.machine.output("journalctl", "-u", UNIT, "-o", "cat")
+
+
+def test_it_is_enabled_and_started_by_the_package(host: Host) -> None:
+    assert host.machine.output("systemctl", "is-enabled", UNIT) == "enabled"
+    assert host.machine.show(UNIT, "ActiveState")["ActiveState"] == "active"
+
+
+def test_it_runs_as_nobody_else(monitor: Host) -> None:
+    machine = monitor.machine
+    status, health = get(monitor, "")
+    assert (status, health["status"], health["reason"]) == (200, "healthy", "")
+    shown = machine.show(UNIT, "MainPID", "User", "StatusText")
+    assert shown["User"] == "citadel-llm-monitor"
+    assert shown["StatusText"].startswith("Serves 127.0.0.1:8000 and 127.0.0.1:9090, ")
+    exposure = machine.run("systemd-analyze", "security", UNIT, check=False).stdout.splitlines()[-1]
+    print(exposure)
+    assert float(exposure.split()[-3]) <= 1.2
+    maps = machine.output("cat", f"/proc/{shown['MainPID']}/maps")
+    assert "torch" not in maps and "vllm" not in maps
+    page = machine.output("curl", "-si", "http://127.0.0.1:8000/")
+    assert "content-security-policy: default-src 'none'" in page and "<html" in page
+
+
+def test_a_real_model_has_its_figures_at_once(monitor: Host) -> None:
+    machine = monitor.machine
+    assert one(monitor, "test")["state"] == "stopped"
+    machine.run("systemctl", "start", "citadel-llm@test")
+    status, found = get(monitor)
+    assert (status, found["status"]) == (200, "healthy")
+    machine.run("sleep", "3")
+    status, test = get(monitor, "/services/test")
+    print(test)
+    assert (status, test["state"], test["ready"], test["port"]) == (200, "ready", True, 11499)
+    assert test["pid"] == int(machine.show("citadel-llm@test", "MainPID")["MainPID"])
+    assert 1 < test["startup_seconds"] < 60 and test["tasks"] > 3
+    assert 2e8 < test["memory_bytes"] < test["memory_limit_bytes"] == 4 * 2**30
+    assert 0 <= test["cpu_cores"] <= 2.1 and test["cpu_limit_cores"] == 2
+    assert test["since"].endswith("Z") and test["reason"].startswith("Ready")
+    assert sample(monitor, 'ready{service="test"}') == 1
+    assert sample(monitor, 'cpu_seconds_total{service="test"}') > 1
+    machine.run("systemctl", "enable", "citadel-llm@test")
+    machine.run("systemctl", "stop", "citadel-llm@test")
+    until(lambda: get(monitor)[0] == 503, 3)
+    assert one(monitor, "test")["state"] == "stopped"
+    machine.run("systemctl", "disable", "citadel-llm@test")
+    until(lambda: get(monitor)[0] == 200, 3)
+    assert sample(monitor, 'failures_total{result="signal",service="test"}') == 0, "a clean stop is no failure"
+
+
+def test_what_happens_is_counted_once_and_remembered(fakes: Fakes) -> None:
+    host, machine = fakes.host, fakes.host.machine
+    unit = fakes.make("counted", RESTART_SEC=0.2)
+    fakes.start("counted")
+    before = machine.show(unit, "MainPID")["MainPID"]
+    machine.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", unit)
+    seconds = until(lambda: sample(host, 'failures_total{result="signal",service="counted"}') == 1, 5)
+    print(f"a killed main process is counted after {seconds:.1f} s")
+    until(lambda: one(host, "counted")["ready"], 20)
+    found = one(host, "counted")
+    assert str(found["pid"]) not in (before, "None")
+    assert (found["restarts"], found["last_failure"]["kind"]) == (1, "signal")
+    assert found["last_failure"]["reason"] == "systemd: signal; the main process was ended by signal 9"
+    machine.run("systemctl", "kill", "--kill-whom=main", "--signal=USR1", unit)
+    died = 'failures_total{result="engine-died",service="counted"}'
+    print(f"what the main process mends is counted after {until(lambda: sample(host, died) == 1, 15):.1f} s")
+    assert one(host, "counted")["startup_seconds"] == 1.5
+    cpu = sample(host, 'cpu_seconds_total{service="counted"}')
+    machine.run("systemctl", "restart", UNIT)
+    found = one(host, "counted")
+    assert (found["ready"], found["restarts"], found["last_failure"]["kind"]) == (True, 1, "engine-died")
+    assert sample(host, died) == sample(host, 'failures_total{result="signal",service="counted"}') == 1
+    assert sample(host, 'cpu_seconds_total{service="counted"}') >= cpu > 0
+    assert sample(host, 'last_exit_code{service="counted"}') == 137
+    machine.run("systemctl", "kill", "--signal=KILL", UNIT)
+    until(lambda: machine.run("curl", "-s", HEALTH, check=False).returncode == 0, 10)
+    until(lambda: one(host, "counted")["ready"], 5)
+    assert one(host, "counted")["restarts"] == 1
+    until(lambda: (one(host, "counted")["uptime_ratio"] or 0) > 0.5, 30)
+    for user in ("root", "nobody"):
+        report = machine.output("runuser", "-u", user, "--", "citadel-llm", "report", "--days", "1", "--json")
+        (counted,) = (row for row in json.loads(report)["instances"] if row["name"] == "counted")
+        assert (counted["restarts"], counted["failures"]) == (1, {"engine-died": 1, "signal": 1})
+        assert counted["starts"] == 2 and 0 < counted["memory_peak_bytes"] < counted["memory_limit_bytes"]
+    print(machine.output("citadel-llm", "report"))
+
+
+def test_no_instance_delays_the_answers_for_others(fakes: Fakes) -> None:
+    host = fakes.host
+    modes = ("good", "error", "garbage", "endless", "never")
+    for mode in modes:
+        fakes.make(f"fake-{mode}", mode)
+    fakes.start(*(f"fake-{mode}" for mode in modes))
+    until(lambda: not one(host, "fake-never")["ready"], 15)
+    status, _ = get(host)
+    assert status == 503
+    for mode in modes:
+        found = one(host, f"fake-{mode}")
+        print(f"{mode}: {found['reason']}")
+        assert found["state"] == "ready"
+        assert found["ready"] is (mode == "good")
+    assert one(host, "fake-error")["reason"].endswith("/health answers 500")
+    assert one(host, "fake-never")["reason"].endswith("does not answer within 3 s")
+    for _ in range(20):
+        took = host.machine.output("curl", "-s", "-o", "/dev/null", "-w", "%{time_total}", f"{HEALTH}/services")
+        assert float(took) < 0.5
+
+
+def test_nothing_secret_is_told(fakes: Fakes) -> None:
+    host, machine = fakes.host, fakes.host.machine
+    machine.write("/etc/citadel-llm/monitor.key", "secret-key-of-the-test\n")
+    fakes.make("keyed", API_KEY_FILE="/etc/citadel-llm/monitor.key", HF_TOKEN=SECRET)
+    fakes.start("keyed")
+    until(lambda: one(host, "keyed")["ready"], 10)
+    machine.run("sleep", "11")
+    told = [machine.output("curl", "-s", url) for url in (f"{HEALTH}/services", METRICS, "http://127.0.0.1:8000/")]
+    told += [said(host), machine.output("sh", "-c", f"cat {STORE}* | tr -d '\\0' | strings -n 5 2>/dev/null || true")]
+    told.append(machine.inside(STORE).read_bytes().decode("latin-1"))
+    assert not [text for text in told if "of-the-test" in text]
+
+
+def test_bad_requests_get_a_plain_answer(monitor: Host) -> None:
+    for path in ("/services/../x", "/services/none", "/services/%2e%2e%2f%2e%2e%2fetc%2fpasswd", "/services/", "/x"):
+        status, answer = get(monitor, path)
+        assert (status, set(answer)) == (404, {"detail"}), path
+    machine = monitor.machine
+    long = machine.output("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", f"{HEALTH}/{'x' * 100000}")
+    assert long == "400"
+    kind = "%{content_type}"
+    accept = "Accept: application/openmetrics-text; version=1.0.0"
+    assert "openmetrics" in machine.output("curl", "-s", "-o", "/dev/null", "-w", kind, "-H", accept, METRICS)
+
+
+MANY = """
+import concurrent.futures, http.client, socket, sys, time
+
+def ask(_):
+    for attempt in range(3):
+        try:
+            connection = http.client.HTTPConnection("127.0.0.1", 8000, timeout=20)
+            connection.request("GET", "/health/services")
+            return connection.getresponse().status
+        except OSError:
+            pass
+    return 0
+
+held = [socket.create_connection(("127.0.0.1", port)) for port in (8000, 9090) for _ in range(50)]
+for connection in held:
+    connection.sendall(b"GET /health HTTP/1.1\\r\\nHost: x\\r\\nX-Half")
+begin = time.monotonic()
+with concurrent.futures.ThreadPoolExecutor(32) as pool:
+    statuses = list(pool.map(ask, range(10000)))
+print({status: statuses.count(status) for status in set(statuses)}, f"{time.monotonic() - begin:.1f} s")
+assert set(statuses) == {200}
+begin = time.monotonic()
+for connection in held:
+    connection.settimeout(20)
+    try:
+        assert not connection.recv(1)
+    except ConnectionResetError:
+        pass
+assert time.monotonic() - begin < 15
+"""
+
+
+def test_many_requests_and_half_ones_are_bounded(monitor: Host) -> None:
+    machine = monitor.machine
+    print(machine.output("/opt/citadel/env/bin/python", "-I", "-c", MANY, timeout=200))
+    pid = machine.show(UNIT, "MainPID", "NRestarts")
+    assert pid["NRestarts"] == "0" or get(monitor, "")[0] == 200
+    resident = int(machine.output("awk", "/VmRSS/ {print $2}", f"/proc/{pid['MainPID']}/status")) / 1024
+    print(f"resident after 10,000 requests: {resident:.0f} MiB")
+    assert resident <= 80
+
+
+def test_fifty_instances(fakes: Fakes) -> None:
+    host, machine = fakes.host, fakes.host.machine
+    names = [f"many-{number}" for number in range(50)]
+    for name in names:
+        fakes.make(name, MEMORY_LIMIT_GB=0.5)
+    fakes.start(*names)
+    until(lambda: sum(found["ready"] for found in get(host)[1]["services"]) == 50, 20)
+    machine.run("sleep", "12")
+    times = []
+    for _ in range(10):
+        machine.run("sleep", "1.2")
+        times.append(float(machine.output("curl", "-s", "-o", "/dev/null", "-w", "%{time_total}", METRICS)) * 1000)
+    pid = machine.show(UNIT, "MainPID")["MainPID"]
+    resident = int(machine.output("awk", "/VmRSS/ {print $2}", f"/proc/{pid}/status")) / 1024
+    ticks = [int(machine.output("cut", "-d", " ", "-f", "14", f"/proc/{pid}/stat"))]
+    machine.run("sleep", "10")
+    ticks.append(int(machine.output("cut", "-d", " ", "-f", "14", f"/proc/{pid}/stat")))
+    scrape = sorted(times)[len(times) // 2]
+    busy = (ticks[1] - ticks[0]) / 10
+    print(f"50 instances: {resident:.0f} MiB, scrapes {scrape:.0f} ms (most {max(times):.0f}), {busy:g} % of a core")
+    assert resident <= 80
+    assert scrape <= 50
+
+
+def test_a_taken_port_is_said_and_had_later(monitor: Host) -> None:
+    machine = monitor.machine
+    machine.run("systemctl", "stop", UNIT)
+    thief = ("systemd-run", "--unit=thief", "/usr/bin/python3", "-m", "http.server", "--bind", "127.0.0.1", "9090")
+    machine.run(*thief)
+    until(lambda: machine.run("curl", "-s", "http://127.0.0.1:9090/", check=False).returncode == 0, 10)
+    machine.run("systemctl", "start", UNIT)
+    assert get(monitor, "")[0] == 200
+    text = machine.show(UNIT, "StatusText")["StatusText"]
+    assert "metrics cannot be served on 127.0.0.1:9090" in text and "change METRICS_PORT" in text
+    assert "another program has the port" in said(monitor)
+    machine.run("systemctl", "stop", "thief")
+    seconds = until(lambda: "build_info" in machine.run("curl", "-s", METRICS, check=False).stdout, 15)
+    print(f"served after {seconds:.0f} s")
+    assert "cannot" not in machine.show(UNIT, "StatusText")["StatusText"]
+
+
+def test_changed_ports_take_a_restart_and_an_address_may_come_later(monitor: Host) -> None:
+    machine = monitor.machine
+    file = machine.inside("/etc/default/citadel-llm")
+    before = file.read_text()
+    try:
+        file.write_text(before.replace("SERVER_IP=127.0.0.1", "SERVER_IP=10.99.0.1").replace("=8000", "=8001"))
+        machine.run("systemctl", "daemon-reload")
+        wanted = "SERVER_IP, HEALTH_PORT changed: systemctl restart citadel-llm-monitor"
+        until(lambda: wanted in machine.show(UNIT, "StatusText")["StatusText"], 5)
+        assert get(monitor, "")[0] == 200
+        machine.run("systemctl", "restart", UNIT)
+        assert "SERVER_IP in /etc/default/citadel-llm must be an address of this host" in said(monitor)
+        machine.run("ip", "address", "add", "10.99.0.1/32", "dev", "lo")
+        until(lambda: "10.99.0.1:8001" in machine.output("ss", "-ltn"), 15)
+    finally:
+        file.write_text(before)
+        machine.run("ip", "address", "del", "10.99.0.1/32", "dev", "lo", check=False)
+        machine.run("systemctl", "daemon-reload")
+        machine.run("systemctl", "restart", UNIT)
+    assert get(monitor, "")[0] == 200
+
+
+def test_a_corrupt_store_is_set_aside(monitor: Host) -> None:
+    machine = monitor.machine
+    machine.run("systemctl", "stop", UNIT)
+    machine.write(STORE, "nonsense " * 1000)
+    machine.run("systemctl", "start", UNIT)
+    assert get(monitor, "")[0] == 200
+    assert machine.inside(f"{STORE}.corrupt").read_text().startswith("nonsense")
+    assert "set aside as monitor.sqlite.corrupt" in said(monitor)
+
+
+def test_a_full_disk_is_said_and_survived(monitor: Host) -> None:
+    machine = monitor.machine
+    folder = STORE.rpartition("/")[0]
+    machine.run("systemctl", "stop", UNIT)
+    machine.run("mount", "-t", "tmpfs", "-o", "size=256k,mode=755", "tmpfs", folder)
+    try:
+        machine.run("chown", "citadel-llm-monitor:", folder)
+        machine.run("sh", "-c", f"dd if=/dev/zero of={folder}/full bs=4k 2>/dev/null; true")
+        machine.run("systemctl", "start", UNIT)
+        assert get(monitor)[0] == 200
+        status, health = get(monitor, "")
+        assert (status, "cannot be written" in health["reason"]) == (200, True), health
+        assert "cannot be written" in machine.show(UNIT, "StatusText")["StatusText"]
+        machine.run("rm", f"{folder}/full")
+        until(lambda: get(monitor, "")[1]["reason"] == "", 25)
+    finally:
+        machine.run("systemctl", "stop", UNIT)
+        machine.run("umount", folder)
+        machine.run("systemctl", "start", UNIT)
+
+
+def test_the_bus_goes_away_and_comes_back(fakes: Fakes) -> None:
+    host, machine = fakes.host, fakes.host.machine
+    fakes.make("bus")
+    fakes.start("bus")
+    until(lambda: one(host, "bus")["ready"], 10)
+    machine.run("systemctl", "stop", "dbus.socket", "dbus.service")
+    try:
+        until(lambda: get(host, "")[0] == 503, 5)
+        status, found = get(host)
+        assert (status, {row["state"] for row in found["services"]}) == (503, {"unknown"})
+        assert "bus" in get(host, "")[1]["reason"]
+    finally:
+        machine.run("systemctl", "start", "dbus.socket", "dbus.service")
+    print(f"back after {until(lambda: get(host, '')[0] == 200, 40):.1f} s")
+    until(lambda: one(host, "bus")["ready"], 10)
+    machine.run("systemctl", "daemon-reexec")
+    until(lambda: get(host, "")[0] == 200 and one(host, "bus")["ready"], 15)
+    machine.run("systemctl", "stop", "citadel-llm@bus")
+    until(lambda: one(host, "bus")["state"] == "stopped", 5)

@@ -24,6 +24,7 @@ COMPLETIONS = {
 FILES = {
     "/etc/default/citadel-llm": "settings of the host",
     "/etc/default/citadel-llm-NAME": "settings of one instance",
+    "/etc/citadel-llm/NAME.keys": "digests of the keys that requests may carry",
     "/var/lib/citadel-llm/models": "models",
 }
 STATUSES = {
@@ -33,6 +34,7 @@ STATUSES = {
     "3": "not running",
     "4": "no such instance",
     "78": "settings refused",
+    "130": "interrupted",
 }
 
 
@@ -58,7 +60,11 @@ def page(name: str, command: click.Command, context: click.Context) -> Iterator[
     if isinstance(command, click.Group):
         yield ".SH COMMANDS"
         for verb, child in sorted(command.commands.items()):
-            yield f".TP\n.BR {roff(f'{NAME}-{verb}')} (8)\n{roff(child.get_short_help_str(limit=200))}"
+            # Only the verbs of the command itself have pages of their own.
+            usage = " ".join(child.collect_usage_pieces(click.Context(child, context, verb)))
+            title = f".BR {roff(f'{NAME}-{verb}')} (8)" if name == NAME else f".B {roff(f'{words} {verb} {usage}')}"
+            yield f".TP\n{title}\n{roff(child.get_short_help_str(limit=200))}"
+    if name == NAME:
         yield ".SH FILES"
         for file, what in FILES.items():
             yield f".TP\n.I {roff(file)}\n{what}"

@@ -14,6 +14,7 @@ from hxp_enterprise_llm.generator import unit_name
 from hxp_enterprise_llm.services.core.service_manager import ServiceManager, engine
 from hxp_enterprise_llm.services.core.service_manager.service import Service
 from hxp_enterprise_llm.utils import config as settings
+from hxp_enterprise_llm.utils import settings_keys
 from hxp_enterprise_llm.utils.errors import CitadelError, ExitStatus, ModelMissing, NoSuchInstance
 from hxp_enterprise_llm.utils.settings import instance_names, load_host, load_instance
 
@@ -215,6 +216,56 @@ def report(days: float, for_program: bool) -> None:
     from hxp_enterprise_llm.cli.report import report as run
 
     run(days, for_program)
+
+
+@cli.group()
+def key() -> None:
+    """Make, list and revoke the keys that requests to an instance may carry; the first one closes it to all others."""
+
+
+@key.command("add")
+@click.argument("name", type=NAME)
+@click.option("--name", "label", default="default", show_default=True, help="What the key is called, to revoke it by.")
+def key_add(name: str, label: str) -> None:
+    """Make a key and print it, this once: only its digest is kept."""
+    from hxp_enterprise_llm.cli import keys
+
+    try:
+        settings_keys.word(label)
+    except ValueError as error:
+        raise click.UsageError(f"--name {label}: write {error}") from None
+    made, changed = keys.add(name, label)
+    if changed:
+        ServiceManager().settings_changed()
+    click.echo(made)
+    output.complain(f"requests may carry it after: citadel-llm restart {name}")
+
+
+@key.command("list")
+@click.argument("name", type=NAME)
+@json_option
+def key_list(name: str, for_program: bool) -> None:
+    """Show the names of an instance's keys and when they were made."""
+    from hxp_enterprise_llm.cli import keys
+
+    found = keys.listed(name)
+    if for_program:
+        output.as_json([{"name": one.name, "made": one.made} for one in found])
+    else:
+        output.table(("NAME", "MADE"), [(one.name or "(written by hand)", one.made or "-") for one in found])
+
+
+@key.command("revoke")
+@click.argument("name", type=NAME)
+@click.argument("label")
+def key_revoke(name: str, label: str) -> None:
+    """Forget the key called LABEL."""
+    from hxp_enterprise_llm.cli import keys
+
+    left = keys.revoke(name, label)
+    click.echo(f"{name}: {label} is revoked, {left} left; it counts after: citadel-llm restart {name}")
+    if not left:
+        output.complain(f"{name} has no key now, and does not start without: citadel-llm key add {name}")
 
 
 @cli.command()

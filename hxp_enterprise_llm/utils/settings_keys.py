@@ -234,6 +234,7 @@ HOST_KEYS = {
             "RESTART_POLICY of instances that set none.",
         ),
         Key("DEFAULT_RESTART_SEC", seconds, "10", "RESTART_SEC of instances that set none (seconds)."),
+        Key("ALLOW_UNAUTHENTICATED", yes_or_no, "no", "Whether models may be open to other hosts without a key."),
         Key("HEALTH_PORT", port, "8000", "Port of the monitor's health pages."),
         Key("METRICS_PORT", port, "9090", "Port of the monitor's Prometheus metrics."),
     )
@@ -266,7 +267,8 @@ INSTANCE_KEYS = {
         Key("GPU_DEVICES", devices, "", "GPUs of the service: 0,1 or all; empty: none, run on the CPU."),
         Key("REQUIRES", instances, "", "Instances that must run for this one to run."),
         Key("AFTER", instances, "", "Instances that start before this one."),
-        Key("API_KEY_FILE", path, None, "File with the key that API requests must carry."),
+        Key("API_KEY_FILE", path, None, "File with the keys that requests may carry; citadel-llm key makes them."),
+        _like("ALLOW_UNAUTHENTICATED", "ALLOW_UNAUTHENTICATED", "Whether it may be open to other hosts without a key."),
         Key("ALLOW_DOWNLOAD", yes_or_no, "no", "Whether a start may fetch the model from the hub."),
         Key("START_METHOD", _choice("fork", "spawn"), "fork", "fork: import vLLM once; spawn: as plain vLLM does."),
         Key(

@@ -17,6 +17,7 @@ answer = client.completions.create(
 print(answer.usage.completion_tokens)
 """
 GIB = 2**30
+EVERYWHERE = {"HOST": "0.0.0.0", "ALLOW_UNAUTHENTICATED": "yes"}  # noqa: S104
 
 
 def start(host: Host, instance: str) -> float:
@@ -120,7 +121,7 @@ def test_plain_spawning_is_one_setting_away(host: Host) -> None:
 
 
 def test_an_instance_on_every_address_of_the_host(host: Host) -> None:
-    host.settings("open", MODEL=TINY_MODEL, PORT=11512, KV_CACHE_GB=0.25, HOST="0.0.0.0")  # noqa: S104
+    host.settings("open", MODEL=TINY_MODEL, PORT=11512, KV_CACHE_GB=0.25, **EVERYWHERE)
     start(host, "open")
     assert host.python(COMPLETE, "11512", "open", "3") == "3"
     assert "0.0.0.0:11512" in host.machine.output("ss", "-ltn")

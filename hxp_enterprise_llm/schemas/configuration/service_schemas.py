@@ -4,7 +4,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from hxp_enterprise_llm.utils.settings_keys import INSTANCE_KEYS, INSTANCE_NAME
+from hxp_enterprise_llm.utils.settings_keys import INSTANCE_KEYS, INSTANCE_NAME, is_loopback
 
 SECRETS = {"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN"}
 """Variables in which huggingface_hub and older programs look for a token of the hub."""
@@ -39,6 +39,7 @@ class ServiceConfigSchema(BaseModel):
     requires: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
     api_key_file: str | None = None
+    allow_unauthenticated: bool = False
     allow_download: bool = False
     start_method: str = "fork"
     reload_method: str = "auto"
@@ -64,6 +65,15 @@ class ServiceConfigSchema(BaseModel):
             raise ValueError(
                 f"KV_CACHE_GB={self.kv_cache_gb:g} must be below MEMORY_LIMIT_GB={self.memory_limit_gb:g}: "
                 "on the CPU the cache is part of the service's memory"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _closed_to_strangers(self) -> Self:
+        if not (is_loopback(self.host) or self.api_key_file or self.allow_unauthenticated):
+            raise ValueError(
+                f"HOST={self.host} is open to other hosts, and no API_KEY_FILE is set: make a key with citadel-llm key "
+                f"add {self.name}, or write ALLOW_UNAUTHENTICATED=yes if whoever reaches it may use it"
             )
         return self
 

@@ -14,6 +14,7 @@ from hxp_enterprise_llm.services.core.service_manager.journal import JournalHand
 from hxp_enterprise_llm.services.core.service_manager.notify import Notifier
 from hxp_enterprise_llm.services.core.service_manager.prestart import prepare
 from hxp_enterprise_llm.services.core.service_manager.supervisor import Supervisor
+from hxp_enterprise_llm.utils import api_keys
 from hxp_enterprise_llm.utils.errors import CitadelError, ExitStatus, SettingsRefused
 from hxp_enterprise_llm.utils.settings import instance_file
 from hxp_enterprise_llm.utils.settings_file import Fault
@@ -27,25 +28,25 @@ def check(name: str) -> None:
     print(f"{name}: settings are good; would serve {model} as {config.api_name} on {config.host}:{config.port}")
 
 
-def api_keys(config: ServiceConfigSchema) -> list[str]:
-    """The keys that systemd hands over as a credential, one a line; none if the settings name no file.
+def key_digests(config: ServiceConfigSchema) -> list[str]:
+    """Digests of the keys that systemd hands over as a credential; none if the settings name no file.
 
     Raises SettingsRefused rather than serve everybody if they name one and there is no key.
     """
     if not config.api_key_file:
         return []
     directory = os.environ.get("CREDENTIALS_DIRECTORY")
-    try:
-        lines = Path(directory or "", "api-key").read_text(encoding="ascii").split() if directory else None
-    except (OSError, UnicodeDecodeError):
-        lines = []
-    if lines:
-        return lines
-    reason = (
-        "holds no key; write one a line, in ASCII"
-        if lines is not None
-        else "is missing or new to systemd: make sure it is there, then daemon-reload"
-    )
+    reason = "is missing or new to systemd: make sure it is there, then daemon-reload"
+    if directory:
+        reason = f"holds no key; make one with citadel-llm key add {config.name}"
+        try:
+            keys = api_keys.read(Path(directory, "api-key").read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError):
+            keys = []
+        except ValueError as error:
+            keys, reason = [], str(error)
+        if keys:
+            return [key.digest for key in keys]
     raise SettingsRefused([Fault(instance_file(config.name), 0, f"API_KEY_FILE={config.api_key_file} {reason}")])
 
 
@@ -53,7 +54,7 @@ def run(name: str, notifier: Notifier) -> None:
     """Serve instance `name` until it is told to stop."""
     notifier.send(STATUS="Checking the settings")
     config, model = prepare(name)
-    keys = api_keys(config)
+    keys = key_digests(config)
     environment = engine.environment(config)
     run_time = Path(os.environ.get("RUNTIME_DIRECTORY", tempfile.gettempdir()))
     pid_file = run_time / "pid"

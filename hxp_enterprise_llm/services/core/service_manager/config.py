@@ -37,6 +37,7 @@ class ServiceManagerConfig(BaseModel):
     default_max_tasks: int = 1000
     restart_policy: str = "always"
     restart_sec: float = 10.0
+    allow_unauthenticated: bool = False
     health_port: int = 8000
     metrics_port: int = 9090
 
@@ -44,6 +45,8 @@ class ServiceManagerConfig(BaseModel):
     @classmethod
     def _by_the_rule_of_its_key(cls, value: Any, info: ValidationInfo) -> Any:
         key = _key(info.field_name or "")
+        if isinstance(value, bool):
+            return value
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         try:

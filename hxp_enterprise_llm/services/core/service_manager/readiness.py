@@ -1,7 +1,6 @@
 """Readiness: the model has answered a request."""
 
 import ipaddress
-from collections.abc import Sequence
 
 import httpx
 
@@ -29,13 +28,14 @@ def base_url(config: ServiceConfigSchema) -> str:
     )
 
 
-async def first_answer(url: str, model: str, api_keys: Sequence[str] = ()) -> None:
-    """Ask the model at `url`, by the name that requests carry, for one token, and return when it has answered.
+async def first_answer(url: str, model: str, key: str) -> None:
+    """Ask the model at `url`, by the name that requests carry, for one token with `key`, and return when it has
+    answered.
 
     It does not poll: the main process holds the listening socket, so the request waits in its queue until the server
     accepts it. Raises NotAnswered if the answer is not one.
     """
-    headers = {"Authorization": f"Bearer {api_keys[0]}"} if api_keys else {}
+    headers = {"Authorization": f"Bearer {key}"}
     said = ""
     # The environment's proxies are for other hosts than this one.
     async with httpx.AsyncClient(base_url=url, headers=headers, timeout=None, trust_env=False) as client:  # noqa: S113  the caller ends the wait

@@ -64,7 +64,7 @@ class ServerProcess:
         arguments: Sequence[str],
         environment: dict[str, str],
         listener: socket.socket,
-        api_keys: Sequence[str],
+        key_digests: Sequence[str],
     ) -> None:
         context: ForkServerContext | SpawnContext
         context = (
@@ -84,7 +84,7 @@ class ServerProcess:
                 "private": self._private,
                 "listener": listener,
                 "channel": self._far_end,
-                "api_keys": list(api_keys),
+                "key_digests": list(key_digests),
             },
         )
         self._handle = -1  # pidfd of the server

@@ -6,6 +6,7 @@ being refused while an engine is replaced, and it starts servers from a fork ser
 
 import asyncio
 import logging
+import secrets
 import signal
 import socket
 import time
@@ -25,6 +26,7 @@ from hxp_enterprise_llm.services.core.service_manager.readiness import base_url,
 from hxp_enterprise_llm.services.core.service_manager.server_process import ServerProcess, keep_fork_server
 from hxp_enterprise_llm.services.core.service_manager.startup import bring_up
 from hxp_enterprise_llm.services.core.service_manager.state_file import StateFile
+from hxp_enterprise_llm.utils.api_keys import digest
 from hxp_enterprise_llm.utils.errors import (
     CitadelError,
     EngineDied,
@@ -58,13 +60,16 @@ class Supervisor:
         self,
         config: ServiceConfigSchema,
         model: str,
-        api_keys: Sequence[str],
+        key_digests: Sequence[str],
         notifier: Notifier,
         *,
         reread: Callable[[], tuple[ServiceConfigSchema, str]],
         run_time: Path,
     ) -> None:
-        self._config, self._model, self._api_keys = config, model, api_keys
+        self._config, self._model = config, model
+        # The main process asks for its token with a key of its own.
+        self._key = secrets.token_urlsafe()
+        self._key_digests = [*key_digests, digest(self._key)] if key_digests else []
         self._notifier, self._reread, self._run_time = notifier, reread, run_time
         # What to go back to if the settings of a reload turn out to start no server.
         self._previous: tuple[ServiceConfigSchema, str] | None = None
@@ -134,7 +139,7 @@ class Supervisor:
             engine.arguments(config, self._model),
             engine.environment(config),
             listener,
-            self._api_keys,
+            self._key_digests,
         )
 
     async def _start(self, server: ServerProcess) -> bool:
@@ -147,7 +152,7 @@ class Supervisor:
             self._stop,
             config.start_timeout_sec,
             on_import=lambda: self._say(f"Loading {self._model} ({size:.0f} MB)"),
-            answer=lambda: first_answer(server.url, config.api_name, self._api_keys),
+            answer=lambda: first_answer(server.url, config.api_name, self._key),
             feed=lambda: self._notifier.send(EXTEND_TIMEOUT_USEC=extension, WATCHDOG=1),
             file=instance_file(config.name),
         )

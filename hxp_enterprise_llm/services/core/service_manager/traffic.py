@@ -1,14 +1,26 @@
-"""The requests of a vLLM API server: counted, let in when the main process says so, and led away before it ends.
+"""The requests of a vLLM API server: asked for a key, counted, let in and led away when the main process says so.
 
 vLLM builds its server around an application of its own; its --middleware is the way in. Runs in vLLM's process.
 """
 
 import asyncio
+import hmac
+import json
 import socket
 from typing import Any
 
+from hxp_enterprise_llm.utils.api_keys import digest
+
 BACKLOG = 2048
 """Connections that wait while no server accepts; the kernel caps it at net.core.somaxconn."""
+
+OPEN_PATH = "/health"
+"""What a load balancer asks: it tells nothing but that the server runs."""
+UNAUTHORIZED = json.dumps(
+    {"error": {"message": "a key is missing or wrong", "type": "invalid_request_error", "code": "invalid_api_key"}}
+).encode()
+"""In the form of the OpenAI API, which its clients turn into an error of theirs."""
+POLICY_VIOLATION = 1008  # RFC 6455
 
 
 class Traffic:
@@ -18,6 +30,7 @@ class Traffic:
     gauge of running requests does not do: it shows one once the engine has taken it up, which a hung one never does.
     """
 
+    key_digests: tuple[str, ...] = ()
     requests = 0
     sent = 0
     is_open = False
@@ -29,6 +42,12 @@ class Traffic:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Pass everything on."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if not self._may(scope):
+            await self._refuse(scope, send)
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -47,6 +66,25 @@ class Traffic:
             await self._app(scope, receive, counted)
         finally:
             Traffic.requests -= work
+
+    def _may(self, scope: Any) -> bool:
+        """Whether a request carries one of the keys. vLLM itself would leave all but /v1 open, /metrics among them."""
+        if not Traffic.key_digests or scope.get("path") == OPEN_PATH:
+            return True
+        given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+        kind, _, key = given.decode("latin-1").partition(" ")
+        found = digest(key.strip())
+        # All are compared, each in constant time: how long it takes tells nothing.
+        matches = [hmac.compare_digest(found, one) for one in Traffic.key_digests]
+        return kind.lower() == "bearer" and any(matches)
+
+    async def _refuse(self, scope: Any, send: Any) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": POLICY_VIOLATION})
+            return
+        headers = [(b"content-type", b"application/json"), (b"www-authenticate", b"Bearer")]
+        await send({"type": "http.response.start", "status": 401, "headers": headers})
+        await send({"type": "http.response.body", "body": UNAUTHORIZED})
 
     @classmethod
     def connections(cls) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 from hxp_enterprise_llm.monitoring import cgroups
 from hxp_enterprise_llm.monitoring.cgroups import Usage
-from hxp_enterprise_llm.monitoring.failures import kind_of, words
+from hxp_enterprise_llm.monitoring.failures import kind_of, reason_of, words
 from hxp_enterprise_llm.monitoring.health import FailureSeen, ServiceHealth
 from hxp_enterprise_llm.monitoring.ledger import Ledger
 from hxp_enterprise_llm.monitoring.presence import Presence
@@ -129,9 +129,12 @@ class Instance:
 
     @property
     def reason(self) -> str:
-        """What the service says of itself; if it is up and does not answer, that."""
+        """What the service says of itself; if it is up and does not answer, or has failed, that."""
         if self.up and self.trouble:
             return words(f"systemd says that it runs, but {self.trouble}")
+        if self.state in (State.FAILED, State.RESTARTING) and kind_of(self.properties):
+            # One that was killed had no time to take back that it was ready.
+            return reason_of(self.properties)
         said = words(self.properties.get("StatusText", ""))
         if not said and self.config is None:
             return f"its settings are refused or missing: citadel-llm check {self.name}"

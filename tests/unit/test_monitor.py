@@ -615,6 +615,7 @@ def test_the_metrics_of_the_contract(root: Root, tmp_path: Path) -> None:
         fleet = fleet_of(root, tmp_path, Answering(), "a")
         fleet.connected("")
         fleet.changed("a", RUNS | KILLED, 1)
+        assert fleet.services().services[0].reason == "systemd: signal; the main process was ended by signal 9"
         fleet.changed("a", RUNS | {"InvocationID": "b", "NRestarts": 1, "MemoryMax": 99}, 1)
         await settle(fleet)
         exposition = metrics.Exposition(fleet, "1")

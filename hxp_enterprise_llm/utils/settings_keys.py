@@ -235,6 +235,9 @@ HOST_KEYS = {
         ),
         Key("DEFAULT_RESTART_SEC", seconds, "10", "RESTART_SEC of instances that set none (seconds)."),
         Key("ALLOW_UNAUTHENTICATED", yes_or_no, "no", "Whether models may be open to other hosts without a key."),
+        Key(
+            "CITADEL_RESTART_ON_UPGRADE", yes_or_no, "yes", "Whether an upgrade of the package restarts running models."
+        ),
         Key("HEALTH_PORT", port, "8000", "Port of the monitor's health pages."),
         Key("METRICS_PORT", port, "9090", "Port of the monitor's Prometheus metrics."),
     )

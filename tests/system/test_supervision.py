@@ -129,6 +129,17 @@ def test_an_upgrade_leaves_stopped_models_stopped_and_restarts_running_ones(host
     assert machine.output("sh", "-c", f"{STATUS_OF} {REQUEST}", timeout=60) == "200"
     assert machine.show("citadel-llm@test", "ActiveState")["ActiveState"] == "inactive"
     machine.run("systemctl", "disable", "citadel-llm@test")
+    # And an administrator may keep them running.
+    host_file = machine.inside("/etc/default/citadel-llm")
+    shipped = host_file.read_text()
+    try:
+        host_file.write_text(shipped.replace("CITADEL_RESTART_ON_UPGRADE=yes", "CITADEL_RESTART_ON_UPGRADE=no"))
+        before = machine.show("citadel-llm@runs", "MainPID")
+        said = machine.output("apt-get", "-qy", "--reinstall", "install", f"/root/{PACKAGE.name}")
+        assert "until they are restarted, these run the old version: citadel-llm@runs.service" in said
+        assert machine.show("citadel-llm@runs", "MainPID") == before
+    finally:
+        host_file.write_text(shipped)
 
 
 def test_a_model_killed_for_want_of_memory_says_so(host: Host) -> None:

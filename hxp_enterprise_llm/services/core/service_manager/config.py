@@ -37,6 +37,7 @@ class ServiceManagerConfig(BaseModel):
     default_max_tasks: int = 1000
     restart_policy: str = "always"
     restart_sec: float = 10.0
+    citadel_restart_on_upgrade: bool = True
     allow_unauthenticated: bool = False
     health_port: int = 8000
     metrics_port: int = 9090

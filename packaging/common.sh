@@ -32,6 +32,21 @@ install_packages() {
     fi
 }
 
+# unpack_package NAME: the files of a Debian package in $CACHE/debian/NAME. Not installed, it starts no service here.
+unpack_package() {
+    local target=$CACHE/debian/$1
+    [ -d "$target" ] && return
+    say "fetching $1 (once)"
+    rm -rf "$target.part"
+    mkdir -p "$target.part"
+    if ! { apt-get -q update && env -C "$target.part" apt-get -q download "$1"; } >"$CACHE/apt.log" 2>&1; then
+        tail -n 5 "$CACHE/apt.log" >&2
+        fail "apt-get could not download $1. Is the network there? All of its output: $CACHE/apt.log"
+    fi
+    dpkg-deb -x "$target.part"/*.deb "$target.part"
+    mv "$target.part" "$target"
+}
+
 # need_space DIRECTORY MEGABYTES WHAT
 need_space() {
     local free

@@ -22,7 +22,11 @@ test() {
         CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/citadel-llm-build
     fi
     mkdir -p "$CACHE"
-    [ "${1:-}" = unit ] || install_packages git python3-venv shellcheck
+    if [ "${1:-}" != unit ]; then
+        install_packages git python3-venv shellcheck chromium fonts-dejavu-core
+        unpack_package prometheus
+        export PATH=$CACHE/debian/prometheus/usr/bin:$PATH
+    fi
     test_environment
     local words=()
     case ${1:-} in

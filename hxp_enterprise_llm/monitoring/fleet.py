@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from hxp_enterprise_llm.monitoring import cgroups, state_file
-from hxp_enterprise_llm.monitoring.health import ServiceHealth, ServicesHealth, overall
+from hxp_enterprise_llm.monitoring.health import ServiceHealth, ServicesHealth, Target, overall
 from hxp_enterprise_llm.monitoring.instance import NOT_ASKED, Instance
 from hxp_enterprise_llm.monitoring.presence import Presence
 from hxp_enterprise_llm.monitoring.store import Store
 from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
+from hxp_enterprise_llm.services.core.service_manager.readiness import base_url
 from hxp_enterprise_llm.utils import config as settings
 from hxp_enterprise_llm.utils.errors import SettingsRefused
 from hxp_enterprise_llm.utils.settings import load_host
@@ -154,6 +155,14 @@ class Fleet:
             self._answer = overall(found, reachable=not self.trouble)
             self._made = time.monotonic()
         return self._answer
+
+    def targets(self) -> list[Target]:
+        """Where the instances that run have vLLM's own metrics."""
+        return [
+            Target(targets=(base_url(one.config).removeprefix("http://"),), labels={"service": one.name})
+            for one in sorted(self.instances.values(), key=lambda one: one.name)
+            if one.up and one.config is not None
+        ]
 
     def _health(self, instance: Instance) -> ServiceHealth:
         return instance.health(self.store.ledger(instance.name), self.store.uptime(instance.name))

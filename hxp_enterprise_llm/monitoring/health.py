@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from hxp_enterprise_llm.monitoring.failures import Kind
 from hxp_enterprise_llm.services.core.service_manager.service import State
 
-__all__ = ["FailureSeen", "MonitorHealth", "Problem", "ServiceHealth", "ServicesHealth", "Status", "overall"]
+__all__ = ["FailureSeen", "MonitorHealth", "Problem", "ServiceHealth", "ServicesHealth", "Status", "Target", "overall"]
 
 
 class Status(StrEnum):
@@ -79,6 +79,15 @@ class MonitorHealth(BaseModel):
     status: Status
     version: str
     reason: str = Field(description="what is wrong, empty if nothing")
+
+
+class Target(BaseModel):
+    """Where Prometheus finds one model's own metrics, as its HTTP service discovery reads it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    targets: tuple[str] = Field(description="host:port")
+    labels: dict[Literal["service"], str]
 
 
 class Problem(BaseModel):

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.responses import HTMLResponse, Response
 
 from hxp_enterprise_llm.monitoring.fleet import Fleet
-from hxp_enterprise_llm.monitoring.health import MonitorHealth, Problem, ServiceHealth, ServicesHealth, Status
+from hxp_enterprise_llm.monitoring.health import MonitorHealth, Problem, ServiceHealth, ServicesHealth, Status, Target
 
 PAGE = Path(__file__).with_name("page.html")
 HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
@@ -105,6 +105,11 @@ def application(fleet: Fleet, version: str) -> FastAPI:
         return Response(
             Problem().model_dump_json(), status_code=MISSING, media_type="application/json", headers=HEADERS
         )
+
+    @app.get("/health/targets")
+    async def targets() -> list[Target]:
+        """The services that run, as Prometheus' HTTP service discovery reads it: each has vLLM's metrics at /metrics."""
+        return fleet.targets()
 
     page = PAGE.read_text(encoding="utf-8")
     page_headers = HEADERS | {"Content-Security-Policy": policy(page), "Referrer-Policy": "no-referrer"}

@@ -30,7 +30,7 @@ BEGIN = re.compile(r"^ {6}- (?:alert|record): (\w.*)$", re.MULTILINE)
 
 def promtool(*words: str | Path) -> subprocess.CompletedProcess[str]:
     program = shutil.which("promtool")
-    assert program, "no promtool here: apt install prometheus"
+    assert program, "no promtool here; ./build.sh test brings it"
     return subprocess.run([program, *words], capture_output=True, text=True, check=False)
 
 

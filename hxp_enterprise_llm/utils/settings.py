@@ -6,7 +6,7 @@ Standard library only, see `settings_file`. `utils.config` turns the result into
 import os
 from typing import Any, NamedTuple
 
-from hxp_enterprise_llm.utils.settings_file import Entry, Fault, SettingsText, read
+from hxp_enterprise_llm.utils.settings_file import MAX_FAULTS, Entry, Fault, SettingsText, read, shown
 from hxp_enterprise_llm.utils.settings_keys import (
     HOST_KEYS,
     INSTANCE_KEYS,
@@ -55,11 +55,16 @@ def instance_file(name: str, root: str = "/") -> str:
 def instance_names(root: str = "/") -> list[str]:
     """Names of all instances that have a settings file, sorted."""
     try:
-        files = os.listdir(os.path.join(root, DIRECTORY))
+        with os.scandir(os.path.join(root, DIRECTORY)) as files:
+            names = [file.name.removeprefix(PREFIX) for file in files if file.name.startswith(PREFIX)]
     except FileNotFoundError:
         return []
-    names = (file.removeprefix(PREFIX) for file in files if file.startswith(PREFIX))
     return sorted(name for name in names if is_instance_name(name))
+
+
+def built_in_host() -> HostSettings:
+    """The host's settings where no file says any."""
+    return HostSettings({key.name: _default(key) for key in HOST_KEYS.values()}, dict.fromkeys(HOST_KEYS, BUILT_IN), [])
 
 
 def load_host(root: str = "/") -> HostSettings:
@@ -71,8 +76,7 @@ def load_host(root: str = "/") -> HostSettings:
     faults += _unknown_keys(file, text.entries, HOST_KEYS)
     origins = {key: _origin(file, text.entries.get(key)) for key in HOST_KEYS}
     if any(fault.fatal for fault in faults):
-        values = {key.name: _default(key) for key in HOST_KEYS.values()}
-        origins = dict.fromkeys(HOST_KEYS, BUILT_IN)
+        return built_in_host()._replace(faults=faults)
     return HostSettings(values, origins, faults)
 
 
@@ -104,6 +108,7 @@ def load_instance(name: str, host: HostSettings, root: str = "/", file: str | No
     if settings.refused:
         for key in INSTANCE_KEYS.values():
             values[key.name] = host.values[key.host_key] if key.host_key else _default(key)
+            origins[key.name] = host.origins[key.host_key] if key.host_key else BUILT_IN
     return settings
 
 
@@ -113,7 +118,7 @@ def _value(key: Key, entry: Entry | None, file: str, faults: list[Fault]) -> Any
     try:
         return key.parse(entry.value)
     except ValueError as error:
-        faults.append(Fault(file, entry.line, f"{key.name}={_shown(entry.value)} is refused: write {error}"))
+        faults.append(Fault(file, entry.line, f"{key.name}={shown(entry.value)} is refused: write {error}"))
         return None
 
 
@@ -123,10 +128,6 @@ def _origin(file: str, entry: Entry | None) -> str:
 
 def _default(key: Key) -> Any:
     return None if key.default is None else key.parse(key.default)
-
-
-def _shown(value: str) -> str:
-    return value if len(value) <= 60 else value[:57] + "..."
 
 
 def _unknown_keys(
@@ -146,5 +147,9 @@ def _unknown_keys(
 
         near = difflib.get_close_matches(entry.key, known, n=1)
         advice = f"; did you mean {near[0]}?" if near else ""
-        faults.append(Fault(file, entry.line, f"{entry.key} is not a setting and is ignored{advice}", fatal=False))
+        faults.append(
+            Fault(file, entry.line, f"{shown(entry.key)} is not a setting and is ignored{advice}", fatal=False)
+        )
+        if len(faults) >= MAX_FAULTS:
+            break
     return faults

@@ -18,7 +18,13 @@ import stat
 from typing import NamedTuple
 
 MAX_BYTES = 64 * 1024
-"""A settings file is refused beyond this size (bytes): ours are under 4 KiB, and the generator runs at every boot."""
+MAX_LINES = 1000
+MAX_LINE = 4096
+"""A settings file is refused beyond these (bytes, lines, characters of a line): ours are under 4 KiB, and the generator
+reads all of them at every boot."""
+
+MAX_FAULTS = 100
+"""Nobody mends more at once, and a message takes longer to make than a line to read."""
 
 
 class Fault(NamedTuple):
@@ -66,30 +72,58 @@ _LINE = re.compile(
 # systemd 252 joins a comment that ends in a backslash with the next line, a shell does not.
 _BLANK = re.compile(r"[ \t]*(?:#(?:.*[^\\])?)?")
 COMMENT = "put the comment on a line of its own: systemd makes it part of the value, dotenv and a shell drop it"
+GLUED_COMMENT = "put the comment on a line of its own: dotenv drops it, systemd and a shell make it part of the value"
+CONTROL = "contains a control character: systemd drops such a value, dotenv and a shell keep it; delete it"
+CR_LF = "ends in CR LF: a shell makes CR part of the value, systemd and dotenv drop it; use dos2unix"
+LINK = "is a symbolic link, and who may write its target would write the settings; copy the file here instead"
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ufeff]")
 
 
 def read(path: str) -> SettingsText:
     """Read the settings file at `path`; every fault is in the result, none is raised.
 
-    A symbolic link is refused: whoever may write its target would write the settings.
+    Who may write the settings decides what root does: limits, users, files handed to the service. So a symbolic link
+    is refused, and a file that others than root may write. (Who owns the directory could replace any file in it.)
     """
     try:
-        # O_NONBLOCK: a FIFO must not hold up the boot until somebody writes to it.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        # Looked at first: opening a device can have an effect, such as starting a watchdog.
+        _check_kind(os.lstat(path).st_mode)
+        # O_NONBLOCK: a FIFO put there in between must not hold up the boot until somebody writes to it.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        try:
+            status = os.fstat(descriptor)
+            _check_kind(status.st_mode)
+            _check_writers(status, os.stat(os.path.dirname(path) or "."))
+            content = os.read(descriptor, MAX_BYTES + 1)
+        finally:
+            os.close(descriptor)
     except OSError as error:
-        return SettingsText({}, [Fault(path, 0, _cannot_open(error))])
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return SettingsText({}, [Fault(path, 0, "is not a regular file; write the settings into a plain file")])
-        content = os.read(descriptor, MAX_BYTES + 1)
-    except OSError as error:
-        return SettingsText({}, [Fault(path, 0, f"cannot be read: {error.strerror}")])
-    finally:
-        os.close(descriptor)
+        return SettingsText({}, [Fault(path, 0, _cannot_read(error))])
+    except _Refused as refused:
+        return SettingsText({}, [Fault(path, 0, str(refused))])
     if len(content) > MAX_BYTES:
         return SettingsText({}, [Fault(path, 0, f"is larger than {MAX_BYTES // 1024} KiB; is it a settings file?")])
     return parse(path, content)
+
+
+class _Refused(Exception):
+    """What is wrong with a file as a whole."""
+
+
+def _check_kind(mode: int) -> None:
+    if stat.S_ISLNK(mode):
+        raise _Refused(LINK)
+    if not stat.S_ISREG(mode):
+        raise _Refused("is not a regular file; write the settings into a plain file")
+
+
+def _check_writers(file: os.stat_result, directory: os.stat_result) -> None:
+    if file.st_uid not in (0, directory.st_uid):
+        # The number: at boot nobody answers who it is, systemd itself waits for the generator.
+        raise _Refused(f"belongs to user number {file.st_uid}, who could change what root does; chown root it")
+    # The group's bits are also the bound of an access list.
+    if file.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise _Refused("may be written by others than root, who could change what root does; chmod 644 it")
 
 
 def parse(path: str, content: bytes) -> SettingsText:
@@ -97,6 +131,12 @@ def parse(path: str, content: bytes) -> SettingsText:
     entries: dict[str, Entry] = {}
     faults: list[Fault] = []
     for number, raw in enumerate(content.split(b"\n"), start=1):
+        if number > MAX_LINES:
+            faults.append(Fault(path, number, f"is beyond {MAX_LINES} lines; is this a settings file?"))
+            break
+        if len(faults) >= MAX_FAULTS:
+            faults.append(Fault(path, number, "is not read: too much is wrong before it"))
+            break
         try:
             line = raw.decode("utf-8")
         except UnicodeDecodeError:
@@ -104,12 +144,13 @@ def parse(path: str, content: bytes) -> SettingsText:
             break
         if line.endswith("\r"):
             # One for the file: it is wrong as a whole.
-            faults.append(
-                Fault(path, number, "ends in CR LF, of which a shell makes CR part of the value; use dos2unix")
-            )
+            faults.append(Fault(path, number, CR_LF))
             break
+        if len(line) > MAX_LINE:
+            faults.append(Fault(path, number, f"is longer than {MAX_LINE} characters; is this a settings file?"))
+            continue
         if _UNPRINTABLE.search(line):
-            faults.append(Fault(path, number, "contains a control character; delete it"))
+            faults.append(Fault(path, number, CONTROL))
             continue
         if _BLANK.fullmatch(line):
             continue
@@ -126,47 +167,74 @@ def parse(path: str, content: bytes) -> SettingsText:
     return SettingsText(entries, faults)
 
 
-def _cannot_open(error: OSError) -> str:
+def _cannot_read(error: OSError) -> str:
     if error.errno == errno.ELOOP:
-        return "is a symbolic link; copy the file here instead"
+        return LINK
     if error.errno == errno.ENOENT:
         return "does not exist; create it, the package's own files beside it are examples"
-    return f"cannot be opened: {error.strerror}"
+    if error.errno == errno.EACCES:
+        user = os.geteuid()
+        return f"cannot be read by user number {user}; chmod 644 it: models read their settings, which hold no secrets"
+    return f"cannot be read: {error.strerror}"
+
+
+def shown(text: str) -> str:
+    """What a message repeats of a key or a value."""
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _why_refused(line: str) -> str:
-    """Say which rule `line` breaks and how to write it, without repeating a value that may be a secret."""
+    """Say which rule `line` breaks, what its three readers would make of it, and how to write it.
+
+    A value is not repeated: it may be a secret. tests/system/test_grammar.py asks the readers.
+    """
     stripped = line.strip(" \t")
     if stripped.startswith("#"):
-        return "a comment that ends in a backslash hides the next line from systemd; delete the backslash"
+        return "a comment ends in no backslash: it hides the next line from systemd, not from dotenv and a shell"
     if stripped.startswith(";"):
-        return "a comment starts with #, not with ;"
+        return "a comment starts with #: systemd skips a line with ;, dotenv may read it, a shell gives the file up"
     if re.match(r"export[ \t]", stripped):
-        return "leave out the word export: systemd ignores the line with it"
+        return "leave out the word export: systemd ignores the line with it, dotenv and a shell read it"
     key, equals, value = stripped.partition("=")
     if not equals:
-        return "is not KEY=value"
+        return "is not KEY=value: systemd and dotenv read no value from it, a shell runs it as a command"
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
         if key != key.strip(" \t"):
-            return f"write {key.strip()}= with no space before the equals sign: a shell takes the key for a command"
-        return "the key may hold only letters, digits and _, and does not start with a digit"
-    if value.startswith((" ", "\t")):
-        return f"write {key}= with no space after the equals sign: a shell takes the value for a command"
-    if "\\" in value:
-        return f"{key}: leave out the backslash: systemd and a shell take it away, dotenv does not"
-    if "$" in value:
-        return f"{key}: leave out the $: nothing is expanded here, while dotenv and a shell would"
-    if value[:1] in {"'", '"'}:
-        quote = value[0]
-        if value.count(quote) < 2:
-            return f"{key}: the quote {quote} is not closed on this line: systemd reads on, the others give up"
-        if "#" in value.rpartition(quote)[2]:
-            return f"{key}: {COMMENT}"
-        if quote == '"' and "`" in value:
-            return f"{key}: leave out the backticks: a shell runs what stands in them, systemd and dotenv keep it"
+            return (
+                f"write {shown(key.strip())}= with no space before the equals sign: systemd and dotenv drop it, "
+                "a shell takes the key for a command"
+            )
         return (
-            f"{key}: one pair of {quote} around it all, none inside: systemd and a shell join pieces, dotenv gives up"
+            "the key may hold only letters, digits and _, and does not start with a digit: systemd ignores such a "
+            "line, dotenv reads it, a shell runs it as a command"
         )
+    return f"{shown(key)}: {_why_value_refused(value)}"
+
+
+def _why_value_refused(value: str) -> str:
+    quote = value[0] if value[:1] in {"'", '"'} else ""
+    if value.startswith((" ", "\t")):
+        return "no space after the equals sign: systemd and dotenv drop it, a shell takes the value for a command"
+    if "\\" in value:
+        if not quote:
+            return "leave out the backslash: systemd and a shell take it away, dotenv keeps it"
+        if quote == "'":
+            return "leave out the backslash: systemd and a shell keep it, dotenv takes it for the start of an escape"
+        return "leave out the backslash: dotenv reads \\n as a new line, systemd and a shell do not"
+    if "$" in value:
+        if quote == "'":
+            return "leave out the $: nothing is expanded here, nor by systemd and a shell, but by dotenv"
+        return "leave out the $: nothing is expanded here, nor by systemd, but by dotenv and a shell"
+    if quote and value.count(quote) < 2:
+        return f"the quote {quote} is not closed on this line: systemd reads on, dotenv and a shell give up"
+    if quote and "#" in value.rpartition(quote)[2]:
+        return COMMENT if re.search(r"[ \t]#", value.rpartition(quote)[2]) else GLUED_COMMENT
+    if quote == '"' and "`" in value:
+        return "leave out the backticks: a shell runs what stands in them, systemd and dotenv keep it"
+    if quote:
+        return f"one pair of {quote} around it all, none inside: systemd and a shell join pieces, dotenv gives up"
     if re.search(r"[ \t]#", value):
-        return f"{key}: {COMMENT}"
-    return f"{key}: put the value in single quotes, {key}='…': unquoted, a shell splits, expands or runs such a value"
+        return COMMENT
+    if "'" in value or '"' in value:
+        return "quotes stand around the whole value or nowhere: dotenv keeps such a quote, systemd and a shell do not"
+    return "put it in single quotes: unquoted, a shell splits, expands or runs such a value, systemd and dotenv keep it"

@@ -229,7 +229,6 @@ def _kind(error: Exception) -> str:
 def _write(directory: str, unit: str, text: str) -> None:
     """Write one drop-in: complete under its name, or not there. No symbolic link leads out of `directory`."""
     name = f"{unit}.d"
-    os.makedirs(directory, exist_ok=True)
     with contextlib.suppress(FileExistsError):
         os.mkdir(os.path.join(directory, name))
     folder = os.open(os.path.join(directory, name), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -253,6 +252,11 @@ def _write(directory: str, unit: str, text: str) -> None:
 
 def generate(directory: str, root: str = "/", report: Report = print) -> None:
     """Write the drop-ins of all instances below `directory`; `report` gets a sentence for each thing that is wrong."""
+    try:
+        os.makedirs(directory, exist_ok=True)
+    except OSError as error:
+        report(f"the drop-ins cannot be written: {error}")
+        return
     for unit, text in drop_ins(root, report):
         try:
             _write(directory, unit, text)

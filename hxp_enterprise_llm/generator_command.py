@@ -5,6 +5,7 @@ Standard library only, see `utils.settings_file`; no argparse, which would be ha
 
 import contextlib
 import os
+import signal
 import sys
 
 from hxp_enterprise_llm.generator import DROP_IN, Report, drop_ins, generate, sections, unit_name
@@ -77,6 +78,8 @@ def main(arguments: list[str]) -> int:
     """
     if arguments and not arguments[0].startswith("-"):
         return _for_systemd(arguments[0])
+    # Whoever reads our output may stop early.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     match arguments:
         case ["--help" | "-h"]:
             print(USAGE, end="")

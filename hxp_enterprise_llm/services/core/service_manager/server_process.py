@@ -189,9 +189,10 @@ class ServerProcess:
         return True
 
     def kill(self) -> None:
-        """End whatever is left of it, at once."""
-        with suppress(RuntimeError):
-            asyncio.get_running_loop().remove_reader(self._channel)
+        """End whatever is left of it, at once; nothing the second time."""
+        if self._channel.fileno() < 0:
+            return
+        asyncio.get_running_loop().remove_reader(self._channel)
         family = self._descendants()
         for process in family:
             with suppress(psutil.NoSuchProcess):

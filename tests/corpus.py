@@ -1,6 +1,9 @@
 """Lines for the grammar of settings files: plain, odd and nasty. `lines()` gives more than 300, the same every time."""
 
 import itertools
+import string
+
+from hypothesis import strategies as st
 
 PLAIN = [
     "", "1", "0.5", "yes", "/srv/models/x", "org/name-7B", "a,b", "a:b", "a=b", "a==b", "user@host", "100%", "%i", "%%",
@@ -25,3 +28,21 @@ def lines() -> list[str]:
     """Lines with `{key}` where the key stands; braces of the values are as they are."""
     made = [f"{{key}}={wrap.replace('{}', value)}" for value, wrap in itertools.product(PLAIN, WRAPPED)]
     return list(dict.fromkeys(made + WHOLE))
+
+
+# Letters that every reader takes, those that some take differently, and any other.
+_LETTERS = st.one_of(
+    st.sampled_from(string.ascii_letters + string.digits + "_./:@%+,=^-"),
+    st.sampled_from("'\"\\$`#; \t*?~!&|<>(){}[]"),
+    st.characters(codec="utf-8"),
+)
+_VALUES = st.text(alphabet=_LETTERS, max_size=30)
+
+
+def written_lines() -> st.SearchStrategy[str]:
+    """Lines that set A: any value as it is, quoted in either way, with blanks around it, or pieces side by side."""
+    safe = st.text(alphabet=st.sampled_from(string.printable[:94].translate({36: None, 92: None, 96: None}) + " é日"))
+    quoted = [st.builds(f"{quote}{{}}{quote}".format, text) for quote in "'\"" for text in (_VALUES, safe)]
+    value = st.one_of(_VALUES, safe, *quoted, *quoted, st.builds("{}{}".format, quoted[0], _VALUES))
+    blank = st.sampled_from(["", "", "", " ", "\t", "  "])
+    return st.builds("{}A={}{}".format, blank, value, blank)

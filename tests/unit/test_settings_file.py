@@ -3,11 +3,12 @@ import os
 from pathlib import Path
 
 import pytest
+from corpus import written_lines
 from dotenv import dotenv_values
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hxp_enterprise_llm.utils.settings_file import MAX_BYTES, parse, read
+from hxp_enterprise_llm.utils.settings_file import MAX_BYTES, MAX_FAULTS, MAX_LINE, MAX_LINES, parse, read
 
 ACCEPTED = {
     "A=1": "1",
@@ -23,50 +24,62 @@ ACCEPTED = {
     "A=a=b": "a=b",
 }
 REFUSED = {
-    "A=1 # no": "line of its own",
-    "A=two words": "single quotes",
-    "A='open": "not closed",
-    "A=$HOME": "nothing is expanded here",
-    "A='$HOME'": "nothing is expanded here",
-    'A="`id`"': "backticks",
-    "A=a\\b": "backslash",
-    "A='a' 'b'": "one pair",
-    "A = 1": "no space before",
-    "A= 1": "no space after",
-    "export A=1": "leave out the word export",
-    "; old": "starts with #",
-    "# joined \\": "hides the next line",
-    "1A=1": "the key may hold",
-    "just text": "KEY=value",
-    "A=~/x": "single quotes",
-    "A=1\r": "CR LF",
-    "A='tab\x00'": "control character",
+    "A=1 # no": "line of its own: systemd makes it part of the value, dotenv and a shell drop it",
+    "A='1'#no": "line of its own: dotenv drops it, systemd and a shell make it part of the value",
+    "A=two words": "single quotes: unquoted, a shell splits",
+    "A='open": "not closed on this line: systemd reads on, dotenv and a shell give up",
+    "A=$HOME": "nothing is expanded here, nor by systemd, but by dotenv and a shell",
+    "A='$HOME'": "nothing is expanded here, nor by systemd and a shell, but by dotenv",
+    'A="`id`"': "backticks: a shell runs",
+    "A=a\\b": "backslash: systemd and a shell take it away, dotenv keeps it",
+    "A='a\\b'": "backslash: systemd and a shell keep it, dotenv takes it for the start",
+    'A="a\\b"': "backslash: dotenv reads \\n as a new line, systemd and a shell do not",
+    "A='a' 'b'": "one pair of ' around it all, none inside: systemd and a shell join pieces, dotenv gives up",
+    "A = 1": "no space before the equals sign: systemd and dotenv drop it, a shell takes the key",
+    "A= 1": "no space after the equals sign: systemd and dotenv drop it, a shell takes the value",
+    "export A=1": "leave out the word export: systemd ignores the line with it, dotenv and a shell read it",
+    "; old": "starts with #: systemd skips a line with ;, dotenv may read it, a shell gives the file up",
+    "# joined \\": "hides the next line from systemd, not from dotenv and a shell",
+    "1A=1": "the key may hold only letters, digits and _, and does not start with a digit: systemd ignores",
+    "just text": "is not KEY=value: systemd and dotenv read no value from it, a shell runs it",
+    "A=~/x": "single quotes: unquoted, a shell splits",
+    "A=1\r": "CR LF: a shell makes CR part of the value, systemd and dotenv drop it",
+    "A='tab\x00'": "control character: systemd drops such a value, dotenv and a shell keep it",
     "A=x*": "single quotes",
     "A='x'y": "one pair",
+    "A=a'b'": "quotes stand around the whole value or nowhere: dotenv keeps such a quote, systemd and a shell",
+    "A=" + "x" * MAX_LINE: "is longer than 4096 characters",
 }
 
 
 @pytest.mark.parametrize("line", ACCEPTED)
 def test_accepted_line_is_read_as_dotenv_reads_it(line: str) -> None:
-    settings = parse("f", line.encode())
-    assert not settings.faults
-    assert settings.entries["A"].value == ACCEPTED[line]
+    found = parse("f", line.encode())
+    assert not found.faults
+    assert found.entries["A"].value == ACCEPTED[line]
     assert dotenv_values(stream=io.StringIO(line))["A"] == ACCEPTED[line]
 
 
 @pytest.mark.parametrize("line", REFUSED)
 def test_refused_line_is_named_with_the_rule_it_breaks(line: str) -> None:
-    settings = parse("f", b"B=1\n" + line.encode())
-    (fault,) = settings.faults
+    (fault,) = parse("f", b"B=1\n" + line.encode()).faults
     assert (fault.line, fault.fatal) == (2, True)
     assert REFUSED[line] in fault.text
 
 
-@given(st.text(alphabet=st.characters(codec="utf-8"), max_size=40))
-def test_whatever_is_accepted_dotenv_reads_the_same(value: str) -> None:
-    settings = parse("f", f"A={value}".encode())
-    if not settings.faults and "A" in settings.entries:
-        assert dotenv_values(stream=io.StringIO(f"A={value}"))["A"] == settings.entries["A"].value
+def test_every_refusal_says_what_each_of_the_three_readers_would_do() -> None:
+    for line in REFUSED:
+        (fault,) = parse("f", line.encode()).faults
+        assert len(line) > MAX_LINE or all(reader in fault.text for reader in ("systemd", "dotenv", "shell")), line
+
+
+@settings(max_examples=1000)
+@given(written_lines())
+def test_whatever_is_accepted_dotenv_reads_the_same(line: str) -> None:
+    """tests/system/test_grammar.py asks a shell and systemd the same."""
+    found = parse("f", line.encode())
+    if not found.faults:
+        assert dotenv_values(stream=io.StringIO(line)) == {key: entry.value for key, entry in found.entries.items()}
 
 
 @given(st.binary(max_size=200))
@@ -75,15 +88,15 @@ def test_no_bytes_raise(content: bytes) -> None:
 
 
 def test_all_faults_at_once_and_no_value_of_them_repeated() -> None:
-    settings = parse("f", b"A=$SECRET1\nB=$SECRET2\n")
-    assert [fault.line for fault in settings.faults] == [1, 2]
-    assert "SECRET" not in str(settings.faults)
+    found = parse("f", b"A=$SECRET1\nB=$SECRET2\n")
+    assert [fault.line for fault in found.faults] == [1, 2]
+    assert "SECRET" not in str(found.faults)
 
 
 def test_a_key_set_twice_is_a_warning_and_the_last_counts() -> None:
-    settings = parse("f", b"A=1\nA=2\n")
-    assert settings.entries["A"].value == "2"
-    assert [fault.fatal for fault in settings.faults] == [False]
+    found = parse("f", b"A=1\nA=2\n")
+    assert found.entries["A"].value == "2"
+    assert [fault.fatal for fault in found.faults] == [False]
 
 
 def test_unreadable_things_are_refused_not_raised(tmp_path: Path) -> None:
@@ -102,3 +115,64 @@ def test_unreadable_things_are_refused_not_raised(tmp_path: Path) -> None:
     }.items():
         faults = read(str(tmp_path / name)).faults
         assert words in faults[0].text, name
+
+
+def test_a_device_is_not_even_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> int:
+        raise AssertionError("opened")
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert "not a regular file" in read("/dev/null").faults[0].text
+
+
+@pytest.mark.parametrize("mode", [0o666, 0o664, 0o646, 0o622])
+def test_a_file_that_others_may_write_is_refused(tmp_path: Path, mode: int) -> None:
+    file = tmp_path / "file"
+    file.write_text("A=1\n")
+    file.chmod(mode)
+    found = read(str(file))
+    assert "may be written by others than root" in found.faults[0].text
+    assert not found.entries
+    file.chmod(0o644)
+    assert not read(str(file)).faults
+
+
+def test_a_file_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "file"
+    file.write_text("A=1\n")
+    real = os.fstat
+
+    def of_another(descriptor: int) -> os.stat_result:
+        found = list(real(descriptor))
+        found[4] = os.geteuid() + 7
+        return os.stat_result(found)
+
+    monkeypatch.setattr(os, "fstat", of_another)
+    found = read(str(file))
+    assert f"belongs to user number {os.geteuid() + 7}" in found.faults[0].text
+    assert not found.entries
+
+
+def test_a_file_that_may_not_be_read_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    def refuse(*_: object, **__: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert f"cannot be read by user number {os.geteuid()}; chmod 644 it" in read(str(tmp_path / "file")).faults[0].text
+
+
+def test_a_sparse_file_of_a_terabyte_costs_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    os.truncate(file, 2**40)
+    assert "larger than 64 KiB" in read(str(file)).faults[0].text
+
+
+def test_the_work_for_a_file_is_bounded() -> None:
+    assert "is beyond 1000 lines" in parse("f", b"# x\n" * 2 * MAX_LINES).faults[-1].text
+    many = parse("f", b"nonsense\n" * 900).faults
+    assert len(many) == MAX_FAULTS + 1
+    assert "too much is wrong before it" in many[-1].text
+    assert len(str(parse("f", b"A" * 4000 + b" =1").faults)) < 300

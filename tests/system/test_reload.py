@@ -44,7 +44,7 @@ rm -f /root/enough
 /opt/citadel/env/bin/python -I /root/client.py >/root/asked & sleep 2
 for number in $(seq {RELOADS}); do
     sed -i "s/^MAX_MODEL_LEN=.*/MAX_MODEL_LEN=$((1000 + number))/" /etc/default/citadel-llm-busy
-    systemctl reload citadel-llm@busy || { touch /root/enough; exit 1; }
+    systemctl reload citadel-llm@busy || {{ touch /root/enough; exit 1; }}
     sleep 1
 done
 touch /root/enough

@@ -81,7 +81,11 @@ class Hostile:
             # The first of them is what an administrator writes.
             value = values[key][0] if pick.random() < 0.75 else pick.choice(values[key])
             written.append(f"{key}={value}")
-        text = self._with_odd_line(written, list(values)) if pick.random() < 0.4 else "\n".join(written) + "\n"
+        text = (
+            self._with_odd_line(written, list(values))
+            if pick.random() < (0.2 if of_host else 0.4)
+            else "\n".join(written) + "\n"
+        )
         for _ in range(pick.choice((0, 0, 0, 0, 0, 1, 1, 3))):
             place = pick.randrange(len(text) + 1)
             text = text[:place] + pick.choice(PIECES) + text[place + pick.choice((0, 0, 1, 4)) :]

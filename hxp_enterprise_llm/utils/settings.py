@@ -142,11 +142,14 @@ def _unknown_keys(
             continue
         if prefixes and entry.key.startswith(prefixes):
             continue
-        # Imported here: rare, and the generator counts its milliseconds.
-        import difflib
+        advice = ""
+        # A file with more of them is no settings file, and each look takes as long as ten lines.
+        if len(faults) < 10:
+            # Imported here: rare, and the generator counts its milliseconds.
+            import difflib
 
-        near = difflib.get_close_matches(entry.key, known, n=1)
-        advice = f"; did you mean {near[0]}?" if near else ""
+            near = difflib.get_close_matches(entry.key, known, n=1)
+            advice = f"; did you mean {near[0]}?" if near else ""
         faults.append(
             Fault(file, entry.line, f"{shown(entry.key)} is not a setting and is ignored{advice}", fatal=False)
         )

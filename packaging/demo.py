@@ -21,7 +21,7 @@ PORT=11420
 MEMORY_LIMIT_GB=4
 CPU_CORES=2
 """
-QUESTIONS = ("What is the capital of France?", "Which planet of the solar system is the largest?")
+QUESTIONS = ("What is the capital of France?", "Name three fruits.")
 ASK = """
 import sys
 from openai import OpenAI

@@ -9,6 +9,7 @@ Standard library only: the demo runs it with the distribution's Python.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import re
@@ -59,12 +60,19 @@ def base_tree(suite: str = "bookworm") -> Path:
     """
     recipe = [suite, *TREE_PACKAGES, *package_depends()]
     tree = CACHE / "trees" / f"{suite}-{hashlib.sha256(repr(recipe).encode()).hexdigest()[:12]}"
-    if tree.is_dir():
-        return tree
+    tree.parent.mkdir(parents=True, exist_ok=True)
+    with (tree.parent / "lock").open("w") as lock:
+        # Another run may be making it.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not tree.is_dir():
+            _make_tree(suite, tree)
+    return tree
+
+
+def _make_tree(suite: str, tree: Path) -> None:
     print(f"making a base tree of {suite} (once)", flush=True)
     partial = tree.with_suffix(".part")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.parent.mkdir(parents=True, exist_ok=True)
     log = CACHE / "debootstrap.log"
     fetch = ["apt-get", "-qy", "--no-install-recommends", "--download-only", "install"]
     steps = [
@@ -88,7 +96,6 @@ def base_tree(suite: str = "bookworm") -> Path:
     (partial / "var/log/journal").mkdir(exist_ok=True)
     (partial / "etc/machine-id").unlink(missing_ok=True)
     partial.rename(tree)
-    return tree
 
 
 class Machine:

@@ -73,7 +73,8 @@ _LINE = re.compile(
 _BLANK = re.compile(r"[ \t]*(?:#(?:.*[^\\])?)?")
 COMMENT = "put the comment on a line of its own: systemd makes it part of the value, dotenv and a shell drop it"
 GLUED_COMMENT = "put the comment on a line of its own: dotenv drops it, systemd and a shell make it part of the value"
-CONTROL = "contains a control character: systemd drops such a value, dotenv and a shell keep it; delete it"
+# A shell drops NUL, dotenv keeps it.
+CONTROL = "contains a control character: systemd, dotenv and a shell do not all keep every one of them; delete it"
 CR_LF = "ends in CR LF: a shell makes CR part of the value, systemd and dotenv drop it; use dos2unix"
 LINK = "is a symbolic link, and who may write its target would write the settings; copy the file here instead"
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ufeff]")
@@ -236,5 +237,5 @@ def _why_value_refused(value: str) -> str:
     if re.search(r"[ \t]#", value):
         return COMMENT
     if "'" in value or '"' in value:
-        return "quotes stand around the whole value or nowhere: dotenv keeps such a quote, systemd and a shell do not"
+        return "quotes stand around the whole value or nowhere: systemd and dotenv keep such a quote, a shell does not"
     return "put it in single quotes: unquoted, a shell splits, expands or runs such a value, systemd and dotenv keep it"

@@ -4,8 +4,10 @@ import io
 import subprocess
 
 import pytest
-from corpus import lines
+from corpus import lines, written_lines
 from dotenv import dotenv_values
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from hxp_enterprise_llm.utils.settings_file import parse
 
@@ -25,6 +27,16 @@ CLAIMS = {
     'K="`echo x`"': ("`echo x`", "`echo x`", "x"),
     "K=1\r": ("1", "1", "1\r"),
     "K='a'b": ("ab", NOTHING, "ab"),
+    "K='a'#b": ("a#b", "a", "a#b"),
+    "K=a'b'": ("a'b'", "a'b'", "ab"),
+    "K=a;b": ("a;b", "a;b", "a"),
+    "K='open": ("open\n", NOTHING, NOTHING),
+    "K='a\\'": ("a\\", NOTHING, "a\\"),
+    'K="a\\n"': ("a\\n", "a\n", "a\\n"),
+    "K=$NONE-": ("$NONE-", "$NONE-", "-"),
+    "K just text": (NOTHING, NOTHING, NOTHING),
+    ";K=1\nK=2": ("2", "2", NOTHING),
+    "K-x=1": (NOTHING, NOTHING, NOTHING),
     "# joined \\\nK=1": (NOTHING, "1", "1"),
 }
 
@@ -58,9 +70,9 @@ def test_all_three_read_what_we_read_from_every_accepted_line(host: Host) -> Non
     accepted = {}
     for number, line in enumerate(lines()):
         text = line.replace("{key}", f"K{number}") + "\n"
-        settings = parse("f", text.encode())
-        if not settings.faults and settings.entries:
-            (entry,) = settings.entries.values()
+        found = parse("f", text.encode())
+        if not found.faults and found.entries:
+            (entry,) = found.entries.values()
             accepted[text] = entry
     print(f"{len(lines())} lines, {len(accepted)} accepted")
     seen = by_systemd(host, list(accepted))
@@ -74,3 +86,36 @@ def test_what_the_readers_make_of_a_refused_line(host: Host, text: str) -> None:
     assert parse("f", text.encode()).faults
     readings = (by_systemd(host, [text + "\n"]).get("K"), by_dotenv(text).get("K"), by_shell(text + "\n").get("K"))
     assert readings == CLAIMS[text]
+
+
+def test_whatever_is_accepted_of_any_line_all_three_read_the_same(host: Host) -> None:
+    """Lines that nobody thought of: a shell and dotenv read each, systemd thousands at once."""
+    drawn: dict[str, str] = {}
+    asked = 0
+
+    @settings(max_examples=400, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @given(st.lists(written_lines(), min_size=20, max_size=40))
+    def read(written: list[str]) -> None:
+        nonlocal asked
+        texts = {}
+        for line in written:
+            asked += 1
+            text = line.replace("A=", f"K{len(drawn) + len(texts)}=", 1)
+            found = parse("f", text.encode("utf-8", "surrogatepass"))
+            if not found.faults and len(found.entries) == 1:
+                texts[text] = next(iter(found.entries.values()))
+        wanted = {entry.key: entry.value for entry in texts.values()}
+        together = "\n".join(texts) + "\n"
+        assert by_dotenv(together) == wanted
+        seen = by_shell(together)
+        assert {key: seen.get(key) for key in wanted} == wanted
+        drawn.update({text: entry.value for text, entry in texts.items()})
+
+    read()
+    print(f"{asked} lines drawn, {len(drawn)} accepted; dotenv and dash read them all, systemd {len(drawn)}")
+    assert len(drawn) > 2000
+    for start in range(0, len(drawn), 1000):
+        part = dict(list(drawn.items())[start : start + 1000])
+        seen = by_systemd(host, ["\n".join(part) + "\n"])
+        for text, value in part.items():
+            assert seen.get(text.partition("=")[0].strip()) == value, text

@@ -44,10 +44,10 @@ REFUSED = {
     "just text": "is not KEY=value: systemd and dotenv read no value from it, a shell runs it",
     "A=~/x": "single quotes: unquoted, a shell splits",
     "A=1\r": "CR LF: a shell makes CR part of the value, systemd and dotenv drop it",
-    "A='tab\x00'": "control character: systemd drops such a value, dotenv and a shell keep it",
+    "A='tab\x00'": "control character: systemd, dotenv and a shell do not all keep",
     "A=x*": "single quotes",
     "A='x'y": "one pair",
-    "A=a'b'": "quotes stand around the whole value or nowhere: dotenv keeps such a quote, systemd and a shell",
+    "A=a'b'": "quotes stand around the whole value or nowhere: systemd and dotenv keep such a quote, a shell does not",
     "A=" + "x" * MAX_LINE: "is longer than 4096 characters",
 }
 

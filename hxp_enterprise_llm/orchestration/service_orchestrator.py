@@ -60,17 +60,19 @@ async def in_order(
     act: Callable[[str], Awaitable[None]],
     *,
     reverse: bool = False,
+    and_required: bool = False,
     at_once: int | None = None,
 ) -> None:
     """Run `act` for each instance, in the order of their dependencies or, to stop them, in its reverse.
 
-    Independent ones run side by side, no more than `at_once`. After a failure those that require the failed one are not
-    tried. Raises the failure, or SeveralFailed with all of them.
+    With `and_required` also for those that they require, directly or not. Independent ones run side by side, no more
+    than `at_once`. After a failure those that require the failed one are not tried. Raises the failure, or
+    SeveralFailed with all of them.
     """
     known = dependencies(root)
     requires = {name: needs for name, (needs, _) in known.items()}
     after = {name: earlier for name, (_, earlier) in known.items()}
-    todo = set(names) if reverse else with_required(names, requires)
+    todo = with_required(names, requires) if and_required else set(names)
     order(todo, after)
     sorter: TopologicalSorter[str] = TopologicalSorter()
     for name in todo:

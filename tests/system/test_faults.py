@@ -163,6 +163,62 @@ def test_a_stopped_process_under_load_is_a_hang(faults: Faults, table: list[Row]
     assert (row.exit_status, row.counters) == ("none", "engine-hung +1")
 
 
+HANGING = """
+import os, time
+from vllm.v1.sample.logits_processor import LogitsProcessor
+
+MARK = "/var/cache/citadel-llm/faulty/hang"
+
+class Hanging(LogitsProcessor):
+    def __init__(self, vllm_config, device, is_pin_memory):
+        pass
+
+    def is_argmax_invariant(self):
+        return False
+
+    def update_state(self, batch_update):
+        pass
+
+    def apply(self, logits):
+        if os.path.exists(MARK):
+            with open(MARK) as file:
+                how = file.read().strip()
+            os.unlink(MARK)
+            while True:
+                time.sleep(3600) if how == "sleep" else None
+        return logits
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "words", "within"), [("sleep", "nothing works on", 18), ("spin", "no token has come", 30)]
+)
+def test_an_engine_that_hangs_while_health_answers(
+    faults: Faults, table: list[Row], how: str, words: str, within: float
+) -> None:
+    """The real engine, made to hang in the middle of a step, while the monitor goes on asking /health."""
+    machine = faults.machine
+    packages = "/opt/citadel/env/lib/python3.11/site-packages"
+    machine.write(f"{packages}/hanging.py", HANGING)
+    try:
+        faults.restart(VLLM_ARGS="'--logits-processors hanging:Hanging'")
+        mark = "/var/cache/citadel-llm/faulty/hang"
+        begin = f"echo {how} >{mark}; chown agent0: {mark}"
+
+        def hang() -> None:
+            machine.run("sh", "-c", f"{begin}; {ASK.format(seconds=60, tokens=5)} >/dev/null 2>&1 & sleep 1")
+            health = machine.output("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", f"127.0.0.1:{PORT}/health")
+            assert health == "200"
+
+        row = faults.seen(f"engine hangs in a step ({how}s), /health answers", hang)
+    finally:
+        machine.inside(f"{packages}/hanging.py").unlink()
+    table.append(row)
+    assert words in row.words
+    assert row.found is not None and row.found < within
+    assert (row.exit_status, row.counters) == ("none", "engine-hung +1")
+
+
 def test_a_killed_main_process_is_restarted_by_systemd(faults: Faults, table: list[Row]) -> None:
     faults.restart()
     row = faults.seen("SIGKILL of the main process", faults.kill_main("KILL"))

@@ -44,8 +44,11 @@ def run(actions: Actions, names: list[str], root: Root, **options: bool | int) -
 
 def test_what_is_required_comes_first_and_along(chain: Root) -> None:
     actions = Actions()
-    run(actions, ["c"], chain)
+    run(actions, ["c"], chain, and_required=True)
     assert actions.done == ["a", "b", "c"]
+    actions = Actions()
+    run(actions, ["c"], chain)
+    assert actions.done == ["c"]
 
 
 def test_stopping_goes_in_reverse_and_takes_nothing_along(chain: Root) -> None:
@@ -60,7 +63,7 @@ def test_stopping_goes_in_reverse_and_takes_nothing_along(chain: Root) -> None:
 def test_a_failure_stops_its_dependants_with_the_reason_and_no_other(chain: Root) -> None:
     actions = Actions(failing=("a",))
     with pytest.raises(SeveralFailed) as failed:
-        run(actions, ["c", "x"], chain)
+        run(actions, ["c", "x"], chain, and_required=True)
     assert str(failed.value).splitlines() == [
         "a broke",
         "b: not started, because a failed",

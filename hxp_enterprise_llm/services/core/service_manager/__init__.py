@@ -74,7 +74,11 @@ class ServiceManager:
         from hxp_enterprise_llm.orchestration.service_orchestrator import in_order
 
         self._require(*names)
-        self._with_systemd(lambda systemd: in_order(names, self._root, lambda name: self._job(systemd, "Start", name)))
+        self._with_systemd(
+            lambda systemd: in_order(
+                names, self._root, lambda name: self._job(systemd, "Start", name), and_required=True
+            )
+        )
 
     def stop(self, *names: str) -> None:
         """Stop instances, those that need them first."""

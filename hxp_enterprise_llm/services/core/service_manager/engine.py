@@ -109,20 +109,6 @@ def cache_gb(config: ServiceConfigSchema, model: str) -> float | None:
     return size
 
 
-def fits_beside(
-    old: ServiceConfigSchema, old_model: str, new: ServiceConfigSchema, new_model: str, limit_gb: float
-) -> bool:
-    """Whether a second server fits beside the first below the limit that the unit runs with (GiB)."""
-    if old.gpu_devices or new.gpu_devices:
-        # The memory that counts is the GPU's, of which vLLM takes what it is given at once.
-        return False
-    both = sum(
-        weights_bytes(model) / GIBIBYTE + (cache_gb(config, model) or 0) + OVERHEAD_GB
-        for config, model in ((old, old_model), (new, new_model))
-    )
-    return both <= memory_high(limit_gb) / GIBIBYTE
-
-
 def _refused(config: ServiceConfigSchema, text: str) -> SettingsRefused:
     return SettingsRefused([Fault(instance_file(config.name), 0, text)])
 

@@ -35,7 +35,7 @@ class HangWatch:
         now = time.monotonic()
         self._last: Pulse | None = None
         self._moved = self._busy = self._running = now
-        self._cpu = 0.0
+        self._cpu, self._read = 0.0, 0
         self._heard = now
 
     async def run(self) -> NoReturn:
@@ -43,14 +43,14 @@ class HangWatch:
         while True:
             await asyncio.sleep(LOOK_SEC)
             now = time.monotonic()
-            stopped, cpu = await asyncio.to_thread(lambda: (self._server.stopped(), self._server.cpu_seconds()))
-            reason = self._judge(now, self._server.pulse, stopped, cpu)
+            stopped, effort = await asyncio.to_thread(lambda: (self._server.stopped(), self._server.effort()))
+            reason = self._judge(now, self._server.pulse, stopped, *effort)
             if reason:
                 raise EngineHung(reason)
             if self._moved == now:
                 self._feed()
 
-    def _judge(self, now: float, pulse: Pulse | None, stopped: str, cpu: float) -> str:
+    def _judge(self, now: float, pulse: Pulse | None, stopped: str, cpu: float, read: int = 0) -> str:
         """What hangs, empty if nothing does."""
         if pulse and (self._last is None or pulse.at != self._last.at):
             self._heard = now
@@ -58,9 +58,10 @@ class HangWatch:
                 self._moved = now
             self._last = pulse
         waiting = pulse.in_flight if pulse else 0
-        # Less than before: a process has ended.
-        if not waiting or self._moved == now or not 0 <= cpu - self._cpu <= STILL_SHARE * STILL_SEC:
-            self._busy, self._cpu = now, cpu
+        # Less CPU time than before: a process has ended. What waits for its pages works too, if slowly.
+        still = 0 <= cpu - self._cpu <= STILL_SHARE * STILL_SEC and read == self._read
+        if not waiting or self._moved == now or not still:
+            self._busy, self._cpu, self._read = now, cpu, read
         if not stopped:
             self._running = now
         silent = min(SILENT_SEC, self._limit)

@@ -19,8 +19,8 @@ from pydantic import ValidationError
 from hxp_enterprise_llm.services.core.service_manager.traffic import Traffic
 
 BEAT_SEC = 1.0
-TEXT_LENGTH = 500
-"""How much of an error is told (characters)."""
+TEXT_BYTES = 1000
+"""How much of an error is told; a message must not be longer than the main process reads at once."""
 LARGEST_MESSAGE = 4096
 FIGURES = (
     "vllm:prompt_tokens_total", "vllm:generation_tokens_total", "vllm:request_success_total",
@@ -52,7 +52,7 @@ def tell_failure(channel: socket.socket, error: BaseException) -> None:
     """Tell why this process ends. A ValueError is what vLLM raises for settings that do not go together."""
     # pydantic's own text repeats the input and an address; vLLM's words are in the messages.
     said = "; ".join(fault["msg"] for fault in error.errors()) if isinstance(error, ValidationError) else str(error)
-    text = " ".join(f"{type(error).__name__}: {said}".split())[:TEXT_LENGTH]
+    text = " ".join(f"{type(error).__name__}: {said}".split()).encode("ascii", "replace")[:TEXT_BYTES].decode()
     _send(channel, {"failed": {"text": text, "settings": isinstance(error, ValueError)}})
 
 

@@ -11,12 +11,13 @@ import socket
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, SpawnContext
 from typing import NamedTuple
 
 import psutil
 
+from hxp_enterprise_llm.services.core.service_manager import fork_server
+from hxp_enterprise_llm.services.core.service_manager.fork_server import first_end
 from hxp_enterprise_llm.services.core.service_manager.server import serve
 from hxp_enterprise_llm.utils.errors import EngineDied
 
@@ -29,8 +30,6 @@ PRELOAD = "hxp_enterprise_llm.services.core.service_manager.preload"
 LARGEST_MESSAGE = 4096
 DOOR_SEC = 30.0
 """How long the server gets to open its door: its event loop has just answered a request."""
-QUIET_SEC = 5.0
-"""How long a connection may be idle before it is closed on a client; as uvicorn's keep-alive."""
 REPORT_SEC = 1.0
 """How long the fork server gets to tell how a process ended; a stopped one never does."""
 
@@ -87,6 +86,7 @@ class ServerProcess:
                 "key_digests": list(key_digests),
             },
         )
+        self._method = method
         self._handle = -1  # pidfd of the server
         self._engines: dict[int, int] = {}  # pid to pidfd
         self.pulse: Pulse | None = None
@@ -115,7 +115,7 @@ class ServerProcess:
         """Wait for the end of the server or of a watched engine, and say in words what ended and how."""
         if self._handle < 0:
             return f"the server {self._how()}"
-        pid = await _first_end({self._handle: self._process.pid or 0} | {fd: pid for pid, fd in self._engines.items()})
+        pid = await first_end({self._handle: self._process.pid or 0} | {fd: pid for pid, fd in self._engines.items()})
         return f"the engine (pid {pid}) ended" if pid in self._engines else f"the server (pid {pid}) {self._how()}"
 
     async def open(self) -> None:
@@ -128,22 +128,19 @@ class ServerProcess:
             await asyncio.sleep(LOOK_SEC)
 
     async def leave(self, limit: float) -> bool:
-        """Have it accept no more connections, and wait until it has answered what it had; False after `limit` seconds.
+        """Have it accept no more connections, and wait up to `limit` s for its clients to go; False if it cuts one.
 
-        New connections wait in the public listener's queue, or go to a successor.
+        New connections wait in the public listener's queue, or go to a successor. A client that keeps an idle
+        connection is gone when uvicorn closes that, as it does in any case (VLLM_HTTP_TIMEOUT_KEEP_ALIVE).
         """
         self._tell("leave")
-        begin = busy = time.monotonic()
-        while time.monotonic() - begin < limit:
+        begin = time.monotonic()
+        while time.monotonic() - begin < limit and self._runs():
+            # Once the door is shut their number can but fall: an old pulse does no harm.
+            if self.pulse and not self.pulse.open and not self.pulse.connections:
+                return True
             await asyncio.sleep(LOOK_SEC)
-            pulse, now = self.pulse, time.monotonic()
-            if pulse is None or pulse.open or pulse.in_flight:
-                busy = now
-            elif not pulse.connections or now - busy > QUIET_SEC:
-                return True
-            if not self._runs():
-                return True
-        return False
+        return not (self._runs() and self.pulse and self.pulse.in_flight)
 
     @property
     def exit_status(self) -> int | None:
@@ -159,14 +156,15 @@ class ServerProcess:
                 reads += process.io_counters().read_chars
         return memory, reads
 
-    def cpu_seconds(self) -> float:
-        """CPU time of all processes together."""
-        total = 0.0
+    def effort(self) -> tuple[float, int]:
+        """CPU time of all processes together (seconds), and what they have read from disk, or had paged in (bytes)."""
+        seconds, read = 0.0, 0
         for process in self._descendants():
             with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                 times = process.cpu_times()
-                total += times.user + times.system
-        return total
+                seconds += times.user + times.system
+                read += process.io_counters().read_bytes
+        return seconds, read
 
     def stopped(self) -> str:
         """Name and pid of a process that a signal has stopped, empty if there is none."""
@@ -183,7 +181,7 @@ class ServerProcess:
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._handle, signal.SIGTERM)
         try:
-            await asyncio.wait_for(_first_end({self._handle: 0}), timeout)
+            await asyncio.wait_for(first_end({self._handle: 0}), timeout)
         except TimeoutError:
             return False
         return True
@@ -197,14 +195,15 @@ class ServerProcess:
         for process in family:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-        psutil.wait_procs(family, timeout=5)
+        # The fork server is multiprocessing's own child to wait for.
+        psutil.wait_procs([process for process in family if process.pid != fork_server.pid()], timeout=5)
         for descriptor in [*self._engines.values(), *([self._handle] if self._handle >= 0 else [])]:
             os.close(descriptor)
         self._engines.clear()
         self._handle = -1
         for end in (self._channel, self._far_end, self._private):
             end.close()
-        _end_stopped_fork_server()
+        fork_server.end_stopped()
 
     def _tell(self, word: str) -> None:
         with suppress(OSError):
@@ -215,20 +214,31 @@ class ServerProcess:
 
     def _hear(self) -> None:
         try:
-            message = json.loads(self._channel.recv(LARGEST_MESSAGE))
-        except (OSError, ValueError):
-            # Nothing there, or the far end is closed.
+            text = self._channel.recv(LARGEST_MESSAGE)
+        except BlockingIOError:
+            return
+        except OSError:
+            text = b""
+        if not text:
+            # The far end is closed.
             asyncio.get_running_loop().remove_reader(self._channel)
             return
-        if "failed" in message:
-            self.failure = self.failure or Failure(**message["failed"])
-        else:
-            self.pulse = Pulse(at=time.monotonic(), **message)
+        try:
+            message = json.loads(text)
+            if "failed" in message:
+                self.failure = self.failure or Failure(**message["failed"])
+            else:
+                self.pulse = Pulse(at=time.monotonic(), **message)
+        except (ValueError, TypeError) as error:
+            log.warning("The server said something that is no message: %s", error)
 
     def _descendants(self) -> list[psutil.Process]:
         if self._process.pid is None:
             # Not forked yet: what runs is the fork server, which is still importing.
-            return psutil.Process().children(recursive=True)
+            importing = fork_server.pid() if self._method == "fork" else None
+            with suppress(psutil.NoSuchProcess):
+                return [psutil.Process(importing)] if importing else []
+            return []
         try:
             server = psutil.Process(self._process.pid)
             family = [server, *server.children(recursive=True)]
@@ -247,48 +257,3 @@ class ServerProcess:
         if status is None:
             return "ended"
         return f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
-
-
-async def _first_end(handles: dict[int, int]) -> int:
-    """Wait until one of some processes, pidfd to pid, has ended; its pid."""
-    loop = asyncio.get_running_loop()
-    end: asyncio.Future[int] = loop.create_future()
-
-    def set_end(pid: int) -> None:
-        if not end.done():
-            end.set_result(pid)
-
-    for descriptor, pid in handles.items():
-        loop.add_reader(descriptor, set_end, pid)
-    try:
-        return await end
-    finally:
-        for descriptor in handles:
-            loop.remove_reader(descriptor)
-
-
-async def keep_fork_server() -> None:
-    """Replace a fork server that ends, at once, so that the next engine does not wait for an import; never returns."""
-    while pid := _fork_server():
-        handle = os.pidfd_open(pid)
-        try:
-            await _first_end({handle: pid})
-        finally:
-            os.close(handle)
-        log.warning("The fork server (pid %d) ended; starting a new one", pid)
-        await asyncio.to_thread(forkserver.ensure_running)
-    await asyncio.Event().wait()
-
-
-def _fork_server() -> int | None:
-    """PID of the fork server, if there is one."""
-    pid: int | None = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]  # there is no public name
-    return pid
-
-
-def _end_stopped_fork_server() -> None:
-    """End a fork server that a signal has stopped: the next start, or this process's own exit, would wait for it."""
-    pid = _fork_server()
-    with suppress(psutil.NoSuchProcess):
-        if pid and psutil.Process(pid).status() == psutil.STATUS_STOPPED:
-            psutil.Process(pid).kill()

@@ -13,6 +13,7 @@ from hxp_enterprise_llm.utils.settings_file import Fault
 PROGRESS_INTERVAL_SEC = 2.0
 PROGRESS_BYTES = 1 << 20
 """What memory or reads must grow by between two looks for loading to count as progressing."""
+END_SEC = 1.0
 USAGE_STATUS = 2
 """What argparse exits with; vLLM's parser reads VLLM_ARGS in the server process."""
 
@@ -60,6 +61,10 @@ async def bring_up(
         try:
             answering.result()
         except NotAnswered as error:
+            # A process that ends closes its connections first: why it ended says more.
+            await asyncio.wait((ending,), timeout=END_SEC)
+            if ending.done():
+                raise _why(server, ending.result(), file) from error
             raise EngineDied(f"the model does not answer a request: {error}") from error
         return True
     finally:

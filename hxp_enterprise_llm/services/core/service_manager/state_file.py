@@ -1,10 +1,13 @@
 """What the main process has to tell the monitor beyond what systemd knows: `state.json` in the run-time directory."""
 
 import json
+import logging
 import os
 import time
 from pathlib import Path
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 NAME = "state.json"
 
@@ -33,7 +36,11 @@ class StateFile:
 
     def _write(self) -> None:
         draft = self._file.with_suffix(".new")
-        with draft.open("w", encoding="utf-8") as stream:
-            os.fchmod(stream.fileno(), 0o644)
-            json.dump(self._state, stream)
-        draft.rename(self._file)
+        try:
+            with draft.open("w", encoding="utf-8") as stream:
+                os.fchmod(stream.fileno(), 0o644)
+                json.dump(self._state, stream)
+            draft.rename(self._file)
+        except OSError as error:
+            # No reason to stop serving.
+            log.warning("%s cannot be written, so the monitor will miss something: %s", self._file, error.strerror)

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
-from hxp_enterprise_llm.services.core.service_manager import engine
+from hxp_enterprise_llm.services.core.service_manager import engine, fork_server, reload
 from hxp_enterprise_llm.services.core.service_manager.hang import HangWatch
 from hxp_enterprise_llm.services.core.service_manager.listener import listen
 from hxp_enterprise_llm.services.core.service_manager.memory_events import oom_kills
 from hxp_enterprise_llm.services.core.service_manager.notify import Notifier
 from hxp_enterprise_llm.services.core.service_manager.readiness import base_url, first_answer
-from hxp_enterprise_llm.services.core.service_manager.server_process import ServerProcess, keep_fork_server
+from hxp_enterprise_llm.services.core.service_manager.server_process import ServerProcess
 from hxp_enterprise_llm.services.core.service_manager.startup import bring_up
 from hxp_enterprise_llm.services.core.service_manager.state_file import StateFile
 from hxp_enterprise_llm.utils.api_keys import digest
@@ -32,10 +32,8 @@ from hxp_enterprise_llm.utils.errors import (
     EngineDied,
     EngineHung,
     OutOfMemory,
-    SettingsRefused,
 )
 from hxp_enterprise_llm.utils.settings import instance_file
-from hxp_enterprise_llm.utils.settings_file import Fault
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +44,7 @@ DRAIN_GRACE_SEC = 5.0
 PAUSES_SEC, RECOVERY_WINDOW_SEC = (0.0, 1.0, 5.0), 300.0
 """The first failure within the window is mended at once, the next ones after a pause; at one more than there are
 pauses the main process gives up, and systemd starts all of it anew."""
+FEED_SEC = 1.0
 RECOVERABLE = (EngineDied, EngineHung, OutOfMemory)
 
 
@@ -74,6 +73,7 @@ class Supervisor:
         # What to go back to if the settings of a reload turn out to start no server.
         self._previous: tuple[ServiceConfigSchema, str] | None = None
         self._begin = 0.0
+        self._retiring: asyncio.Task[None] | None = None
         self._stop, self._reload = asyncio.Event(), asyncio.Event()
         self._failures: deque[float] = deque(maxlen=len(PAUSES_SEC))
         self._was_ready = False
@@ -95,12 +95,16 @@ class Supervisor:
                     if self._previous:
                         log.error("%s; going back to the settings before the reload", error, extra=_reason(error))
                         (self._config, self._model), self._previous = self._previous, None
-                    elif self._was_ready and isinstance(error, RECOVERABLE):
-                        await self._recover(error)
+                    elif self._was_ready:
+                        # These settings have served: what vLLM takes for a fault of theirs is something else.
+                        await self._recover(error if isinstance(error, RECOVERABLE) else EngineDied(str(error)))
                     else:
                         raise
         finally:
             listener.close()
+            if self._retiring:
+                self._retiring.cancel()
+                await asyncio.gather(self._retiring, return_exceptions=True)
 
     async def _serve(self, listener: socket.socket) -> None:
         """Serve until a stop, or a reload that takes a new start. Raises CitadelError with the reason of its end."""
@@ -120,7 +124,9 @@ class Supervisor:
                 if not self._beside(*before):
                     self._previous = before
                     self._say("Reloading: answering what has been asked; new requests wait")
-                    await self._retire(server, before[0])
+                    await self._fed(self._retire(server, before[0]))
+                    if self._stop.is_set():
+                        await self._drain(server)
                     return
                 server = await self._replace(server, *before, listener)
         except EngineDied as error:
@@ -171,7 +177,7 @@ class Supervisor:
         if self._config.reload_method != "auto":
             return self._config.reload_method == "beside"
         limit = min(old.memory_limit_gb, self._config.memory_limit_gb)
-        if engine.fits_beside(old, old_model, self._config, self._model, limit):
+        if reload.fits_beside(old, old_model, self._config, self._model, limit):
             return True
         log.info("Two servers do not fit in MEMORY_LIMIT_GB=%g; the old one ends before the new one starts", limit)
         return False
@@ -192,21 +198,40 @@ class Supervisor:
         if not started:
             successor.kill()
             return server
-        await self._retire(server, old)
+        self._retire(server, old)
         return successor
 
-    async def _retire(self, server: ServerProcess, config: ServiceConfigSchema) -> None:
-        """End a server without cutting a request, if they end in time."""
-        if not await server.leave(config.drain_timeout_sec):
-            log.warning("Requests were still in flight after %g s and have been cut", config.drain_timeout_sec)
-        server.kill()
+    def _retire(self, server: ServerProcess, config: ServiceConfigSchema) -> asyncio.Task[None]:
+        """End a server without cutting a request, if they end in time, beside whatever goes on."""
+
+        async def retire() -> None:
+            try:
+                if not await server.leave(config.drain_timeout_sec):
+                    log.warning("Requests were still in flight after %g s and have been cut", config.drain_timeout_sec)
+            finally:
+                server.kill()
+
+        self._retiring = asyncio.create_task(retire())
+        return self._retiring
+
+    async def _reload_due(self) -> None:
+        """Wait until a reload is asked for, and the server that the last one replaced has gone."""
+        await self._reload.wait()
+        if self._retiring:
+            await asyncio.wait((self._retiring,))
+
+    async def _fed(self, task: asyncio.Task[None]) -> None:
+        """Wait for the end of a task, or for a stop; systemd's watchdog waits too."""
+        while not task.done() and not self._stop.is_set():
+            self._notifier.send(WATCHDOG=1)
+            await asyncio.wait((task,), timeout=FEED_SEC)
 
     async def _until_something_happens(self, server: ServerProcess) -> None:
         """Wait for a stop or a reload. Raises EngineDied at the server's end, EngineHung if it gets nowhere."""
         watch = HangWatch(self._config, server, lambda: self._notifier.send(WATCHDOG=1))
         ending, watching = asyncio.create_task(server.ended()), asyncio.create_task(watch.run())
-        events = [asyncio.create_task(event.wait()) for event in (self._stop, self._reload)]
-        keeping = asyncio.create_task(keep_fork_server())
+        events = [asyncio.create_task(self._stop.wait()), asyncio.create_task(self._reload_due())]
+        keeping = asyncio.create_task(fork_server.keep())
         tasks: list[asyncio.Task[Any]] = [ending, watching, *events, keeping]
         try:
             await asyncio.wait((ending, watching, *events), return_when=asyncio.FIRST_COMPLETED)
@@ -249,7 +274,9 @@ class Supervisor:
         self._notifier.send(STOPPING=1)
         limit = self._config.drain_timeout_sec
         self._say(f"Stopping: waiting up to {limit:g} s for requests in flight")
-        if not await server.drain(limit + DRAIN_GRACE_SEC):
+        others = [self._retiring] if self._retiring else []
+        drained, *_ = await asyncio.gather(server.drain(limit + DRAIN_GRACE_SEC), *others, return_exceptions=True)
+        if drained is not True:
             log.warning("Requests were still in flight after %g s and have been cut", limit)
         self._say("Stopped")
 
@@ -260,27 +287,15 @@ class Supervisor:
         old, old_model = self._config, self._model
         try:
             config, model = await asyncio.to_thread(self._reread)
-            for key in ("host", "port", "api_key_file"):
-                if getattr(config, key) != getattr(old, key):
-                    # Its packet filter, its socket and its credentials are those of the unit's start.
-                    fault = Fault(
-                        instance_file(old.name), 0, f"{key.upper()} changed, which takes a restart, not a reload"
-                    )
-                    raise SettingsRefused([fault])
+            reload.check(old, config)
         except CitadelError as error:
             log.error("%s", error, extra=_reason(error))
-            self._answer_reload(str(error))
+            reload.answer(self._run_time, str(error))
             self._say("Ready with the old settings: the reload was refused, the journal says why", READY=1)
             return None
-        self._answer_reload()
+        reload.answer(self._run_time)
         self._config, self._model = config, model
         return old, old_model
-
-    def _answer_reload(self, refused: str = "") -> None:
-        """Tell the unit's ExecReload= that the reload is taken up, or why it is not."""
-        if refused:
-            (self._run_time / "refused").write_text(refused + "\n", encoding="utf-8")
-        (self._run_time / "reload").unlink(missing_ok=True)
 
     def _say(self, status: str, **state: int) -> None:
         log.info("%s", status)

@@ -156,14 +156,16 @@ class Systemd:
     async def job(self, verb: str, unit: str) -> str:
         """Queue `verb`Unit and wait for the end of the job; its result as systemd names it, "done" if all went well."""
         await self._subscribe()
-        if not self._jobs:
-            self._ended.clear()
         path: str = (await self.call(f"{verb}Unit", "ss", unit, "replace"))[0]
         if path in self._ended:
             return self._ended.pop(path)
         future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._jobs[path] = future
-        return await future
+        gone: asyncio.Future[Any] = self._gone or asyncio.get_running_loop().create_future()
+        await asyncio.wait((gone, future), return_when=asyncio.FIRST_COMPLETED)
+        if not future.done():
+            raise SystemdUnreachable(f"the system bus has gone away; whether {unit} did {verb.lower()} is not known")
+        return future.result()
 
     async def _subscribe(self) -> None:
         """Have systemd send signals, and the bus hand the ends of jobs to this connection."""

@@ -23,6 +23,20 @@ UNAUTHORIZED = json.dumps(
 POLICY_VIOLATION = 1008  # RFC 6455
 
 
+class _Work:
+    """One request that a model has to work for, counted once."""
+
+    _counted = False
+
+    def begin(self) -> None:
+        Traffic.requests += not self._counted
+        self._counted = True
+
+    def end(self) -> None:
+        Traffic.requests -= self._counted
+        self._counted = False
+
+
 class Traffic:
     """ASGI middleware, of which a server has one.
 
@@ -53,19 +67,28 @@ class Traffic:
             return
         Traffic._server = scope["app"].state.server
 
-        async def counted(message: Any) -> None:
-            Traffic.sent += 1
+        work = _Work() if scope["method"] == "POST" else None
+
+        async def received() -> Any:
+            message = await receive()
+            # What a client has not sent in full, the model cannot work on.
+            if work and message["type"] == "http.request" and not message.get("more_body"):
+                work.begin()
+            return message
+
+        async def sent(message: Any) -> None:
+            # Answers to probes go on while the engine hangs.
+            Traffic.sent += work is not None
             if Traffic._leaving and message["type"] == "http.response.start":
                 # The client's next request then comes by a new connection, which the successor accepts.
                 message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
             await send(message)
 
-        work = int(scope["method"] == "POST")
-        Traffic.requests += work
         try:
-            await self._app(scope, receive, counted)
+            await self._app(scope, received, sent)
         finally:
-            Traffic.requests -= work
+            if work:
+                work.end()
 
     def _may(self, scope: Any) -> bool:
         """Whether a request carries one of the keys. vLLM itself would leave all but /v1 open, /metrics among them."""
@@ -112,7 +135,7 @@ class Traffic:
 
     @classmethod
     def leave(cls) -> None:
-        """Accept no more connections, and close each after the answer that it waits for."""
+        """Accept no more connections, and close each after its next answer; idle ones end by uvicorn's own timeout."""
         cls._leaving, cls.is_open = True, False
         for doors in cls._server.servers:
             doors.close()

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from hxp_enterprise_llm.monitoring import cgroups, state_file
+from hxp_enterprise_llm.monitoring.failures import Kind, kind_of
 from hxp_enterprise_llm.monitoring.health import ServiceHealth, ServicesHealth, Target, overall
-from hxp_enterprise_llm.monitoring.instance import NOT_ASKED, Instance
+from hxp_enterprise_llm.monitoring.instance import CANNOT_ASK, NOT_ASKED, Instance
 from hxp_enterprise_llm.monitoring.presence import Presence
 from hxp_enterprise_llm.monitoring.store import Store
 from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
@@ -33,7 +34,7 @@ class Fleet:
     def __init__(
         self,
         store: Store,
-        ask: Callable[[ServiceConfigSchema], Awaitable[str]],
+        ask: Callable[[ServiceConfigSchema], Awaitable[str | None]],
         root: str = "/",
         groups: Path = cgroups.CGROUPS,
     ) -> None:
@@ -45,6 +46,7 @@ class Fleet:
         self._root = root
         self._groups = groups
         self._run_time = ""
+        self._short = False
         self._asking: dict[str, asyncio.Task[None]] = {}
         self._made = -FRESH_SEC
         self._answer: ServicesHealth | None = None
@@ -60,7 +62,7 @@ class Fleet:
             self._instance(name)
         for instance in self.instances.values():
             try:
-                instance.config = settings.load(instance.name, self._root)[0]
+                instance.config = instance.last_config = settings.load(instance.name, self._root)[0]
             except (SettingsRefused, OSError):
                 instance.config = None
         return names
@@ -86,7 +88,7 @@ class Fleet:
         instance.known = "ActiveState" in instance.properties
         now = time.time()
         ledger = self.store.ledger(name)
-        self.store.happened(name, *ledger.take_unit(instance.properties, boot, now))
+        self.store.happened(name, *ledger.take_unit(instance.properties, boot, now, self._oom_kills(instance)))
         self.store.happened(name, *ledger.take_state(state_file.read(self._run_time, name), now))
         if instance.up and not was_up:
             # It says that it is ready after the model has answered; one that ran before us has to show it.
@@ -112,15 +114,23 @@ class Fleet:
 
     def probe(self, instance: Instance) -> None:
         """Ask an instance's endpoint, unless it is being asked; nobody waits for the answer."""
-        config = instance.config
+        config = instance.last_config
+        if config is None:
+            instance.trouble = CANNOT_ASK
+            self._look(instance, time.time())
         if config is None or instance.name in self._asking:
             return
 
         async def ask() -> None:
             try:
-                instance.trouble = await self._ask(config)
+                said = await self._ask(config)
             finally:
                 self._asking.pop(instance.name, None)
+            if said is not None:
+                instance.trouble = said
+            if (said is None) is not self._short:
+                self._short = not self._short
+                log.warning("the monitor %s descriptors to ask with", "has too few" if self._short else "again has")
             self._look(instance, time.time())
 
         self._asking[instance.name] = asyncio.create_task(ask())
@@ -159,9 +169,9 @@ class Fleet:
     def targets(self) -> list[Target]:
         """Where the instances that run have vLLM's own metrics."""
         return [
-            Target(targets=(base_url(one.config).removeprefix("http://"),), labels={"service": one.name})
+            Target(targets=(base_url(one.last_config).removeprefix("http://"),), labels={"service": one.name})
             for one in sorted(self.instances.values(), key=lambda one: one.name)
-            if one.up and one.config is not None
+            if one.up and one.last_config is not None
         ]
 
     def _health(self, instance: Instance) -> ServiceHealth:
@@ -174,6 +184,12 @@ class Fleet:
             used = self.store.ledger(instance.name).take_usage(instance.usage)
             if used is not None:
                 self.store.used(instance.name, used, instance.usage.memory_limit_bytes, now)
+
+    def _oom_kills(self, instance: Instance) -> int | None:
+        """What the kernel counts for one that a signal has ended, whose group goes with its last process."""
+        if kind_of(instance.properties) is not Kind.SIGNAL:
+            return None
+        return cgroups.read(instance.properties.get("ControlGroup") or "", self._groups).oom_kills
 
     def _look(self, instance: Instance, now: float) -> None:
         for up, since, until in instance.presence.seen(instance.uptime_counts(now), instance.since, now):

@@ -20,19 +20,22 @@ STARTUP_GOAL_SEC = 30.0
 """How soon after its start a model is promised to answer."""
 UP = (State.READY, State.RELOADING)
 NOT_ASKED = "not yet asked whether it answers"
+CANNOT_ASK = "its settings are refused: it cannot be asked"
 
 
 class Instance:
     """What systemd, the kernel, the settings and the instance's own endpoint say.
 
     `trouble` is "" if its endpoint answers, else why not. `known` says whether systemd's word on it is of now, `seen`
-    whether it was when systemd told of it last.
+    whether it was when systemd told of it last. `config` is None while its settings are refused; `last_config` is then
+    what they were before, by which one that runs on is still reached.
     """
 
     def __init__(self, name: str, presence: Presence) -> None:
         self.name = name
         self.presence = presence
         self.config: ServiceConfigSchema | None = None
+        self.last_config: ServiceConfigSchema | None = None
         self.properties: dict[str, Any] = {}
         self.usage = Usage()
         self.trouble = NOT_ASKED
@@ -79,7 +82,7 @@ class Instance:
             *UP,
             State.STOPPED,
         )
-        if state in (State.UNKNOWN, State.STOPPED) or (self.up and self.trouble == NOT_ASKED):
+        if state in (State.UNKNOWN, State.STOPPED) or (self.up and self.trouble in (NOT_ASKED, CANNOT_ASK)):
             return None
         if state is State.STOPPING and kind_of(self.properties) is None:
             return None

@@ -1,5 +1,6 @@
 """What is remembered of one instance: counts that only rise, whatever restarts, and what has been counted already."""
 
+from signal import SIGKILL
 from typing import Any
 
 from pydantic import BaseModel
@@ -75,8 +76,14 @@ class Ledger(BaseModel):
     mended: dict[Kind, int] = {}
     started: bool = False
 
-    def take_unit(self, properties: dict[str, Any], boot: int, now: float) -> list[Event | Start]:
-        """Take in what systemd says of the unit, and return what that tells of new."""
+    def take_unit(
+        self, properties: dict[str, Any], boot: int, now: float, oom_kills: int | None = None
+    ) -> list[Event | Start]:
+        """Take in what systemd says of the unit, and return what that tells of new.
+
+        `oom_kills` is what the kernel counts for it at this moment: it tells why a signal has ended the main process,
+        which systemd, with OOMPolicy=continue, does not.
+        """
         if boot != self.boot:
             self.boot, self.seen_restarts = boot, 0
         invocation = properties.get("InvocationID") or self.invocation
@@ -85,7 +92,7 @@ class Ledger(BaseModel):
             self.peak_bytes = None
             self.cpu.settle()
             self.oom_kills.settle()
-        found: list[Event | Start] = [*self._restarts(properties, now), *self._end(properties, now)]
+        found: list[Event | Start] = [*self._restarts(properties, now), *self._end(properties, now, oom_kills)]
         code = exit_code(properties)
         self.exit_code = self.exit_code if code is None else code
         began, ready = _moment(properties, "ExecMainStartTimestamp"), _moment(properties, "ActiveEnterTimestamp")
@@ -102,13 +109,18 @@ class Ledger(BaseModel):
         self.restarts += new
         return [Event(at=now, what="restart", count=new)] if new else []
 
-    def _end(self, properties: dict[str, Any], now: float) -> list[Event]:
-        kind = kind_of(properties)
+    def _end(self, properties: dict[str, Any], now: float, oom_kills: int | None) -> list[Event]:
+        kind, reason = kind_of(properties), reason_of(properties)
+        if kind is Kind.SIGNAL and properties.get("ExecMainStatus") == SIGKILL:
+            if Kind.OUT_OF_MEMORY in self.ended:
+                return []
+            if oom_kills is not None and oom_kills > self.oom_kills.last:
+                kind, reason = Kind.OUT_OF_MEMORY, "the kernel ended the main process at the memory limit"
         if kind is None or kind in self.ended:
             return []
         self.ended.add(kind)
         at = _moment(properties, "ExecMainExitTimestamp") if kind is not Kind.START_LIMIT_HIT else 0
-        return [self._failed(Failure(kind=kind, reason=reason_of(properties), at=at or now))]
+        return [self._failed(Failure(kind=kind, reason=reason, at=at or now))]
 
     def take_state(self, state: InstanceState | None, now: float) -> list[Event]:
         """Take in what the main process says that it has mended itself."""

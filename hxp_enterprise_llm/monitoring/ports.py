@@ -16,20 +16,47 @@ AGAIN_SEC = 10.0
 """How often a port that is taken, or an address that is not there, is tried again."""
 CONNECTION_SEC = 10.0
 """How long a connection may last: one request, which is answered in milliseconds."""
-CONNECTIONS = 200
-"""How many connections there may be at once; more get 503."""
+REQUEST_SEC = 3.0
+"""How much of that the request may take to arrive."""
+CONNECTIONS = 512
+"""How many connections there may be at once. With one more, that which has been idle for longest is closed."""
+BACKLOG = 128
+"""How many wait in the kernel: so many at most are accepted before the first of them can be closed again.
+
+Two ports of so many connections have to stay well below LimitNOFILE of the monitor's unit.
+"""
 REQUEST_BYTES = 16 * 1024
 
 
 class OneRequest(H11Protocol):
-    """A connection that ends after its answer, or after ten seconds: uvicorn waits for ever for half a request."""
+    """A connection that ends after its answer, or after some seconds: uvicorn waits for ever for half a request."""
 
     _end: asyncio.TimerHandle | None = None
+    _began = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin the ten seconds."""
+        """Begin the seconds; a port that has too many connections gives up the oldest that waits for a request."""
         super().connection_made(transport)
-        self._end = self.loop.call_later(CONNECTION_SEC, transport.abort)
+        self._began = self.loop.time()
+        self._end = self.loop.call_later(REQUEST_SEC, self._request_due)
+        if len(self.connections) > CONNECTIONS:
+            others = (one for one in self.connections if isinstance(one, OneRequest))
+            # The new one waits too, and is the last to go.
+            oldest = min((one for one in others if one.idle), key=lambda one: one._began)
+            # uvicorn forgets it by itself, but only in the loop's next turn.
+            self.connections.discard(oldest)
+            oldest.transport.abort()
+
+    @property
+    def idle(self) -> bool:
+        """Whether it has no request that is being answered."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def _request_due(self) -> None:
+        if self.cycle is None:
+            self.transport.abort()
+        else:
+            self._end = self.loop.call_later(CONNECTION_SEC - REQUEST_SEC, self.transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget them."""
@@ -98,7 +125,7 @@ class Port:
         try:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listening.bind((self._address, self._port))
-            listening.listen(CONNECTIONS)
+            listening.listen(BACKLOG)
         except OSError:
             listening.close()
             raise
@@ -116,7 +143,7 @@ class Port:
             server_header=False,
             proxy_headers=False,
             headers=[("Connection", "close")],
-            limit_concurrency=CONNECTIONS,
+            backlog=BACKLOG,
             h11_max_incomplete_event_size=REQUEST_BYTES,
             timeout_graceful_shutdown=1,
         )

@@ -1,7 +1,9 @@
 """Asking an instance's own endpoint whether it answers."""
 
 import asyncio
+import errno
 import ssl
+from collections.abc import Iterator
 
 import httpx
 
@@ -23,15 +25,33 @@ def client() -> httpx.AsyncClient:
     )
 
 
-async def ask(asker: httpx.AsyncClient, config: ServiceConfigSchema) -> str:
-    """Ask for /health; "" if the answer is 200, else what is wrong. The body is never read. Raises nothing."""
+async def ask(asker: httpx.AsyncClient, config: ServiceConfigSchema) -> str | None:
+    """Ask for /health; "" if the answer is 200, else what is wrong. The body is never read. Raises nothing.
+
+    None is that it could not be asked, for want of a descriptor here: that says nothing of the instance.
+    """
     url = f"{base_url(config)}/health"
     try:
         async with asyncio.timeout(ANSWER_SEC), asker.stream("GET", url) as answer:
             return "" if answer.status_code == httpx.codes.OK else f"{url} answers {answer.status_code}"
     except (TimeoutError, httpx.TimeoutException):
         return f"{url} does not answer within {ANSWER_SEC:g} s"
-    except httpx.ConnectError:
-        return f"{url} cannot be reached"
-    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError):
-        return f"{url} answers something that is no HTTP"
+    except httpx.ConnectError as error:
+        return None if _ours(error) else f"{url} cannot be reached"
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
+        return None if _ours(error) else f"{url} answers something that is no HTTP"
+
+
+def _ours(error: BaseException) -> bool:
+    """Whether an error comes of this process's or this host's lack of descriptors."""
+    return any(isinstance(one, OSError) and one.errno in (errno.EMFILE, errno.ENFILE) for one in _causes(error))
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and what it was made of: httpx, httpcore and anyio each wrap it once."""
+    while error:
+        yield error
+        if isinstance(error, BaseExceptionGroup):
+            for one in error.exceptions:
+                yield from _causes(one)
+        error = error.__cause__ or error.__context__

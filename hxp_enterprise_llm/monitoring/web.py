@@ -108,7 +108,7 @@ def application(fleet: Fleet, version: str) -> FastAPI:
 
     @app.get("/health/targets")
     async def targets() -> list[Target]:
-        """The services that run, as Prometheus' HTTP service discovery reads it: each has vLLM's metrics at /metrics."""
+        """The services that run, as Prometheus' HTTP service discovery reads it: each has vLLM's own /metrics."""
         return fleet.targets()
 
     page = PAGE.read_text(encoding="utf-8")

@@ -41,6 +41,7 @@ tell()
 notify("READY=1\\nSTATUS=Ready")
 answers = {
     "good": b"HTTP/1.1 200 OK\\r\\nContent-Length: 0\\r\\nConnection: close\\r\\n\\r\\n",
+    "telling": b"HTTP/1.1 200 OK\\r\\nX-Key: secret-key-of-the-test\\r\\n\\r\\nsecret-key-of-the-test",
     "error": b"HTTP/1.1 500 No\\r\\nContent-Length: 0\\r\\n\\r\\n",
     "garbage": b"\\xff\\xfe" * 4000 + b"\\r\\n\\r\\n",
     "endless": b"HTTP/1.1 200 OK\\r\\nX: " + b"x" * 2_000_000,
@@ -65,9 +66,6 @@ ExecStart=/opt/citadel/env/bin/python -I /usr/local/lib/fake/engine.py %i
 ExecReload=
 WatchdogSec=0
 """
-
-
-SECRET = "secret-token-of-the-test"  # noqa: S105  of a throwaway machine
 
 
 class Fakes:
@@ -179,8 +177,8 @@ def test_a_real_model_has_its_figures_at_once(monitor: Host) -> None:
     machine = monitor.machine
     assert one(monitor, "test")["state"] == "stopped"
     machine.run("systemctl", "start", "citadel-llm@test")
-    status, found = get(monitor)
-    assert (status, found["status"]) == (200, "healthy")
+    until(lambda: get(monitor)[0] == 200, 3)
+    assert get(monitor)[1]["status"] == "healthy"
     machine.run("sleep", "3")
     status, test = get(monitor, "/services/test")
     print(test)
@@ -262,14 +260,23 @@ def test_no_instance_delays_the_answers_for_others(fakes: Fakes) -> None:
 def test_nothing_secret_is_told(fakes: Fakes) -> None:
     host, machine = fakes.host, fakes.host.machine
     machine.write("/etc/citadel-llm/monitor.key", "secret-key-of-the-test\n")
-    fakes.make("keyed", API_KEY_FILE="/etc/citadel-llm/monitor.key", HF_TOKEN=SECRET)
+    machine.run("chmod", "0600", "/etc/citadel-llm/monitor.key")
+    fakes.make("keyed", "telling", API_KEY_FILE="/etc/citadel-llm/monitor.key")
     fakes.start("keyed")
     until(lambda: one(host, "keyed")["ready"], 10)
+    pid = machine.show("citadel-llm@keyed", "MainPID")["MainPID"]
+    has = machine.output("sh", "-c", f"cat /proc/{pid}/root/run/credentials/citadel-llm@keyed.service/api-key")
+    assert has == "secret-key-of-the-test", "the key is where it can be told from"
+    # Until what has been seen is written down.
     machine.run("sleep", "11")
-    told = [machine.output("curl", "-s", url) for url in (f"{HEALTH}/services", METRICS, "http://127.0.0.1:8000/")]
-    told += [said(host), machine.output("sh", "-c", f"cat {STORE}* | tr -d '\\0' | strings -n 5 2>/dev/null || true")]
-    told.append(machine.inside(STORE).read_bytes().decode("latin-1"))
-    assert not [text for text in told if "of-the-test" in text]
+    urls = (f"{HEALTH}/services", f"{HEALTH}/services/keyed", f"{HEALTH}/targets", METRICS)
+    told = {url: machine.output("curl", "-s", url) for url in urls}
+    files = machine.inside(STORE).parent.glob("monitor.sqlite*")
+    told["the store"] = b"".join(file.read_bytes() for file in files).decode("latin-1")
+    assert not [where for where, text in told.items() if "keyed" not in text], "each tells of the instance"
+    told |= {"the journal": said(host), "status": machine.output("systemctl", "show", UNIT)}
+    assert "following systemd" in told["the journal"]
+    assert not [where for where, text in told.items() if "secret-key" in text]
 
 
 def test_bad_requests_get_a_plain_answer(monitor: Host) -> None:
@@ -319,12 +326,62 @@ assert time.monotonic() - begin < 15
 
 def test_many_requests_and_half_ones_are_bounded(monitor: Host) -> None:
     machine = monitor.machine
+    before = machine.show(UNIT, "MainPID", "NRestarts")
     print(machine.output("/opt/citadel/env/bin/python", "-I", "-c", MANY, timeout=200))
-    pid = machine.show(UNIT, "MainPID", "NRestarts")
-    assert pid["NRestarts"] == "0" or get(monitor, "")[0] == 200
-    resident = int(machine.output("awk", "/VmRSS/ {print $2}", f"/proc/{pid['MainPID']}/status")) / 1024
+    assert machine.show(UNIT, "MainPID", "NRestarts") == before
+    assert get(monitor, "")[0] == 200
+    resident = int(machine.output("awk", "/VmRSS/ {print $2}", f"/proc/{before['MainPID']}/status")) / 1024
     print(f"resident after 10,000 requests: {resident:.0f} MiB")
     assert resident <= 80
+
+
+FLOOD = """
+import collections, http.client, resource, socket, sys, time
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (6000, 6000))
+held, opened, statuses, end = collections.deque(maxlen=5000), 0, set(), time.monotonic() + 8
+while time.monotonic() < end:
+    for _ in range(100):
+        held.append(socket.create_connection(("127.0.0.1", (8000, 9090)[opened % 2]), timeout=10))
+        opened += 1
+    connection = http.client.HTTPConnection("127.0.0.1", 8000, timeout=10)
+    connection.request("GET", "/health/services/flooded")
+    statuses.add(connection.getresponse().status)
+    connection.close()
+print(opened, "connections")
+assert opened > 3000 and statuses == {200}, statuses
+"""
+
+
+def test_no_number_of_clients_makes_a_model_look_down(fakes: Fakes) -> None:
+    host, machine = fakes.host, fakes.host.machine
+    fakes.make("flooded")
+    fakes.start("flooded")
+    until(lambda: one(host, "flooded")["ready"], 10)
+    before = machine.show(UNIT, "MainPID", "NRestarts")
+    print(machine.output("/usr/bin/python3", "-I", "-c", FLOOD, timeout=60))
+    assert one(host, "flooded")["ready"]
+    assert machine.show(UNIT, "MainPID", "NRestarts") == before
+    assert "out of system resource" not in said(host) and "too few descriptors" not in said(host)
+
+
+def test_one_whose_settings_are_broken_while_it_runs_is_still_asked(fakes: Fakes) -> None:
+    host, machine = fakes.host, fakes.host.machine
+    fakes.make("broken")
+    fakes.start("broken")
+    until(lambda: one(host, "broken")["ready"], 10)
+    file = machine.inside("/etc/default/citadel-llm-broken")
+    good = file.read_text()
+    file.write_text(f"{good}PORT=$nonsense\n")
+    machine.run("systemctl", "daemon-reload")
+    until(lambda: one(host, "broken")["port"] is None, 5)
+    assert one(host, "broken")["ready"], "it runs on as it was"
+    machine.run("systemctl", "restart", UNIT)
+    found = one(host, "broken")
+    assert not found["ready"] and found["reason"].endswith("its settings are refused: it cannot be asked"), found
+    file.write_text(good)
+    machine.run("systemctl", "daemon-reload")
+    until(lambda: one(host, "broken")["ready"], 5)
 
 
 def test_fifty_instances(fakes: Fakes) -> None:

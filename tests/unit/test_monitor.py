@@ -206,6 +206,25 @@ def test_a_killed_main_process_is_one_failure_and_one_restart() -> None:
     assert (ledger.restarts, ledger.failures, ledger.exit_code) == (1, {Kind.SIGNAL: 1}, 137)
 
 
+@pytest.mark.parametrize(
+    ("before", "at_the_end", "kind"), [(1, 2, Kind.OUT_OF_MEMORY), (1, 1, Kind.SIGNAL), (1, None, Kind.SIGNAL)]
+)
+def test_the_kernels_count_tells_why_a_main_process_was_killed(before: int, at_the_end: int | None, kind: Kind) -> None:
+    ledger = Ledger()
+    ledger.take_unit(RUNS, 1, 108)
+    ledger.take_usage(cgroups.Usage(oom_kills=before))
+    (failure,) = ledger.take_unit(RUNS | KILLED, 1, 201, at_the_end)
+    assert isinstance(failure, Event) and (failure.what, failure.at) == (kind, 200)
+    assert ("memory limit" in failure.reason) is (kind is Kind.OUT_OF_MEMORY)
+    # Told again, when the group is gone or has been read meanwhile, it is still one failure.
+    ledger.take_usage(cgroups.Usage(oom_kills=at_the_end))
+    assert ledger.take_unit(RUNS | KILLED, 1, 202) == ledger.take_unit(RUNS | KILLED, 1, 203, at_the_end) == []
+    assert ledger.failures == {kind: 1}
+    other = RUNS | KILLED | {"InvocationID": "b", "ExecMainStatus": 15}
+    (failure,) = ledger.take_unit(other, 1, 300, 9)
+    assert isinstance(failure, Event) and failure.what == Kind.SIGNAL, "the kernel sends SIGKILL only"
+
+
 def test_a_clean_stop_counts_nothing() -> None:
     ledger = Ledger()
     ledger.take_unit(RUNS, 1, 108)
@@ -458,11 +477,11 @@ class Answering:
     """An endpoint that says what it is told to."""
 
     def __init__(self) -> None:
-        self.said = ""
-        self.asked = 0
+        self.said: str | None = ""
+        self.ports: list[int] = []
 
-    async def __call__(self, config: ServiceConfigSchema) -> str:
-        self.asked += 1
+    async def __call__(self, config: ServiceConfigSchema) -> str | None:
+        self.ports.append(config.port)
         return self.said
 
 
@@ -518,6 +537,84 @@ def test_one_that_becomes_ready_is_believed_at_once(root: Root, tmp_path: Path) 
         assert not fleet.services().services[0].ready
         fleet.changed("a", {"ActiveState": "active", "SubState": "running"}, 1)
         assert fleet.services().services[0].ready
+
+    asyncio.run(scenario())
+
+
+def test_one_whose_settings_are_broken_while_it_runs_is_still_asked(root: Root, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        answering = Answering()
+        fleet = fleet_of(root, tmp_path, answering, "a")
+        fleet.connected("")
+        fleet.changed("a", RUNS | {"UnitFileState": "enabled"}, 1)
+        await settle(fleet)
+        root.instance("a", "PORT=$nonsense\n")
+        fleet.present(set(fleet.names()))
+        assert fleet.services().services[0].port is None
+        answering.said = "answers 500"
+        answering.ports.clear()
+        fleet.probe_all()
+        await settle(fleet)
+        assert answering.ports == [11500]
+        assert (fleet.services().services[0].ready, fleet.services().status) == (False, "unhealthy")
+        assert [target.targets for target in fleet.targets()] == [("127.0.0.1:11500",)]
+
+    asyncio.run(scenario())
+
+
+def test_one_that_cannot_be_asked_is_not_ready(root: Root, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        answering = Answering()
+        fleet = fleet_of(root, tmp_path, answering)
+        root.instance("a", "PORT=$nonsense\n")
+        fleet.present(set(fleet.names()))
+        fleet.connected("")
+        fleet.changed("a", RUNS | {"ActiveState": "activating", "SubState": "start", "UnitFileState": "enabled"}, 1)
+        fleet.changed("a", {"ActiveState": "active", "SubState": "running"}, 1)
+        fleet.probe_all()
+        await settle(fleet)
+        (a,) = fleet.services().services
+        assert (answering.ports, a.ready, a.state, fleet.services().status) == ([], False, State.READY, "unhealthy")
+        assert a.reason == "systemd says that it runs, but its settings are refused: it cannot be asked"
+        assert fleet.instances["a"].uptime_counts(time.time()) is None, "nobody knows"
+        root.instance("a", "MODEL=/srv/m\nPORT=11500\n")
+        fleet.present(set(fleet.names()))
+        fleet.probe_all()
+        await settle(fleet)
+        assert (answering.ports, fleet.services().services[0].ready) == ([11500], True)
+
+    asyncio.run(scenario())
+
+
+def test_a_lack_of_our_own_is_no_sign_against_an_instance(
+    root: Root, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        answering = Answering()
+        fleet = fleet_of(root, tmp_path, answering, "a")
+        fleet.connected("")
+        fleet.changed("a", RUNS, 1)
+        for said, ready in (("", True), (None, True), (None, True), ("answers 500", False), (None, False), ("", True)):
+            answering.said = said
+            fleet.probe_all()
+            await settle(fleet)
+            assert fleet.services().services[0].ready is ready, said
+
+    asyncio.run(scenario())
+    assert caplog.text.count("too few descriptors") == caplog.text.count("again has descriptors") == 2
+
+
+def test_the_kernels_count_is_read_before_the_group_goes(root: Root, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        (tmp_path / "cgroup.controllers").write_text("")
+        write(tmp_path / "a.service", memory__events="oom_kill 0\n")
+        fleet = fleet_of(root, tmp_path, Answering(), "a")
+        fleet.connected("")
+        fleet.changed("a", RUNS | {"ControlGroup": "/a.service"}, 1)
+        fleet.record()
+        write(tmp_path / "a.service", memory__events="oom_kill 1\n")
+        fleet.changed("a", KILLED, 1)
+        assert fleet.store.ledger("a").failures == {Kind.OUT_OF_MEMORY: 1}
 
     asyncio.run(scenario())
 

@@ -24,10 +24,13 @@ def fleet() -> Fleet:
     found.present({"ready", "failed", "unknown"})
     stopped = {"ActiveState": "failed", "Result": "exit-code", "ExecMainStatus": 70, "ExecMainExitTimestamp": 1}
 
+    found.instances["ready"].last_config = ServiceConfigSchema(name="ready", model="/m", port=11500)
+
     async def tell() -> None:
         found.changed("ready", {"ActiveState": "activating"}, 1)
         found.changed("ready", {"ActiveState": "active", "StateChangeTimestamp": 10**15, "MainPID": 7}, 1)
         found.changed("failed", stopped, 1)
+        await found.probed()
 
     asyncio.run(tell())
     return found

@@ -2,8 +2,11 @@
 
 import asyncio
 import logging
+import os
+import resource
 import socket
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import httpx
 import pytest
@@ -26,8 +29,10 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def port_at(number: int, address: str = "127.0.0.1") -> Port:
-    application = Starlette(routes=[Route("/", hello)])
+def port_at(
+    number: int, address: str = "127.0.0.1", handler: Callable[[Request], Awaitable[PlainTextResponse]] = hello
+) -> Port:
+    application = Starlette(routes=[Route("/", handler)])
     return Port("health", "HEALTH_PORT", address, number, application=application, changed=lambda: None)
 
 
@@ -59,7 +64,7 @@ async def answer(number: int) -> httpx.Response:
 
 
 def test_one_request_a_connection_and_none_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ports, "CONNECTION_SEC", 0.3)
+    monkeypatch.setattr(ports, "REQUEST_SEC", 0.3)
     number = free_port()
 
     async def scenario() -> None:
@@ -70,6 +75,100 @@ def test_one_request_a_connection_and_none_for_ever(monkeypatch: pytest.MonkeyPa
         assert await asyncio.gather(*held) == [b""] * 20
 
     asyncio.run(serving(port_at(number), scenario))
+
+
+def test_an_answer_that_nobody_reads_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ports, "REQUEST_SEC", 0.1)
+    monkeypatch.setattr(ports, "CONNECTION_SEC", 0.5)
+    number = free_port()
+    cancelled = asyncio.Event()
+
+    async def endless(_: Request) -> PlainTextResponse:
+        try:
+            await asyncio.sleep(0.3)
+        finally:
+            cancelled.set()
+        return PlainTextResponse("x" * 50_000_000)
+
+    async def scenario() -> None:
+        _, writer = await asyncio.open_connection("127.0.0.1", number)
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await asyncio.sleep(0.2)
+        assert open_connections(number) == 1, "a request that is being answered outlasts the time for its arrival"
+        await asyncio.sleep(0.5)
+        assert cancelled.is_set() and open_connections(number) == 0
+        writer.transport.abort()
+
+    asyncio.run(serving(port_at(number, handler=endless), scenario))
+
+
+def descriptors() -> list[int]:
+    """Our own, and the one that they were read with."""
+    return [int(file.name) for file in Path("/proc/self/fd").iterdir()]
+
+
+def open_connections(number: int) -> int:
+    """How many of our own descriptors are the serving end of a connection to a port."""
+    count = 0
+    for descriptor in descriptors():
+        try:
+            with socket.socket(fileno=os.dup(descriptor)) as found:
+                count += found.getsockname()[1:2] == (number,) and bool(found.getpeername())
+        except OSError:
+            pass
+    return count
+
+
+def test_with_too_many_connections_the_oldest_idle_ones_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ports, "CONNECTIONS", 20)
+    monkeypatch.setattr(ports, "BACKLOG", 5)
+    number = free_port()
+    go = asyncio.Event()
+
+    async def slow(_: Request) -> PlainTextResponse:
+        await go.wait()
+        return PlainTextResponse("hello")
+
+    async def scenario() -> None:
+        early = asyncio.create_task(answer(number))
+        await asyncio.sleep(0.1)
+        held = []
+        for _ in range(60):
+            held.append(asyncio.create_task(half_a_request(number)))
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(0.1)
+        assert open_connections(number) == 20
+        assert [task.done() for task in held] == [True] * 41 + [False] * 19
+        late = asyncio.create_task(answer(number))
+        await asyncio.sleep(0.1)
+        go.set()
+        for asked in (early, late):
+            assert (await asked).text == "hello"
+        for task in held:
+            task.cancel()
+        await asyncio.gather(*held, return_exceptions=True)
+
+    asyncio.run(serving(port_at(number, handler=slow), scenario))
+
+
+def test_one_more_than_can_be_answered_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ports, "CONNECTIONS", 2)
+    number = free_port()
+    go = asyncio.Event()
+
+    async def slow(_: Request) -> PlainTextResponse:
+        await go.wait()
+        return PlainTextResponse("hello")
+
+    async def scenario() -> None:
+        asked = [asyncio.create_task(answer(number)) for _ in range(2)]
+        await asyncio.sleep(0.1)
+        with pytest.raises(httpx.TransportError):
+            await answer(number)
+        go.set()
+        assert [(await one).text for one in asked] == ["hello"] * 2
+
+    asyncio.run(serving(port_at(number, handler=slow), scenario))
 
 
 def test_a_taken_port_is_had_once_it_is_free(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -129,8 +228,32 @@ def test_an_endpoint_is_judged_by_its_first_line(
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
         config = ServiceConfigSchema(name="a", model="/m", port=server.sockets[0].getsockname()[1])
         async with probe.client() as client:
-            assert (await probe.ask(client, config)).endswith(said)
+            assert (await probe.ask(client, config) or "").endswith(said)
             server.close()
-            assert (await probe.ask(client, config)).endswith("cannot be reached")
+            assert (await probe.ask(client, config) or "").endswith("cannot be reached")
+
+    asyncio.run(scenario())
+
+
+def test_an_endpoint_is_not_blamed_for_our_own_lack_of_descriptors() -> None:
+    async def scenario() -> None:
+        config = ServiceConfigSchema(name="a", model="/m", port=free_port())
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        async with probe.client() as client:
+            # A first question opens what stays open.
+            assert str(await probe.ask(client, config)).endswith("cannot be reached")
+            used = max(descriptors()) + 1
+            resource.setrlimit(resource.RLIMIT_NOFILE, (used, limits[1]))
+            held = []
+            try:
+                with pytest.raises(OSError, match="Too many open files"):
+                    while True:
+                        held.append(os.open("/dev/null", os.O_RDONLY))
+                assert await probe.ask(client, config) is None
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+                for descriptor in held:
+                    os.close(descriptor)
+            assert str(await probe.ask(client, config)).endswith("cannot be reached")
 
     asyncio.run(scenario())

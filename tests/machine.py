@@ -241,8 +241,10 @@ class Machine:
             for child in children.read_text().split():
                 self._leader = int(child)
                 bus = f"/proc/{child}/root/run/systemd/private"
-                if os.path.basename(os.path.realpath(f"/proc/{child}/exe")) == "systemd" and os.path.exists(bus):
-                    return int(child)
+                # A child that has just ended has no program any more.
+                with contextlib.suppress(FileNotFoundError):
+                    if os.path.basename(os.readlink(f"/proc/{child}/exe")) == "systemd" and os.path.exists(bus):
+                        return int(child)
             time.sleep(0.05)
         raise RuntimeError(f"{self.name} did not boot: {self._console()}")
 

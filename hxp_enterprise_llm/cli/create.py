@@ -49,8 +49,8 @@ def create(name: str, settings: dict[str, str], root: str = "/") -> str:
     except PermissionError:
         raise NotPermitted(f"{file.parent} can be written by root only; run it with sudo") from None
     try:
-        _check(draft, name, root)
         draft.chmod(0o644)
+        _check(draft, name, root)
         # A link, not a rename: it fails if another has made the instance in the meantime.
         os.link(draft, file)
     except FileExistsError:

@@ -28,8 +28,6 @@ EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  compared with, not bound to
 STOP_MARGIN_SEC = 15
 """What TimeoutStopSec= adds to the drain (seconds): vLLM ends in under 1 s once its requests are done."""
 
-WATCHDOG_MARGIN_SEC = 30
-"""What WatchdogSec= adds to the longest time without progress that the main process allows its engine (seconds)."""
 
 MAX_INSTANCES = 2048
 """Instances that get a drop-in; with the bounds of a settings file this bounds time, memory and /run."""
@@ -110,7 +108,6 @@ def _service(settings: InstanceSettings, host: HostSettings) -> list[Directive]:
     def number(key: str) -> float:
         return float(values[key])
 
-    longest = max(number("HANG_TIMEOUT_SEC"), number("START_TIMEOUT_SEC")) + WATCHDOG_MARGIN_SEC
     service = [
         Directive("User", host.values["VLLM_USER"], "VLLM_USER"),
         Directive("Group", host.values["VLLM_GROUP"], "VLLM_GROUP"),
@@ -122,7 +119,6 @@ def _service(settings: InstanceSettings, host: HostSettings) -> list[Directive]:
         Directive("Restart", values["RESTART_POLICY"], "RESTART_POLICY"),
         Directive("RestartSec", f"{number('RESTART_SEC'):g}s", "RESTART_SEC"),
         Directive("TimeoutStartSec", f"{number('START_TIMEOUT_SEC'):g}s", "START_TIMEOUT_SEC"),
-        Directive("WatchdogSec", f"{longest:g}s", "HANG_TIMEOUT_SEC START_TIMEOUT_SEC"),
         Directive("TimeoutStopSec", f"{number('DRAIN_TIMEOUT_SEC') + STOP_MARGIN_SEC:g}s", "DRAIN_TIMEOUT_SEC"),
     ]
     if host.values["VLLM_PID_PATH"] != HOST_KEYS["VLLM_PID_PATH"].default:

@@ -38,6 +38,9 @@ def create(name: str, settings: dict[str, str], root: str = "/") -> str:
     if os.path.lexists(file):
         raise CitadelError(f"there is an instance {name} already: {file}; edit that, or choose another name")
     host = load_host(root)
+    for key in ("HEALTH_PORT", "METRICS_PORT"):
+        if str(host.values[key]) == settings["PORT"]:
+            raise CitadelError(f"PORT={settings['PORT']} is the {key} of the monitor; leave --port out for a free one")
     for other in instance_names(root):
         if str(load_instance(other, host, root).values["PORT"]) == settings["PORT"]:
             raise CitadelError(f"PORT={settings['PORT']} is that of {other}; leave --port out for a free one")

@@ -33,7 +33,7 @@ def order(names: Iterable[str], before: Mapping[str, Iterable[str]]) -> list[str
     try:
         everything = list(TopologicalSorter(before).static_order())
     except CycleError as error:
-        raise DependencyCycle("these instances need each other in a circle: " + " → ".join(error.args[1])) from None
+        raise DependencyCycle(error.args[1]) from None
     return [name for name in everything if name in wanted]
 
 
@@ -73,7 +73,8 @@ async def in_order(
     requires = {name: needs for name, (needs, _) in known.items()}
     after = {name: earlier for name, (_, earlier) in known.items()}
     todo = with_required(names, requires) if and_required else set(names)
-    order(todo, after)
+    # A circle among others is theirs to mend.
+    order(todo, {name: after.get(name, set()) & todo for name in todo})
     sorter: TopologicalSorter[str] = TopologicalSorter()
     for name in todo:
         sorter.add(name)

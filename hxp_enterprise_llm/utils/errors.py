@@ -125,10 +125,14 @@ class JobFailed(CitadelError):
 
 
 class DependencyCycle(CitadelError):
-    """Instances that require each other in a circle, so that none can be first."""
+    """Instances that require each other in a circle, so that none can be first; `circle` begins and ends with one."""
 
     code = "dependency-cycle"
     exit_status = ExitStatus.CONFIG
+
+    def __init__(self, circle: Sequence[str]) -> None:
+        self.circle = tuple(circle)
+        super().__init__("these instances need each other in a circle: " + " → ".join(circle))
 
 
 class SeveralFailed(CitadelError):

@@ -17,7 +17,6 @@ PORT = 11570
 UNIT = "citadel-llm@faulty"
 SETTINGS: dict[str, str | float] = {
     "MODEL": TINY_MODEL, "PORT": PORT, "KV_CACHE_GB": 0.25, "RESTART_SEC": 1,
-    # Short ones, so that the watchdog, which waits longer than both, need not be waited for long.
     "START_TIMEOUT_SEC": 20, "HANG_TIMEOUT_SEC": 20,
 }  # fmt: skip
 ASK = (

@@ -35,6 +35,17 @@ def notify(text):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
         sender.sendto(text.encode(), os.environ["NOTIFY_SOCKET"])
 
+def greedy(*_):
+    if not os.fork():
+        # Another process of the service, as an engine is: it outlives the main process for a moment.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        pathlib.Path("/proc/self/oom_score_adj").write_text("0")
+        time.sleep(5)
+        os._exit(0)
+    pathlib.Path("/proc/self/oom_score_adj").write_text("1000")
+    held = [bytearray(2**20) for _ in range(2000)]
+
+signal.signal(signal.SIGUSR2, greedy)
 signal.signal(signal.SIGUSR1, mended)
 signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 tell()
@@ -234,6 +245,21 @@ def test_what_happens_is_counted_once_and_remembered(fakes: Fakes) -> None:
         assert (counted["restarts"], counted["failures"]) == (1, {"engine-died": 1, "signal": 1})
         assert counted["starts"] == 2 and 0 < counted["memory_peak_bytes"] < counted["memory_limit_bytes"]
     print(machine.output("citadel-llm", "report"))
+
+
+def test_a_main_process_that_the_kernel_ends_is_out_of_memory(fakes: Fakes) -> None:
+    """With OOMPolicy=continue systemd says "signal" of it."""
+    host, machine = fakes.host, fakes.host.machine
+    unit = fakes.make("greedy", RESTART_SEC=0.2, MEMORY_LIMIT_GB=0.2)
+    fakes.start("greedy")
+    until(lambda: one(host, "greedy")["ready"], 10)
+    machine.run("systemctl", "kill", "--kill-whom=main", "--signal=USR2", unit)
+    until(lambda: one(host, "greedy")["restarts"] == 1, 60)
+    failures = {
+        kind: sample(host, f'failures_total{{result="{kind}",service="greedy"}}')
+        for kind in ("out-of-memory", "signal")
+    }
+    assert failures == {"out-of-memory": 1, "signal": 0}
 
 
 def test_no_instance_delays_the_answers_for_others(fakes: Fakes) -> None:

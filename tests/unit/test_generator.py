@@ -291,7 +291,6 @@ class TestCommand:
         assert lines["MemoryMax"] == [f"MEMORY_LIMIT_GB {file}:3"]
         assert lines["CPUQuota"] == [f"CPU_CORES {root.defaults}/citadel-llm:1"]
         assert lines["TasksMax"] == ["MAX_TASKS built-in"]
-        assert lines["WatchdogSec"] == ["HANG_TIMEOUT_SEC built-in; START_TIMEOUT_SEC built-in"]
 
     def test_explain_of_a_refused_file_names_where_its_limits_come_from(
         self, root: Root, capsys: pytest.CaptureFixture[str]

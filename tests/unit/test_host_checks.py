@@ -26,8 +26,9 @@ def test_neighbours_on_one_port_a_missing_requirement_and_a_circle(root: Root) -
     ]
     root.instance("a", GOOD.format(11501) + "REQUIRES=b\n")
     root.instance("b", GOOD.format(11502) + "REQUIRES=a\n")
-    (circle,) = host_checks.neighbours(str(root))
-    assert "in a circle" in circle.text
+    circle = host_checks.neighbours(str(root))
+    assert [finding.instance for finding in circle] == ["a", "b"]
+    assert "in a circle" in circle[0].text
 
 
 def test_a_port_of_the_monitor_and_one_named_in_after_that_is_not_there(root: Root) -> None:

@@ -85,5 +85,10 @@ def test_a_cycle_is_named(root: Root) -> None:
     root.instance("a", GOOD + "REQUIRES=b\n")
     root.instance("b", GOOD + "AFTER=a\n")
     with pytest.raises(DependencyCycle, match=r"in a circle: . → . → ."):
-        run(Actions(), ["a"], root)
+        run(Actions(), ["a"], root, and_required=True)
+    # And is nobody else's business.
+    root.instance("x", GOOD)
+    actions = Actions()
+    run(actions, ["x"], root, and_required=True)
+    assert actions.done == ["x"]
     assert order(["b", "a"], {"a": [], "b": ["a"]}) == ["a", "b"]

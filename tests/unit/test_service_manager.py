@@ -23,6 +23,7 @@ class FakeSystemd:
         self.results = results or {}
         self.values: dict[str, Any] = {"ActiveState": "inactive", "SubState": "dead", "MemoryCurrent": 2**64 - 1}
         self.values |= properties
+        self.running: list[str] = []
         self.asked: list[tuple[str, str]] = []
 
     async def __aenter__(self) -> Self:
@@ -37,6 +38,9 @@ class FakeSystemd:
     async def properties_of(self, units: list[str], target: str) -> list[dict[str, Any]]:
         assert target == "citadel-llm.target"
         return [await self.properties(unit) for unit in units]
+
+    async def active(self, pattern: str) -> list[str]:
+        return self.running
 
     async def job(self, verb: str, unit: str) -> str:
         self.asked.append((verb, unit))
@@ -112,6 +116,26 @@ def test_only_units_that_systemd_holds_are_asked_for() -> None:
     enabled, disabled = idle | {"UnitFileState": "enabled"}, idle | {"UnitFileState": "disabled"}
     assert found == [{"ActiveState": "active"}, enabled, disabled]
     assert systemd.asked[2:] == [f"GetAll {unit_path(units[0]).rpartition('/')[2]}"]
+
+
+def test_one_that_runs_without_a_file_is_seen_and_can_be_stopped(root: Root) -> None:
+    root.instance("a", GOOD)
+    systemd = FakeSystemd(ActiveState="active", SubState="running")
+    systemd.running = ["citadel-llm@lost.service"]
+    found = manager(root, systemd).list_services()
+    assert [service.name for service in found] == ["a", "lost"]
+    assert "does not exist" in found[1].faults[0]
+    manager(root, systemd).stop("lost")
+    assert systemd.asked == [("Stop", "citadel-llm@lost.service")]
+    with pytest.raises(NoSuchInstance):
+        manager(root, systemd).stop("other")
+
+
+def test_a_bad_host_file_hides_nothing(root: Root) -> None:
+    root.instance("a", GOOD)
+    root.host("HEALTH_PORT=abc\n")
+    (service,) = manager(root, FakeSystemd(ActiveState="active", SubState="running")).list_services()
+    assert service.running and "HEALTH_PORT=abc is refused" in service.faults[0]
 
 
 def test_jobs_go_to_the_units(root: Root) -> None:

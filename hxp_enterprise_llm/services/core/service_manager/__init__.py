@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+
+def _instance(unit: str) -> str:
+    """The instance that a unit is."""
+    return unit.removeprefix(unit_name("").removesuffix(".service")).removesuffix(".service")
+
+
 TARGET = "citadel-llm.target"
 """What an enabled instance is wanted by (WantedBy= in the template)."""
 
@@ -33,18 +39,30 @@ class ServiceManager:
         connect: "Callable[[], AbstractAsyncContextManager[Systemd]] | None" = None,
     ) -> None:
         # Imported here: the unit's main process imports this package and needs neither D-Bus nor this class.
-        from hxp_enterprise_llm.services.core.service_manager.config import ServiceManagerConfig
         from hxp_enterprise_llm.services.core.service_manager.systemd import Systemd
 
-        self.config = config or ServiceManagerConfig.load(root)
+        self._config = config
         self._root = root
         self._connect = connect or Systemd
 
+    @property
+    def config(self) -> "ServiceManagerConfig":
+        """The host-wide settings. Read late: what runs can be seen and stopped without them."""
+        from hxp_enterprise_llm.services.core.service_manager.config import ServiceManagerConfig
+
+        if self._config is None:
+            self._config = ServiceManagerConfig.load(self._root)
+        return self._config
+
     def list_services(self) -> "list[Service]":
-        """Every instance that has a settings file, running or not, by name."""
+        """Every instance that has a settings file, running or not, and every one that runs without, by name."""
         from hxp_enterprise_llm.utils import config
 
-        return self._with_systemd(lambda systemd: self._look(systemd, config.instance_names(self._root)))
+        async def look(systemd: "Systemd") -> "list[Service]":
+            running = {_instance(unit) for unit in await systemd.active(unit_name("*"))}
+            return await self._look(systemd, sorted({*config.instance_names(self._root), *running}))
+
+        return self._with_systemd(look)
 
     def status(self, name: str) -> "Service":
         """One instance."""
@@ -123,8 +141,13 @@ class ServiceManager:
         from hxp_enterprise_llm.utils import config
         from hxp_enterprise_llm.utils.errors import NoSuchInstance
 
-        for name in names:
-            if not config.exists(name, self._root):
+        without = [name for name in names if not config.exists(name, self._root)]
+        if not without:
+            return
+        # Its file is gone, and it runs on.
+        running = {_instance(unit) for unit in self._with_systemd(lambda systemd: systemd.active(unit_name("*")))}
+        for name in without:
+            if name not in running:
                 raise NoSuchInstance(f"there is no instance {name!r}; citadel-llm list shows those that there are")
 
     def _with_systemd(self, action: "Callable[[Systemd], Awaitable[T]]") -> T:

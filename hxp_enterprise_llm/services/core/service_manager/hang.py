@@ -25,7 +25,7 @@ SILENT_SEC = 30.0
 
 
 class HangWatch:
-    """Judges the pulse of one server. `feed` is called with every sign of progress, and while it is idle."""
+    """Judges the pulse of one server. `feed` is called after every look that finds no hang."""
 
     def __init__(self, config: ServiceConfigSchema, server: ServerProcess, feed: Callable[[], None]) -> None:
         self._limit = config.hang_timeout_sec
@@ -47,8 +47,7 @@ class HangWatch:
             reason = self._judge(now, self._server.pulse, stopped, *effort)
             if reason:
                 raise EngineHung(reason)
-            if self._moved == now:
-                self._feed()
+            self._feed()
 
     def _judge(self, now: float, pulse: Pulse | None, stopped: str, cpu: float, read: int = 0) -> str:
         """What hangs, empty if nothing does."""

@@ -86,7 +86,11 @@ def permissions(config: ServiceConfigSchema, manager: ServiceManagerConfig) -> l
     for file in needed:
         closed = readable_by(file, user.pw_uid, groups)
         if closed:
-            text = f"permission denied: {manager.user} may not read {closed}; chmod -R o+rX {closed}"
+            remedy = f"chmod -R o+rX {closed}"
+            if closed in Path(config.model).parents:
+                # Never advise to open a directory that may hold other things than models.
+                remedy = f"copy the model to {engine.MODELS}"
+            text = f"permission denied: {manager.user} may not read {closed}; {remedy}"
             return [Finding(config.name, text)]
     return []
 
@@ -192,8 +196,10 @@ def neighbours(root: str = "/") -> list[Finding]:
                 found.append(
                     Finding(name, f"REQUIRES={needed}: there is no such instance; there are: {', '.join(names)}")
                 )
+        if name in {*config.requires, *config.after}:
+            found.append(Finding(name, "it requires or follows itself, which is ignored", fatal=False))
     try:
         order(names, {name: after for name, (_, after) in known.items()})
     except DependencyCycle as error:
-        found.append(Finding("host", str(error)))
+        found += [Finding(name, str(error)) for name in sorted(set(error.circle))]
     return found

@@ -43,7 +43,7 @@ async def first_answer(url: str, model: str, key: str) -> None:
             try:
                 answer = await client.post(path, json={"model": model, **body})
             except httpx.HTTPError as error:
-                raise NotAnswered(f"{path}: {error}") from error
+                raise NotAnswered(f"{path}: {error or type(error).__name__}") from error
             if answer.is_success:
                 return
             said = f"{path}: {answer.status_code} {answer.text[:200]}"

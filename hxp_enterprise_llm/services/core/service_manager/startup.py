@@ -25,13 +25,13 @@ async def bring_up(
     *,
     on_import: Callable[[], None],
     answer: Callable[[], Any],
-    feed: Callable[[], None],
+    feed: Callable[[bool], None],
     file: str,
 ) -> bool:
     """Start the server and wait for `answer` to return; False if `stop` came first.
 
-    `on_import` is called when vLLM is imported and loading begins, `feed` with every sign of progress; `limit` is
-    START_TIMEOUT_SEC, `file` the settings to name in errors.
+    `on_import` is called when vLLM is imported and loading begins, `feed` now and then, with whether loading gets
+    on; `limit` is START_TIMEOUT_SEC, `file` the settings to name in errors.
     Raises EngineDied, EngineHung once nothing has moved for `limit` seconds, or SettingsRefused if vLLM says so.
     """
     watching = asyncio.create_task(_watch_progress(server, limit, feed))
@@ -83,14 +83,15 @@ def _why(server: ServerProcess, end: str, file: str) -> EngineDied | SettingsRef
     return EngineDied(f"{end} before the model was ready; {why}")
 
 
-async def _watch_progress(server: ServerProcess, limit: float, feed: Callable[[], None]) -> None:
-    """Call `feed` while memory or reads of the loading server grow."""
+async def _watch_progress(server: ServerProcess, limit: float, feed: Callable[[bool], None]) -> None:
+    """Call `feed` with whether memory or reads of the loading server have grown."""
     seen, moved = (0, 0), time.monotonic()
-    feed()
+    feed(True)
     while time.monotonic() - moved < limit:
         await asyncio.sleep(min(PROGRESS_INTERVAL_SEC, limit / 4))
         now = await asyncio.to_thread(server.memory_and_reads)
-        if any(new - old >= PROGRESS_BYTES for new, old in zip(now, seen, strict=True)):
+        progress = any(new - old >= PROGRESS_BYTES for new, old in zip(now, seen, strict=True))
+        if progress:
             seen, moved = now, time.monotonic()
-            feed()
+        feed(progress)
     raise EngineHung(f"loading has made no progress for {limit:g} s (START_TIMEOUT_SEC) and was ended")

@@ -159,7 +159,9 @@ class Supervisor:
             config.start_timeout_sec,
             on_import=lambda: self._say(f"Loading {self._model} ({size:.0f} MB)"),
             answer=lambda: first_answer(server.url, config.api_name, self._key),
-            feed=lambda: self._notifier.send(EXTEND_TIMEOUT_USEC=extension, WATCHDOG=1),
+            feed=lambda progress: self._notifier.send(
+                WATCHDOG=1, **({"EXTEND_TIMEOUT_USEC": extension} if progress else {})
+            ),
             file=instance_file(config.name),
         )
         if not ready:
@@ -193,7 +195,7 @@ class Supervisor:
             successor.kill()
             log.error("%s; the server with the settings before the reload goes on", error, extra=_reason(error))
             self._config, self._model = old, old_model
-            self._say("Ready with the old settings: the new ones start no server, the journal says why", READY=1)
+            self._say(f"Ready with the old settings, the new ones start no server: {error}", READY=1)
             return server
         if not started:
             successor.kill()
@@ -291,7 +293,7 @@ class Supervisor:
         except CitadelError as error:
             log.error("%s", error, extra=_reason(error))
             reload.answer(self._run_time, str(error))
-            self._say("Ready with the old settings: the reload was refused, the journal says why", READY=1)
+            self._say(f"Ready with the old settings, the reload was refused: {error}", READY=1)
             return None
         reload.answer(self._run_time)
         self._config, self._model = config, model

@@ -109,6 +109,12 @@ class Systemd:
 
         return list(await asyncio.gather(*map(ask, units)))
 
+    async def active(self, pattern: str) -> list[str]:
+        """Names of the units that fit a pattern and run, or are on their way up or down."""
+        states = ["active", "activating", "reloading", "deactivating"]
+        (found,) = await self.call("ListUnitsByPatterns", "asas", states, [pattern])
+        return [unit[0] for unit in found]
+
     async def changes(self, unit: str) -> AsyncIterator[None]:
         """Yield once at the start, and then whenever a property of the unit has changed since the last time.
 

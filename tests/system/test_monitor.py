@@ -260,6 +260,7 @@ def test_a_main_process_that_the_kernel_ends_is_out_of_memory(fakes: Fakes) -> N
         for kind in ("out-of-memory", "signal")
     }
     assert failures == {"out-of-memory": 1, "signal": 0}
+    assert one(host, "greedy")["last_failure"]["reason"] == "the kernel ended the main process at the memory limit"
 
 
 def test_no_instance_delays_the_answers_for_others(fakes: Fakes) -> None:

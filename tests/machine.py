@@ -43,6 +43,12 @@ def host_runs_systemd() -> bool:
     return Path("/run/systemd/system").is_dir()
 
 
+def _controllers() -> list[str]:
+    """The hierarchies in which a machine has a group of its own, with those in which systemd keeps its processes."""
+    own = [name for name in ("systemd", "unified") if (CGROUPS / name / "cgroup.procs").exists()]
+    return [*V1_CONTROLLERS, *own]
+
+
 def package_depends() -> list[str]:
     """The packages that ours depends on, for the base tree to have their .debs at hand."""
     control = (PROJECT / "debian/control").read_text(encoding="utf-8")
@@ -252,7 +258,7 @@ class Machine:
         return (self.folder / "console.log").read_text(errors="replace")[-2000:]
 
     def _make_groups(self) -> Iterator[Path]:
-        for controller in V1_CONTROLLERS:
+        for controller in _controllers():
             group = CGROUPS / controller / self.name
             group.mkdir()
             if controller == "cpuset":
@@ -275,7 +281,7 @@ class Machine:
                 self._launcher.wait()
         if self.root.is_mount():
             subprocess.run(["umount", "--recursive", self.root], check=True)
-        for controller in V1_CONTROLLERS if not host_runs_systemd() else ():
+        for controller in _controllers() if not host_runs_systemd() else ():
             group = CGROUPS / controller / self.name
             for folder, _, _ in os.walk(group, topdown=False):
                 with contextlib.suppress(OSError):

@@ -147,6 +147,9 @@ def test_a_killed_process_is_replaced_without_systemd(faults: Faults, table: lis
 def test_a_killed_fork_server_costs_nothing(faults: Faults, table: list[Row]) -> None:
     faults.restart()
     table.append(faults.seen("SIGKILL of VLLM::ForkServer", faults.kill("KILL", "VLLM::ForkServer")))
+    table.append(
+        faults.seen("SIGKILL of multiprocessing's resource tracker", faults.kill("KILL", ".*resource_tracker"))
+    )
     # And the next engine comes from a new one, which has begun to import vLLM meanwhile.
     time.sleep(12)
     table.append(faults.seen("SIGKILL of VLLM::EngineCore 12 s later", faults.kill("KILL", "VLLM::EngineCore")))

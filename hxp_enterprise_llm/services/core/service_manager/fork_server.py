@@ -12,13 +12,13 @@ import psutil
 log = logging.getLogger(__name__)
 
 SHORT_LIFE_SEC, LATER_SEC = 60.0, 30.0
-"""A fork server that ends sooner than the first cannot import, and is tried again after the second."""
+"""A new fork server that ends sooner than the first cannot import, and is tried again after the second."""
 
 
 async def keep() -> None:
     """Replace a fork server that ends, at once, so that the next engine does not wait for an import; never returns."""
+    begin = time.monotonic() - SHORT_LIFE_SEC
     while server := pid():
-        begin = time.monotonic()
         with suppress(ProcessLookupError):
             handle = os.pidfd_open(server)
             try:
@@ -29,6 +29,7 @@ async def keep() -> None:
             await asyncio.sleep(LATER_SEC)
         log.warning("The fork server (pid %d) ended; starting a new one", server)
         await asyncio.to_thread(forkserver.ensure_running)
+        begin = time.monotonic()
     await asyncio.Event().wait()
 
 

@@ -23,9 +23,9 @@ TEXT_BYTES = 1000
 """How much of an error is told; a message must not be longer than the main process reads at once."""
 LARGEST_MESSAGE = 4096
 FIGURES = (
-    "vllm:prompt_tokens_total", "vllm:generation_tokens_total", "vllm:request_success_total",
+    "vllm:prompt_tokens_total", "vllm:generation_tokens_total",
     # A long prompt is read in pieces that yield no token; each takes cache.
-    "vllm:kv_cache_usage_perc", "vllm:num_requests_running", "vllm:num_requests_waiting",
+    "vllm:kv_cache_usage_perc",
 )  # fmt: skip
 """Metrics of vLLM of which at least one moves while a request is worked on (vllm/v1/metrics/loggers.py)."""
 
@@ -64,10 +64,11 @@ async def beat(channel: socket.socket, listener: socket.socket) -> None:
     loop.add_reader(channel.fileno(), heard.set)
     try:
         while True:
-            # Without --disable-log-stats there are figures; with it, what has been sent is all there is to go by.
             samples = (sample for metric in figures.collect() for sample in metric.samples if sample.name in FIGURES)
+            # With --disable-log-stats there are no figures; what is sent is less sure, an answer to nobody counts too.
+            progress = [sample.value for sample in samples] or [Traffic.sent]
             message = {"in_flight": Traffic.requests, "connections": Traffic.connections(), "open": Traffic.is_open}
-            _send(channel, {**message, "progress": [Traffic.sent, *(sample.value for sample in samples)]})
+            _send(channel, {**message, "progress": progress})
             with suppress(TimeoutError):
                 await asyncio.wait_for(heard.wait(), BEAT_SEC)
             if heard.is_set():

@@ -157,9 +157,14 @@ class ServerProcess:
         return memory, reads
 
     def effort(self) -> tuple[float, int]:
-        """CPU time of all processes together (seconds), and what they have read from disk, or had paged in (bytes)."""
+        """CPU time of the engine's processes (seconds), and what they have read from disk, or had paged in (bytes).
+
+        Not of the API server: it is busy with whoever asks while the engine hangs.
+        """
         seconds, read = 0.0, 0
         for process in self._descendants():
+            if process.pid == self._process.pid:
+                continue
             with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                 times = process.cpu_times()
                 seconds += times.user + times.system

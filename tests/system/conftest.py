@@ -36,6 +36,15 @@ def install(machine: Machine) -> None:
     machine.run("apt-get", "-qy", "install", f"/root/{PACKAGE.name}")
 
 
+SUMMARY: list[str] = []
+"""Lines for the end of the run: what was measured, which a test that passes would not show."""
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for line in SUMMARY:
+        terminalreporter.write_line(line)
+
+
 class Host:
     """A machine with the package installed, as its administrator uses it."""
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
-from .conftest import TINY_MODEL, Host
+from .conftest import SUMMARY, TINY_MODEL, Host
 
 PORT = 11570
 UNIT = "citadel-llm@faulty"
@@ -125,9 +125,9 @@ class Faults:
 def table() -> Iterator[list[Row]]:
     rows: list[Row] = []
     yield rows
-    print("\n| fault | found | in the words of | exit status | counters of the monitor | serving again |")
-    print("|---|---|---|---|---|---|")
-    print(*rows, sep="\n")
+    SUMMARY.append("| fault | found | in the words of | exit status | counters of the monitor | serving again |")
+    SUMMARY.append("|---|---|---|---|---|---|")
+    SUMMARY.extend(map(str, rows))
 
 
 @pytest.fixture

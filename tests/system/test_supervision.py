@@ -109,13 +109,22 @@ def test_a_key_file_that_cannot_be_honoured_is_no_open_door(host: Host) -> None:
     assert "API_KEY_FILE changed, which takes a restart" in host.journal("open")
 
 
-def test_a_reload_whose_settings_start_no_server_goes_back(host: Host) -> None:
-    host.settings("back", **SETTINGS)
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [("beside", "the settings before the reload goes on"), ("restart", "going back to the settings before the reload")],
+)
+def test_a_reload_whose_settings_start_no_server_goes_back(host: Host, method: str, words: str) -> None:
+    host.settings("back", **SETTINGS, RELOAD_METHOD=method)
     host.machine.run("systemctl", "start", "citadel-llm@back")
-    host.settings("back", **SETTINGS, VLLM_ARGS="'--max-num-seqs 300 --max-num-batched-tokens 200'")
+    refused = {"VLLM_ARGS": "'--max-num-seqs 300 --max-num-batched-tokens 200'"}
+    host.settings("back", **SETTINGS, **refused, RELOAD_METHOD=method)
     host.machine.run("systemctl", "reload", "citadel-llm@back", check=False)
     assert host.machine.output("sh", "-c", f"{STATUS_OF} {REQUEST}", timeout=60) == "200"
-    assert "going back to the settings before the reload" in host.journal("back")
+    begin = time.monotonic()
+    while words not in host.journal("back"):
+        assert time.monotonic() - begin < 60, host.journal("back")
+        time.sleep(1)
+    wait_until_ready(host, "back")
 
 
 def test_an_upgrade_leaves_stopped_models_stopped_and_restarts_running_ones(host: Host) -> None:

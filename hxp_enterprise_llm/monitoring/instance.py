@@ -11,6 +11,7 @@ from hxp_enterprise_llm.monitoring.health import FailureSeen, ServiceHealth
 from hxp_enterprise_llm.monitoring.ledger import Ledger
 from hxp_enterprise_llm.monitoring.presence import Presence
 from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
+from hxp_enterprise_llm.services.core.service_manager.notify import IMPORTING, LOADING, RECOVERING
 from hxp_enterprise_llm.services.core.service_manager.service import State
 from hxp_enterprise_llm.services.core.service_manager.systemd import UNSET
 
@@ -60,7 +61,13 @@ class Instance:
     @property
     def ready(self) -> bool:
         """Whether it answers requests."""
-        return self.up and not self.trouble
+        return self.up and not self.trouble and not self._mending
+
+    @property
+    def _mending(self) -> bool:
+        """Whether its main process says that it replaces the engine. In a reload the old one answers meanwhile."""
+        status = str(self.properties.get("StatusText", ""))
+        return self.state is State.READY and status.startswith((RECOVERING, IMPORTING, LOADING))
 
     @property
     def enabled(self) -> bool:

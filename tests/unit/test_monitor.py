@@ -736,3 +736,21 @@ def test_the_metrics_of_the_contract(root: Root, tmp_path: Path) -> None:
         assert len(exposition._made) < 20
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("active", "status", "ready"),
+    [
+        ("active", "Ready: a on http://127.0.0.1:1, started in 1 s", True),
+        ("active", "Recovering: the engine (pid 7) ended", False),
+        ("active", "Importing vLLM", False),
+        ("active", "Loading /srv/m (2 MB)", False),
+        # The server before the reload answers meanwhile.
+        ("reloading", "Loading /srv/m (2 MB)", True),
+    ],
+)
+def test_one_that_mends_itself_is_not_ready(active: str, status: str, ready: bool) -> None:
+    one = Instance("a", Presence())
+    one.known, one.trouble = True, ""
+    one.properties = {**RUNS, "ActiveState": active, "StatusText": status}
+    assert one.ready is ready

@@ -3,6 +3,8 @@
 import os
 import socket
 
+RECOVERING, IMPORTING, LOADING = "Recovering", "Importing vLLM", "Loading"
+"""How a status begins while no server answers, though the unit may be active: its engine is being replaced."""
 STATUS_LENGTH = 1000
 """How much of a status is sent (characters)."""
 

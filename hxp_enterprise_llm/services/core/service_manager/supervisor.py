@@ -21,7 +21,7 @@ from hxp_enterprise_llm.services.core.service_manager import engine, fork_server
 from hxp_enterprise_llm.services.core.service_manager.hang import HangWatch
 from hxp_enterprise_llm.services.core.service_manager.listener import listen
 from hxp_enterprise_llm.services.core.service_manager.memory_events import oom_kills
-from hxp_enterprise_llm.services.core.service_manager.notify import Notifier
+from hxp_enterprise_llm.services.core.service_manager.notify import IMPORTING, LOADING, RECOVERING, Notifier
 from hxp_enterprise_llm.services.core.service_manager.readiness import base_url, first_answer
 from hxp_enterprise_llm.services.core.service_manager.server_process import ServerProcess
 from hxp_enterprise_llm.services.core.service_manager.startup import bring_up
@@ -152,12 +152,12 @@ class Supervisor:
         """Bring the server up to its first answer and open its door; False if a stop came first."""
         config, size = self._config, engine.weights_bytes(self._model) / 1e6
         extension = round((config.start_timeout_sec + STALL_MARGIN_SEC) * 1e6)
-        self._say("Importing vLLM")
+        self._say(IMPORTING)
         ready = await bring_up(
             server,
             self._stop,
             config.start_timeout_sec,
-            on_import=lambda: self._say(f"Loading {self._model} ({size:.0f} MB)"),
+            on_import=lambda: self._say(f"{LOADING} {self._model} ({size:.0f} MB)"),
             answer=lambda: first_answer(server.url, config.api_name, self._key),
             feed=lambda progress: self._notifier.send(
                 WATCHDOG=1, **({"EXTEND_TIMEOUT_USEC": extension} if progress else {})
@@ -261,7 +261,7 @@ class Supervisor:
         text = str(failure)
         after = f" in {pause:g} s" if pause else ""
         log.error("%s; starting a new one%s", text[0].upper() + text[1:], after, extra=_reason(failure))
-        self._notifier.send(STATUS=f"Recovering: {failure}", WATCHDOG=1)
+        self._notifier.send(STATUS=f"{RECOVERING}: {failure}", WATCHDOG=1)
         with suppress(TimeoutError):
             await asyncio.wait_for(self._stop.wait(), pause)
 

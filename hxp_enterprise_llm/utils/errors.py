@@ -30,6 +30,11 @@ class CitadelError(Exception):
     code = "failed"
     exit_status = ExitStatus.FAILED
 
+    @property
+    def fields(self) -> dict[str, str]:
+        """What a log record of this error carries besides its words; see `journal`."""
+        return {"reason": self.code}
+
 
 class SettingsRefused(CitadelError):
     """A settings file has faults; `faults` holds all of them."""

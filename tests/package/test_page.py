@@ -33,20 +33,64 @@ def service(name: str, **different: Any) -> dict[str, Any]:
     } | different  # fmt: skip
 
 
-SERVICES = [
-    service("mixtral-8x7b", port=11400, memory_bytes=84.6 * GIB, memory_limit_bytes=90 * GIB, cpu_cores=7.91,
-            cpu_limit_cores=8, uptime_ratio=1, restarts=3,
+def services() -> list[dict[str, Any]]:
+    """What the monitor says at this moment: the ages of states count from now."""
+    return [
+        service(
+            "mixtral-8x7b",
+            port=11400,
+            memory_bytes=84.6 * GIB,
+            memory_limit_bytes=90 * GIB,
+            cpu_cores=7.91,
+            cpu_limit_cores=8,
+            uptime_ratio=1,
+            restarts=3,
             model="/var/lib/citadel-llm/models/mistralai/Mixtral-8x7B-Instruct-v0.1",
-            last_failure={"kind": "engine-died", "reason": "the engine (pid 77) ended", "at": "2026-11-23T14:26:40Z"}),
-    service("hermes-2", state="starting", ready=False, port=11401, startup_seconds=None, memory_bytes=6.1 * GIB,
-            memory_limit_bytes=30 * GIB, reason="Loading: weights 3 of 4", since=time.time() - 12, uptime_ratio=0.9712),
-    service("openchat-3.5", state="failed", ready=False, port=11402, pid=None, startup_seconds=None, memory_bytes=None,
-            memory_limit_bytes=25 * GIB, cpu_cores=None, reason=HOSTILE, uptime_ratio=0,
-            last_failure={"kind": "settings-refused", "reason": HOSTILE, "at": 1795444000.1}),
-    service("phi-3-mini", state="stopped", ready=False, port=11403, pid=None, startup_seconds=None, memory_bytes=None,
-            memory_limit_bytes=None, cpu_cores=None, cpu_limit_cores=None, reason="", uptime_ratio=None, enabled=False),
-    service("test", port=11499, host="0.0.0.0"),  # noqa: S104  an address that an administrator may write
-]  # fmt: skip
+            last_failure={"kind": "engine-died", "reason": "the engine (pid 77) ended", "at": "2026-11-23T14:26:40Z"},
+        ),
+        service(
+            "hermes-2",
+            state="starting",
+            ready=False,
+            port=11401,
+            startup_seconds=None,
+            memory_bytes=6.1 * GIB,
+            memory_limit_bytes=30 * GIB,
+            reason="Loading: weights 3 of 4",
+            since=time.time() - 12,
+            uptime_ratio=0.9712,
+        ),
+        service(
+            "openchat-3.5",
+            state="failed",
+            ready=False,
+            port=11402,
+            pid=None,
+            startup_seconds=None,
+            memory_bytes=None,
+            memory_limit_bytes=25 * GIB,
+            cpu_cores=None,
+            reason=HOSTILE,
+            uptime_ratio=0,
+            last_failure={"kind": "settings-refused", "reason": HOSTILE, "at": 1795444000.1},
+        ),
+        service(
+            "phi-3-mini",
+            state="stopped",
+            ready=False,
+            port=11403,
+            pid=None,
+            startup_seconds=None,
+            memory_bytes=None,
+            memory_limit_bytes=None,
+            cpu_cores=None,
+            cpu_limit_cores=None,
+            reason="",
+            uptime_ratio=None,
+            enabled=False,
+        ),
+        service("test", port=11499, host="0.0.0.0"),  # noqa: S104  an address that an administrator may write
+    ]
 
 
 def policy(page: str) -> str:
@@ -114,7 +158,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def monitor() -> Iterator[Monitor]:
     with Monitor() as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        server.tell(*SERVICES)
+        server.tell(*services())
         yield server
         server.shutdown()
 
@@ -140,7 +184,7 @@ def browser(chromium: Browser, request: pytest.FixtureRequest) -> Iterator[Brows
 
 def show(browser: Browser, monitor: Monitor) -> None:
     browser.go(monitor.address)
-    browser.wait(f"document.querySelectorAll('#models tbody tr').length === {len(SERVICES)}")
+    browser.wait(f"document.querySelectorAll('#models tbody tr').length === {len(services())}")
 
 
 def cell(name: str, label: str) -> str:
@@ -235,11 +279,11 @@ def test_every_word_can_be_read_in_light_and_dark(browser: Browser, monitor: Mon
 def test_it_updates_by_itself_and_leaves_the_rows_in_place(browser: Browser, monitor: Monitor) -> None:
     show(browser, monitor)
     browser.value("void (document.querySelector('#models tbody tr').mark = 1)")
-    monitor.tell(*(one | {"restarts": 9, "ready": True, "state": "ready"} for one in SERVICES))
+    monitor.tell(*(one | {"restarts": 9, "ready": True, "state": "ready"} for one in services()))
     browser.wait(f"{cell('test', 'Restarts')} === '9'", seconds=5)
     assert browser.value("document.querySelector('#models tbody tr').mark") == 1
     assert browser.value("document.getElementById('summary').innerText") == "5 of 5 models ready"
-    monitor.tell(*SERVICES[1:])
+    monitor.tell(*services()[1:])
     browser.wait("document.querySelectorAll('#models tbody tr').length === 4", seconds=5)
 
 
@@ -270,9 +314,9 @@ def test_a_monitor_that_does_not_answer_is_said_clearly(
     assert "What stands below is from" in told
     assert browser.value("document.getElementById('models').className") == "past"
     assert browser.value("document.getElementById('summary').innerText") == "Not up to date"
-    assert browser.value("document.querySelectorAll('#models tbody tr').length") == len(SERVICES), "the last is kept"
+    assert browser.value("document.querySelectorAll('#models tbody tr').length") == len(services()), "the last is kept"
     monitor.late = 0
-    monitor.tell(*SERVICES)
+    monitor.tell(*services())
     browser.wait("document.getElementById('stale').innerText === ''", seconds=12)
     assert browser.value("document.getElementById('models').className") == ""
 
@@ -290,11 +334,11 @@ def test_a_reader_that_does_not_see_gets_a_table(browser: Browser, monitor: Moni
         show(browser, monitor)
         nodes = [node for node in browser.call("Accessibility.getFullAXTree")["nodes"] if not node.get("ignored")]
         roles = [node["role"]["value"] for node in nodes]
-        assert roles.count("row") == len(SERVICES) + 1
-        assert roles.count("rowheader") == len(SERVICES)
+        assert roles.count("row") == len(services()) + 1
+        assert roles.count("rowheader") == len(services())
         assert roles.count("columnheader") == 9
         # A card leaves out what a model does not have.
-        assert roles.count("cell") == 8 * len(SERVICES) - (0 if width == 1280 else 7)
+        assert roles.count("cell") == 8 * len(services()) - (0 if width == 1280 else 7)
         assert {"table", "status", "heading"} <= set(roles)
 
 

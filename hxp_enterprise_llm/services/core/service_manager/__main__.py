@@ -91,7 +91,7 @@ def main(arguments: list[str]) -> ExitStatus:
             run(options.model, notifier)
     except CitadelError as error:
         for line in str(error).splitlines():
-            log.error("%s", line, extra={"reason": error.code})
+            log.error("%s", line, extra=error.fields)
         notifier.send(STATUS=f"Failed: {error}")
         return error.exit_status
     return ExitStatus.DONE

@@ -10,7 +10,6 @@ import secrets
 import signal
 import socket
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +22,7 @@ from hxp_enterprise_llm.services.core.service_manager.listener import listen
 from hxp_enterprise_llm.services.core.service_manager.memory_events import oom_kills
 from hxp_enterprise_llm.services.core.service_manager.notify import IMPORTING, LOADING, RECOVERING, Notifier
 from hxp_enterprise_llm.services.core.service_manager.readiness import base_url, first_answer
+from hxp_enterprise_llm.services.core.service_manager.recoveries import PAUSES_SEC, WINDOW_SEC, Recoveries
 from hxp_enterprise_llm.services.core.service_manager.server_process import ServerProcess
 from hxp_enterprise_llm.services.core.service_manager.startup import bring_up
 from hxp_enterprise_llm.services.core.service_manager.state_file import StateFile
@@ -41,9 +41,6 @@ STALL_MARGIN_SEC = 10.0
 """How much longer systemd waits than the main process, which can say what it was that stood still."""
 DRAIN_GRACE_SEC = 5.0
 """What the server gets beyond its drain to end; systemd waits longer, see STOP_MARGIN_SEC of the generator."""
-PAUSES_SEC, RECOVERY_WINDOW_SEC = (0.0, 1.0, 5.0), 300.0
-"""The first failure within the window is mended at once, the next ones after a pause; at one more than there are
-pauses the main process gives up, and systemd starts all of it anew."""
 FEED_SEC = 1.0
 RECOVERABLE = (EngineDied, EngineHung, OutOfMemory)
 
@@ -75,7 +72,7 @@ class Supervisor:
         self._begin = 0.0
         self._retiring: asyncio.Task[None] | None = None
         self._stop, self._reload = asyncio.Event(), asyncio.Event()
-        self._failures: deque[float] = deque(maxlen=len(PAUSES_SEC))
+        self._recoveries = Recoveries()
         self._was_ready = False
         self._oom_kills = oom_kills()
         self._state = StateFile(run_time)
@@ -93,7 +90,7 @@ class Supervisor:
                     await self._serve(listener)
                 except CitadelError as error:
                     if self._previous:
-                        log.error("%s; going back to the settings before the reload", error, extra=_reason(error))
+                        log.error("%s; going back to the settings before the reload", error, extra=error.fields)
                         (self._config, self._model), self._previous = self._previous, None
                     elif self._was_ready:
                         # These settings have served: what vLLM takes for a fault of theirs is something else.
@@ -193,7 +190,7 @@ class Supervisor:
             started = await self._start(successor)
         except CitadelError as error:
             successor.kill()
-            log.error("%s; the server with the settings before the reload goes on", error, extra=_reason(error))
+            log.error("%s; the server with the settings before the reload goes on", error, extra=error.fields)
             self._config, self._model = old, old_model
             self._say(f"Ready with the old settings, the new ones start no server: {error}", READY=1)
             return server
@@ -250,17 +247,14 @@ class Supervisor:
 
     async def _recover(self, failure: CitadelError) -> None:
         """Count a failure and pause; the loop then starts a new server. Raises it if there were too many."""
-        now = time.monotonic()
-        if len(self._failures) == len(PAUSES_SEC) and now - self._failures[0] < RECOVERY_WINDOW_SEC:
-            before = f"{len(PAUSES_SEC)} before it in the last {RECOVERY_WINDOW_SEC:.0f} s"
+        pause = self._recoveries.pause(time.monotonic())
+        if pause is None:
+            before = f"{len(PAUSES_SEC)} before it in the last {WINDOW_SEC:.0f} s"
             raise type(failure)(f"{failure}, and {before}") from failure
-        recent = sum(now - earlier < RECOVERY_WINDOW_SEC for earlier in self._failures)
-        pause = PAUSES_SEC[min(recent, len(PAUSES_SEC) - 1)]
-        self._failures.append(now)
         self._state.failed(failure.code, str(failure))
         text = str(failure)
         after = f" in {pause:g} s" if pause else ""
-        log.error("%s; starting a new one%s", text[0].upper() + text[1:], after, extra=_reason(failure))
+        log.error("%s; starting a new one%s", text[0].upper() + text[1:], after, extra=failure.fields)
         self._notifier.send(STATUS=f"{RECOVERING}: {failure}", WATCHDOG=1)
         with suppress(TimeoutError):
             await asyncio.wait_for(self._stop.wait(), pause)
@@ -291,7 +285,7 @@ class Supervisor:
             config, model = await asyncio.to_thread(self._reread)
             reload.check(old, config)
         except CitadelError as error:
-            log.error("%s", error, extra=_reason(error))
+            log.error("%s", error, extra=error.fields)
             reload.answer(self._run_time, str(error))
             self._say(f"Ready with the old settings, the reload was refused: {error}", READY=1)
             return None
@@ -302,8 +296,3 @@ class Supervisor:
     def _say(self, status: str, **state: int) -> None:
         log.info("%s", status)
         self._notifier.send(STATUS=status, **state)
-
-
-def _reason(error: CitadelError) -> dict[str, str]:
-    """What a log record of an error carries besides its words."""
-    return {"reason": error.code}

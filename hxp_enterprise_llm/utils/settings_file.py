@@ -77,7 +77,9 @@ GLUED_COMMENT = "put the comment on a line of its own: dotenv drops it, systemd 
 CONTROL = "contains a control character: systemd, dotenv and a shell do not all keep every one of them; delete it"
 CR_LF = "ends in CR LF: a shell makes CR part of the value, systemd and dotenv drop it; use dos2unix"
 LINK = "is a symbolic link, and who may write its target would write the settings; copy the file here instead"
-_UNPRINTABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ufeff]")
+_NO_CHARACTERS = "".join(chr(plane << 16 | last) for plane in range(17) for last in (0xFFFE, 0xFFFF))
+"""Code points that Unicode keeps free, with U+FDD0 to U+FDEF: systemd throws away a whole file that has one."""
+_UNPRINTABLE = re.compile(rf"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufdd0-\ufdef{_NO_CHARACTERS}]")
 
 
 def read(path: str) -> SettingsText:

@@ -120,7 +120,7 @@ def test_every_panel_has_data_and_an_alert_reaches_its_reader(host: Host, promet
                 empty[title] = query
     assert empty == {}
     rate = prometheus.ask("sum by (service) (rate(vllm:generation_tokens_total[20s]))")
-    assert float(rate[0]["value"][1]) > 10, "tokens per second under load"
+    assert float(rate[0]["value"][1]) > 1, "tokens per second under load"
 
     # It stays failed: a minute later the alert fires, and its words are whole.
     def fires() -> list[dict[str, Any]]:

@@ -176,3 +176,11 @@ def test_the_work_for_a_file_is_bounded() -> None:
     assert len(many) == MAX_FAULTS + 1
     assert "too much is wrong before it" in many[-1].text
     assert len(str(parse("f", b"A" * 4000 + b" =1").faults)) < 300
+
+
+@pytest.mark.parametrize("character", ["\ufdd0", "\ufdef", "\ufffe", "\uffff", "\U0001fffe", "\U0010ffff"])
+def test_what_unicode_keeps_free_is_refused(character: str) -> None:
+    """systemd does not read a file that has one anywhere in a value."""
+    (fault,) = parse("f", f"K='a{character}'\n".encode()).faults
+    assert fault.line == 1 and "delete it" in fault.text
+    assert not parse("f", "K='\ufffd\ufdcf\ufdf0'\n".encode()).faults

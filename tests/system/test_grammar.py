@@ -57,8 +57,13 @@ def by_systemd(host: Host, texts: list[str]) -> dict[str, str]:
     options = []
     for number, text in enumerate(texts):
         host.machine.inside(f"/run/grammar-{number}").write_bytes(text.encode())
-        options.append(f"--property=EnvironmentFile=-/run/grammar-{number}")
-    done = host.machine.run("systemd-run", "--quiet", "--wait", "--pipe", *options, "/usr/bin/env", "-0")
+        options.append(f"--property=EnvironmentFile=/run/grammar-{number}")
+    command = ["systemd-run", "--quiet", "--wait", "--pipe", *options, "/usr/bin/env", "-0"]
+    done = host.machine.run(*command, check=False)
+    if done.returncode:
+        # Seen once, in thousands: a file that systemd did not read, and did the next time.
+        print(host.machine.output("journalctl", "-n", "20", "-o", "cat"))
+        done = host.machine.run(*command)
     return _environment(done.stdout.encode())
 
 

@@ -42,7 +42,10 @@ schema = schemathesis.openapi.from_asgi("/openapi.json", web.application(fleet()
 @schema.parametrize()
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 def test_every_answer_is_as_described(case: schemathesis.Case) -> None:
-    case.call_and_validate()
+    response = case.call()
+    # A name may be drawn that there is; 503 is what a service that is not ready is meant to give.
+    case.validate_response(response, excluded_checks=[not_a_server_error])
+    assert response.status_code < 500 or response.status_code == 503
 
 
 def test_names_that_there_are_are_described_too() -> None:

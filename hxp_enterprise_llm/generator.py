@@ -20,11 +20,10 @@ from hxp_enterprise_llm.utils.settings import (
     load_host,
     load_instance,
 )
-from hxp_enterprise_llm.utils.settings_keys import GIBIBYTE, HOST_KEYS, is_loopback, memory_high
+from hxp_enterprise_llm.utils.settings_keys import EVERY_ADDRESS, GIBIBYTE, HOST_KEYS, is_loopback, memory_high
 
 DROP_IN = "50-settings.conf"
 MONITOR = "citadel-llm-monitor.service"
-EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  compared with, not bound to
 STOP_MARGIN_SEC = 15
 """What TimeoutStopSec= adds to the drain (seconds): vLLM ends in under 1 s once its requests are done."""
 
@@ -149,7 +148,7 @@ def monitor_drop_in(host: HostSettings, addresses: set[str]) -> str:
     `addresses` are those that models listen on; the unit itself admits loopback, and if that is all the text is empty.
     """
     server = str(host.values["SERVER_IP"])
-    beyond = {address for address in addresses if not is_loopback(address) and address not in EVERYWHERE}
+    beyond = {address for address in addresses if not is_loopback(address) and address not in EVERY_ADDRESS}
     if is_loopback(server) and not beyond:
         return ""
     parts: Sections = {}

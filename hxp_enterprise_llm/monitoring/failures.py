@@ -5,6 +5,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from hxp_enterprise_llm.utils.errors import ExitStatus
+
 REASON_LENGTH = 300
 """How much of somebody's words is kept (characters)."""
 
@@ -37,12 +39,12 @@ BY_RESULT = {
 }
 """From a service unit's Result (org.freedesktop.systemd1(5)); every other failure is told apart by exit status."""
 
-BY_STATUS = {
-    69: Kind.UNAVAILABLE,
-    70: Kind.ENGINE_DIED,
-    71: Kind.OUT_OF_MEMORY,
-    75: Kind.ENGINE_HUNG,
-    78: Kind.SETTINGS_REFUSED,
+BY_STATUS: dict[int, Kind] = {
+    ExitStatus.UNAVAILABLE: Kind.UNAVAILABLE,
+    ExitStatus.SOFTWARE: Kind.ENGINE_DIED,
+    ExitStatus.OUT_OF_MEMORY: Kind.OUT_OF_MEMORY,
+    ExitStatus.TEMPORARY: Kind.ENGINE_HUNG,
+    ExitStatus.CONFIG: Kind.SETTINGS_REFUSED,
 }
 """From the main process's exit status, see the README."""
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
 
 from hxp_enterprise_llm.monitoring.failures import Failure, Kind, words
+from hxp_enterprise_llm.services.core.service_manager.state_file import NAME
 
 LARGEST = 65536
 """Size of a file that is read (bytes); a real one has a few hundred."""
@@ -63,7 +64,7 @@ def read(directory: str, instance: str) -> InstanceState | None:
         try:
             # O_NONBLOCK: opening a pipe would wait for its other end.
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            file = os.open("state.json", flags, dir_fd=folder)
+            file = os.open(NAME, flags, dir_fd=folder)
         finally:
             os.close(folder)
         try:

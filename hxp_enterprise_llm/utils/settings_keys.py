@@ -93,6 +93,10 @@ def memory_high(limit_gb: float) -> int:
     return int(max(limit * HIGH_SHARE, limit - HIGH_GAP_BYTES))
 
 
+EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  compared with, not bound to
+"""Addresses that stand for all of the host, and where the host itself reaches a server that listens on them."""
+
+
 def is_loopback(text: str) -> bool:
     """Whether an address that `address` accepted can be reached from this host only."""
     return text == "::1" or text.startswith("127.")
@@ -198,6 +202,15 @@ class Key(NamedTuple):
     meaning: str
     host_key: str | None = None
     required: bool = False
+
+    def accept(self, value: object) -> object:
+        """The value that a program gives, by the same rule; the ValueError names key, value and what is allowed."""
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        try:
+            return self.parse(str(value))
+        except ValueError as error:
+            raise ValueError(f"{self.name}={value} is refused: write {error}") from None
 
 
 def allowed(key: Key) -> str:

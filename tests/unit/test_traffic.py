@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from hxp_enterprise_llm.services.core.service_manager import pulse
+from hxp_enterprise_llm.services.core.service_manager.server_process import LARGEST_MESSAGE
 from hxp_enterprise_llm.services.core.service_manager.traffic import Traffic
 
 PART, REST = {"type": "http.request", "more_body": True}, {"type": "http.request", "more_body": False}
@@ -84,4 +85,4 @@ def test_no_error_is_too_long_to_be_told(error: Exception) -> None:
     near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with near, far:
         pulse.tell_failure(near, error)
-        assert json.loads(far.recv(pulse.LARGEST_MESSAGE))["failed"]["settings"] is True
+        assert json.loads(far.recv(LARGEST_MESSAGE))["failed"]["settings"] is True

@@ -52,12 +52,7 @@ class ServiceConfigSchema(BaseModel):
         key = INSTANCE_KEYS.get((info.field_name or "").upper())
         if key is None or value is None or value == "" or isinstance(value, bool | tuple | list):
             return value
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        try:
-            return key.parse(str(value))
-        except ValueError as error:
-            raise ValueError(f"{key.name}={value} is refused: write {error}") from None
+        return key.accept(value)
 
     @model_validator(mode="after")
     def _cache_below_the_limit(self) -> Self:

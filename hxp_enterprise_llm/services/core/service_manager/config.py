@@ -45,15 +45,7 @@ class ServiceManagerConfig(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _by_the_rule_of_its_key(cls, value: Any, info: ValidationInfo) -> Any:
-        key = _key(info.field_name or "")
-        if isinstance(value, bool):
-            return value
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        try:
-            return key.parse(str(value))
-        except ValueError as error:
-            raise ValueError(f"{key.name}={value} is refused: write {error}") from None
+        return value if isinstance(value, bool) else _key(info.field_name or "").accept(value)
 
     @classmethod
     def load(cls, root: str = "/") -> Self:

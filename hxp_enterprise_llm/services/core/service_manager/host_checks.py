@@ -24,13 +24,12 @@ from hxp_enterprise_llm.services.core.service_manager.config import ServiceManag
 from hxp_enterprise_llm.utils import config as settings
 from hxp_enterprise_llm.utils.errors import DependencyCycle, ExitStatus, SettingsRefused
 from hxp_enterprise_llm.utils.settings import load_host
-from hxp_enterprise_llm.utils.settings_keys import GIBIBYTE
+from hxp_enterprise_llm.utils.settings_keys import EVERY_ADDRESS, GIBIBYTE
 
 CACHE_SPACE_BYTES = GIBIBYTE
 """Free disk below which the check warns; a round figure, not a measured one."""
 OUR_UNIT = re.compile(r"\bcitadel-llm@([^/\n]+)\.service\b")
 """The unit of an instance in a line of /proc/PID/cgroup."""
-ANY = ("0.0.0.0", "::")  # noqa: S104  compared with, not bound to
 
 
 class Finding(NamedTuple):
@@ -124,7 +123,7 @@ def port(config: ServiceConfigSchema) -> list[Finding]:
     for connection in psutil.net_connections("tcp"):
         if connection.status != psutil.CONN_LISTEN or not connection.laddr or connection.laddr.port != config.port:
             continue
-        if connection.laddr.ip in (config.host, *ANY) or config.host in ANY:
+        if connection.laddr.ip in (config.host, *EVERY_ADDRESS) or config.host in EVERY_ADDRESS:
             holder = _holder(connection.pid)
             text = f"port conflict: PORT={config.port} is taken by {holder}; stop that or choose another PORT"
             return [Finding(config.name, text, status=ExitStatus.UNAVAILABLE)]
@@ -182,7 +181,7 @@ def neighbours(root: str = "/") -> list[Finding]:
         except SettingsRefused:
             continue
         other = ports.setdefault(config.port, config)
-        if other is not config and (config.host == other.host or {config.host, other.host} & set(ANY)):
+        if other is not config and (config.host == other.host or {config.host, other.host} & set(EVERY_ADDRESS)):
             text = f"port conflict: PORT={config.port} is that of {other.name} too; only one of them can run"
             found.append(Finding(name, text))
         for key, port_of_monitor in monitor.items():

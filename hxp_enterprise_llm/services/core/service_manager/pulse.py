@@ -21,7 +21,7 @@ from hxp_enterprise_llm.services.core.service_manager.traffic import Traffic
 BEAT_SEC = 1.0
 TEXT_BYTES = 1000
 """How much of an error is told; a message must not be longer than the main process reads at once."""
-LARGEST_MESSAGE = 4096
+LONGEST_WORD_BYTES = 16
 FIGURES = (
     "vllm:prompt_tokens_total", "vllm:generation_tokens_total",
     # A long prompt is read in pieces that yield no token; each takes cache.
@@ -80,7 +80,7 @@ async def beat(channel: socket.socket, listener: socket.socket) -> None:
 
 async def _obey(channel: socket.socket, listener: socket.socket) -> None:
     try:
-        words = channel.recv(LARGEST_MESSAGE, socket.MSG_DONTWAIT)
+        words = channel.recv(LONGEST_WORD_BYTES, socket.MSG_DONTWAIT)
     except BlockingIOError:
         return
     if not words:

@@ -5,8 +5,7 @@ import ipaddress
 import httpx
 
 from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
-
-ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  where to reach a server that binds to these
+from hxp_enterprise_llm.utils.settings_keys import EVERY_ADDRESS
 
 REQUESTS: tuple[tuple[str, dict[str, object]], ...] = (
     ("/v1/completions", {"prompt": "Hello", "max_tokens": 1}),
@@ -22,7 +21,7 @@ class NotAnswered(Exception):
 
 def base_url(config: ServiceConfigSchema) -> str:
     """Where this host reaches the instance's API."""
-    host = ANY_ADDRESS.get(config.host, config.host)
+    host = EVERY_ADDRESS.get(config.host, config.host)
     return (
         f"http://[{host}]:{config.port}" if ipaddress.ip_address(host).version == 6 else f"http://{host}:{config.port}"
     )

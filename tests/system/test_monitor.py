@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from fakes import Fakes
 
 from .conftest import Host
 
@@ -13,106 +14,6 @@ UNIT = "citadel-llm-monitor"
 HEALTH = "http://127.0.0.1:8000/health"
 METRICS = "http://127.0.0.1:9090/metrics"
 STORE = "/var/lib/citadel-llm/monitor/monitor.sqlite"
-FAKE = """
-import json, os, pathlib, signal, socket, sys, time
-
-mode, port = pathlib.Path(f"/usr/local/lib/fake/{sys.argv[1]}").read_text().split()
-server = socket.create_server(("127.0.0.1", int(port)), backlog=64)
-state = {"startup_seconds": 1.5, "failures": {}, "last_failure": None}
-
-def tell():
-    draft = pathlib.Path(os.environ["RUNTIME_DIRECTORY"], "state.new")
-    draft.write_text(json.dumps(state))
-    draft.chmod(0o644)
-    draft.rename(draft.with_name("state.json"))
-
-def mended(*_):
-    state["failures"]["engine-died"] = state["failures"].get("engine-died", 0) + 1
-    state["last_failure"] = {"kind": "engine-died", "reason": "the fake engine ended", "at": time.time()}
-    tell()
-
-def notify(text):
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-        sender.sendto(text.encode(), os.environ["NOTIFY_SOCKET"])
-
-def greedy(*_):
-    if not os.fork():
-        # Another process of the service, as an engine is: it outlives the main process for a moment.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        pathlib.Path("/proc/self/oom_score_adj").write_text("0")
-        time.sleep(5)
-        os._exit(0)
-    pathlib.Path("/proc/self/oom_score_adj").write_text("1000")
-    held = [bytearray(2**20) for _ in range(2000)]
-
-signal.signal(signal.SIGUSR2, greedy)
-signal.signal(signal.SIGUSR1, mended)
-signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-tell()
-notify("READY=1\\nSTATUS=Ready")
-answers = {
-    "good": b"HTTP/1.1 200 OK\\r\\nContent-Length: 0\\r\\nConnection: close\\r\\n\\r\\n",
-    "telling": b"HTTP/1.1 200 OK\\r\\nX-Key: secret-key-of-the-test\\r\\n\\r\\nsecret-key-of-the-test",
-    "error": b"HTTP/1.1 500 No\\r\\nContent-Length: 0\\r\\n\\r\\n",
-    "garbage": b"\\xff\\xfe" * 4000 + b"\\r\\n\\r\\n",
-    "endless": b"HTTP/1.1 200 OK\\r\\nX: " + b"x" * 2_000_000,
-}
-held = []
-while True:
-    connection, _ = server.accept()
-    if mode == "never":
-        held.append(connection)
-        continue
-    try:
-        connection.recv(4096)
-        connection.sendall(answers[mode])
-    except OSError:
-        pass
-    connection.close()
-"""
-DROP_IN = """
-[Service]
-ExecStart=
-ExecStart=/opt/citadel/env/bin/python -I /usr/local/lib/fake/engine.py %i
-ExecReload=
-WatchdogSec=0
-"""
-
-
-class Fakes:
-    """Instances with the package's own unit, and in place of vLLM a program that answers as it is told to."""
-
-    def __init__(self, host: Host) -> None:
-        self.host = host
-        self.next_port = 12000
-        self.names: list[str] = []
-        host.machine.write("/usr/local/lib/fake/engine.py", FAKE)
-
-    def make(self, name: str, mode: str = "good", **settings: str | float) -> str:
-        """Write its settings; the drop-in is read with them."""
-        self.next_port += 1
-        self.host.machine.write(f"/usr/local/lib/fake/{name}", f"{mode} {self.next_port}")
-        self.host.machine.write(f"/run/systemd/system/citadel-llm@{name}.service.d/90-fake.conf", DROP_IN)
-        self.names.append(name)
-        values = {"MODEL": "/usr/share/citadel-llm/models/test", "PORT": self.next_port, **settings}
-        lines = "".join(f"{key}={value}\n" for key, value in values.items())
-        self.host.machine.write(f"/etc/default/citadel-llm-{name}", lines)
-        return f"citadel-llm@{name}"
-
-    def forget(self) -> None:
-        """Take them away, all at once."""
-        machine = self.host.machine
-        units = [f"citadel-llm@{name}" for name in self.names]
-        machine.run("systemctl", "stop", *units)
-        machine.run("systemctl", "reset-failed", *units, check=False)
-        for name, unit in zip(self.names, units, strict=True):
-            machine.run("rm", "-r", f"/run/systemd/system/{unit}.service.d", f"/etc/default/citadel-llm-{name}")
-        machine.run("systemctl", "daemon-reload")
-
-    def start(self, *names: str) -> None:
-        """Have systemd read what was made, and start it."""
-        self.host.machine.run("systemctl", "daemon-reload")
-        self.host.machine.run("systemctl", "start", *(f"citadel-llm@{name}" for name in names))
 
 
 @pytest.fixture
@@ -125,7 +26,7 @@ def monitor(host: Host) -> Host:
 
 @pytest.fixture
 def fakes(monitor: Host) -> Iterator[Fakes]:
-    fakes = Fakes(monitor)
+    fakes = Fakes(monitor.machine)
     yield fakes
     fakes.forget()
 
@@ -217,8 +118,8 @@ def test_a_real_model_has_its_figures_at_once(monitor: Host) -> None:
     assert sample(monitor, 'failures_total{result="signal",service="test"}') == 0, "a clean stop is no failure"
 
 
-def test_what_happens_is_counted_once_and_remembered(fakes: Fakes) -> None:
-    host, machine = fakes.host, fakes.host.machine
+def test_what_happens_is_counted_once_and_remembered(fakes: Fakes, host: Host) -> None:
+    machine = host.machine
     unit = fakes.make("counted", RESTART_SEC=0.2)
     fakes.start("counted")
     before = machine.show(unit, "MainPID")["MainPID"]
@@ -255,9 +156,9 @@ def test_what_happens_is_counted_once_and_remembered(fakes: Fakes) -> None:
     print(machine.output("citadel-llm", "report"))
 
 
-def test_a_main_process_that_the_kernel_ends_is_out_of_memory(fakes: Fakes) -> None:
+def test_a_main_process_that_the_kernel_ends_is_out_of_memory(fakes: Fakes, host: Host) -> None:
     """With OOMPolicy=continue systemd says "signal" of it."""
-    host, machine = fakes.host, fakes.host.machine
+    machine = host.machine
     unit = fakes.make("greedy", RESTART_SEC=0.2, MEMORY_LIMIT_GB=0.2)
     fakes.start("greedy")
     until(lambda: one(host, "greedy")["ready"], 10)
@@ -272,8 +173,7 @@ def test_a_main_process_that_the_kernel_ends_is_out_of_memory(fakes: Fakes) -> N
     print(f"killed at the memory limit, counted as {[kind for kind in failures if failures[kind]]}")
 
 
-def test_no_instance_delays_the_answers_for_others(fakes: Fakes) -> None:
-    host = fakes.host
+def test_no_instance_delays_the_answers_for_others(fakes: Fakes, host: Host) -> None:
     modes = ("good", "error", "garbage", "endless", "never")
     for mode in modes:
         fakes.make(f"fake-{mode}", mode)
@@ -293,8 +193,8 @@ def test_no_instance_delays_the_answers_for_others(fakes: Fakes) -> None:
         assert float(took) < 2  # it would be 3 if it waited for one that does not answer
 
 
-def test_nothing_secret_is_told(fakes: Fakes) -> None:
-    host, machine = fakes.host, fakes.host.machine
+def test_nothing_secret_is_told(fakes: Fakes, host: Host) -> None:
+    machine = host.machine
     machine.write("/etc/citadel-llm/monitor.key", "secret-key-of-the-test\n")
     machine.run("chmod", "0600", "/etc/citadel-llm/monitor.key")
     fakes.make("keyed", "telling", API_KEY_FILE="/etc/citadel-llm/monitor.key")
@@ -389,8 +289,8 @@ assert opened > 3000 and statuses == {200}, statuses
 """
 
 
-def test_no_number_of_clients_makes_a_model_look_down(fakes: Fakes) -> None:
-    host, machine = fakes.host, fakes.host.machine
+def test_no_number_of_clients_makes_a_model_look_down(fakes: Fakes, host: Host) -> None:
+    machine = host.machine
     fakes.make("flooded")
     fakes.start("flooded")
     until(lambda: one(host, "flooded")["ready"], 10)
@@ -401,8 +301,8 @@ def test_no_number_of_clients_makes_a_model_look_down(fakes: Fakes) -> None:
     assert "out of system resource" not in said(host) and "too few descriptors" not in said(host)
 
 
-def test_one_whose_settings_are_broken_while_it_runs_is_still_asked(fakes: Fakes) -> None:
-    host, machine = fakes.host, fakes.host.machine
+def test_one_whose_settings_are_broken_while_it_runs_is_still_asked(fakes: Fakes, host: Host) -> None:
+    machine = host.machine
     fakes.make("broken")
     fakes.start("broken")
     until(lambda: one(host, "broken")["ready"], 10)
@@ -420,8 +320,8 @@ def test_one_whose_settings_are_broken_while_it_runs_is_still_asked(fakes: Fakes
     until(lambda: one(host, "broken")["ready"], 5)
 
 
-def test_fifty_instances(fakes: Fakes) -> None:
-    host, machine = fakes.host, fakes.host.machine
+def test_fifty_instances(fakes: Fakes, host: Host) -> None:
+    machine = host.machine
     names = [f"many-{number}" for number in range(50)]
     for name in names:
         fakes.make(name, MEMORY_LIMIT_GB=0.5)
@@ -514,8 +414,8 @@ def test_a_full_disk_is_said_and_survived(monitor: Host) -> None:
         machine.run("systemctl", "start", UNIT)
 
 
-def test_the_bus_goes_away_and_comes_back(fakes: Fakes) -> None:
-    host, machine = fakes.host, fakes.host.machine
+def test_the_bus_goes_away_and_comes_back(fakes: Fakes, host: Host) -> None:
+    machine = host.machine
     fakes.make("bus")
     fakes.start("bus")
     until(lambda: one(host, "bus")["ready"], 10)

@@ -12,7 +12,8 @@ RELOADS = 10
 CLIENT = PROJECT / "tests/steady_client.py"
 RELOAD = f"""
 rm -f /root/enough
-/opt/citadel/env/bin/python -I /root/client.py http://127.0.0.1:{PORT}/v1/completions busy /root/enough >/root/asked & sleep 2
+ask="/opt/citadel/env/bin/python -I /root/client.py http://127.0.0.1:{PORT}/v1/completions busy"
+$ask /root/enough >/root/asked & sleep 2
 for number in $(seq {RELOADS}); do
     sed -i "s/^MAX_MODEL_LEN=.*/MAX_MODEL_LEN=$((1000 + number))/" /etc/default/citadel-llm-busy
     systemctl reload citadel-llm@busy || {{ touch /root/enough; exit 1; }}

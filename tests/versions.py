@@ -27,7 +27,7 @@ def with_version(package: Path, version: str, folder: Path) -> Path:
         subprocess.run(["dpkg-deb", "--control", package, control.parent], check=True)
         control.write_text(re.sub("(?m)^Version: .*", f"Version: {version}", control.read_text()))
         for command in (
-            ["tar", "--create", "--gzip", "--owner=0", "--group=0", "--file=control.tar.gz", "--directory=control", "."],
+            ["tar", "--create", "--gzip", "--owner=0", "--group=0", "--file=control.tar.gz", "-Ccontrol", "."],
             ["ar", "x", str(package.absolute()), "debian-binary", files],
             ["ar", "cr", str(renamed.absolute()), "debian-binary", "control.tar.gz", files],
         ):

@@ -11,6 +11,8 @@ def main() -> None:
     """Watch until told to stop."""
     # pydantic looks for plugins in the metadata of all 150 distributions of the environment; there are none.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    # httpx's command line, and with it click, rich and pygments: 4 MB that nobody asks for. httpx goes without.
+    sys.modules["httpx._main"] = None  # type: ignore[assignment]  # None is what "there is none" is written as
     from hxp_enterprise_llm.monitoring.daemon import Monitor
     from hxp_enterprise_llm.monitoring.store import Store
     from hxp_enterprise_llm.services.core.service_manager.journal import JournalHandler

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hxp_enterprise_llm.monitoring import cgroups, state_file
+from hxp_enterprise_llm.monitoring.cgroups import Usage
 from hxp_enterprise_llm.monitoring.failures import Kind, kind_of
 from hxp_enterprise_llm.monitoring.health import ServiceHealth, ServicesHealth, Target, overall
 from hxp_enterprise_llm.monitoring.instance import CANNOT_ASK, NOT_ASKED, Instance
@@ -15,6 +16,7 @@ from hxp_enterprise_llm.monitoring.presence import Presence
 from hxp_enterprise_llm.monitoring.store import Store
 from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
 from hxp_enterprise_llm.services.core.service_manager.readiness import base_url
+from hxp_enterprise_llm.services.core.service_manager.service import State
 from hxp_enterprise_llm.utils import config as settings
 from hxp_enterprise_llm.utils.errors import SettingsRefused
 from hxp_enterprise_llm.utils.settings import load_host
@@ -23,6 +25,14 @@ log = logging.getLogger("citadel-llm-monitor")
 
 FRESH_SEC = 1.0
 """For how long an answer is good: so often, whoever asks, the kernel's files are read."""
+
+
+def _stamp(file: str) -> tuple[int, int, int] | None:
+    try:
+        found = Path(file).stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_ctime_ns, found.st_size
 
 
 class Fleet:
@@ -60,7 +70,13 @@ class Fleet:
         names = settings.instance_names(self._root)
         for name in names:
             self._instance(name)
+        of_the_host = _stamp(settings.host_file(self._root))
         for instance in self.instances.values():
+            # There may be thousands of files, and every daemon-reload of the host comes here.
+            read = (of_the_host, _stamp(settings.instance_file(instance.name, self._root)))
+            if read == instance.read:
+                continue
+            instance.read = read
             try:
                 instance.config = instance.last_config = settings.load(instance.name, self._root)[0]
             except (SettingsRefused, OSError):
@@ -84,12 +100,15 @@ class Fleet:
                 return
             instance = self._instance(name)
         was_up = instance.up
-        instance.properties |= properties
+        # All of them replace those before: thousands of idle ones share what is said of them.
+        every = instance.properties.keys() <= properties.keys()
+        instance.properties = properties if every else instance.properties | properties
         instance.known = "ActiveState" in instance.properties
         now = time.time()
-        ledger = self.store.ledger(name)
-        self.store.happened(name, *ledger.take_unit(instance.properties, boot, now, self._oom_kills(instance)))
-        self.store.happened(name, *ledger.take_state(state_file.read(self._run_time, name), now))
+        if name in self.store.ledgers or instance.state is not State.STOPPED:
+            ledger = self.store.ledger(name)
+            self.store.happened(name, *ledger.take_unit(instance.properties, boot, now, self._oom_kills(instance)))
+            self.store.happened(name, *ledger.take_state(state_file.read(self._run_time, name), now))
         if instance.up and not was_up:
             # It says that it is ready after the model has answered; one that ran before us has to show it.
             instance.trouble = "" if instance.seen else NOT_ASKED
@@ -152,7 +171,8 @@ class Fleet:
         self._measure()
         for instance in self.instances.values():
             said = state_file.read(self._run_time, instance.name)
-            self.store.happened(instance.name, *self.store.ledger(instance.name).take_state(said, now))
+            if said is not None:
+                self.store.happened(instance.name, *self.store.ledger(instance.name).take_state(said, now))
             self._look(instance, now)
 
     # What is asked
@@ -175,12 +195,14 @@ class Fleet:
         ]
 
     def _health(self, instance: Instance) -> ServiceHealth:
-        return instance.health(self.store.ledger(instance.name), self.store.uptime(instance.name))
+        return instance.health(self.store.told(instance.name), self.store.uptime(instance.name))
 
     def _measure(self) -> None:
         now, clock = time.time(), time.monotonic()
         for instance in self.instances.values():
             instance.measure(clock, self._groups)
+            if instance.usage == Usage():
+                continue
             used = self.store.ledger(instance.name).take_usage(instance.usage)
             if used is not None:
                 self.store.used(instance.name, used, instance.usage.memory_limit_bytes, now)

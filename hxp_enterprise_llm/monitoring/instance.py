@@ -1,7 +1,9 @@
 """One instance as the monitor knows it at this moment."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from hxp_enterprise_llm.monitoring import cgroups
@@ -12,7 +14,7 @@ from hxp_enterprise_llm.monitoring.ledger import Ledger
 from hxp_enterprise_llm.monitoring.presence import Presence
 from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
 from hxp_enterprise_llm.services.core.service_manager.notify import IMPORTING, LOADING, RECOVERING
-from hxp_enterprise_llm.services.core.service_manager.service import State
+from hxp_enterprise_llm.services.core.service_manager.service import State, limits_of
 from hxp_enterprise_llm.services.core.service_manager.systemd import UNSET
 
 RATE_SEC = 1.0
@@ -21,7 +23,12 @@ STARTUP_GOAL_SEC = 30.0
 """How soon after its start a model is promised to answer."""
 UP = (State.READY, State.RELOADING)
 NOT_ASKED = "not yet asked whether it answers"
+FIELDS = set(ServiceHealth.model_fields)
 CANNOT_ASK = "its settings are refused: it cannot be asked"
+
+
+Stamps = tuple[tuple[int, int, int] | None, ...]
+"""What changes with every change of a file: its number, the time of its last change (ns), and its size."""
 
 
 class Instance:
@@ -29,7 +36,7 @@ class Instance:
 
     `trouble` is "" if its endpoint answers, else why not. `known` says whether systemd's word on it is of now, `seen`
     whether it was when systemd told of it last. `config` is None while its settings are refused; `last_config` is then
-    what they were before, by which one that runs on is still reached.
+    what they were before, by which one that runs on is still reached. `read` tells which files they are from.
     """
 
     def __init__(self, name: str, presence: Presence) -> None:
@@ -37,6 +44,7 @@ class Instance:
         self.presence = presence
         self.config: ServiceConfigSchema | None = None
         self.last_config: ServiceConfigSchema | None = None
+        self.read: Stamps | None = None
         self.properties: dict[str, Any] = {}
         self.usage = Usage()
         self.trouble = NOT_ASKED
@@ -112,8 +120,12 @@ class Instance:
     def health(self, ledger: Ledger, uptime: float | None) -> ServiceHealth:
         """All of it."""
         usage, config, failure = self.usage, self.config, ledger.last_failure
-        quota = self._figure("CPUQuotaPerSecUSec")
+        # systemd has no say on one that lies idle.
+        limits = limits_of(config)
+        quota = self._figure("CPUQuotaPerSecUSec", limits)
         return ServiceHealth.model_construct(
+            # One set for all: it would take more than the values.
+            _fields_set=FIELDS,
             name=self.name,
             state=self.state,
             ready=self.ready,
@@ -127,11 +139,11 @@ class Instance:
             restarts=ledger.restarts,
             uptime_ratio=uptime,
             memory_bytes=usage.memory_bytes,
-            memory_limit_bytes=usage.memory_limit_bytes or self._figure("MemoryMax"),
+            memory_limit_bytes=usage.memory_limit_bytes or self._figure("MemoryMax", limits),
             cpu_cores=self._cores,
             cpu_limit_cores=usage.cpu_limit_cores or (None if quota is None else quota / 1e6),
             tasks=usage.tasks,
-            tasks_limit=usage.tasks_limit or self._figure("TasksMax"),
+            tasks_limit=usage.tasks_limit or self._figure("TasksMax", limits),
             reason=self.reason,
             last_failure=failure
             and FailureSeen(kind=failure.kind, reason=failure.reason, at=datetime.fromtimestamp(failure.at, UTC)),
@@ -150,6 +162,7 @@ class Instance:
             return f"its settings are refused or missing: citadel-llm check {self.name}"
         return said
 
-    def _figure(self, name: str) -> int | None:
+    def _figure(self, name: str, otherwise: Mapping[str, float] = MappingProxyType({})) -> int | None:
         value = self.properties.get(name)
+        value = otherwise.get(name) if value is None else value
         return None if value is None or value == UNSET else int(value)

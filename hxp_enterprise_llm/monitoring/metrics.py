@@ -73,7 +73,7 @@ class ServiceCollector(Collector):
         )
         _add(states, (((one.name, state), float(one.state is state)) for one in services for state in State))
         yield states
-        ledgers = {one.name: self._fleet.store.ledger(one.name) for one in services}
+        ledgers = {one.name: self._fleet.store.told(one.name) for one in services}
         for name, (text, count_of) in COUNTERS.items():
             counter = CounterMetricFamily(f"{PREFIX}_{name}", text, labels=["service"])
             _add(counter, (((one,), count_of(ledger)) for one, ledger in ledgers.items()))

@@ -50,6 +50,9 @@ PEAK = """INSERT INTO peak VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE
     SET bytes = excluded.bytes, limit_bytes = excluded.limit_bytes WHERE excluded.bytes >= bytes"""
 
 
+NOTHING = Ledger()
+
+
 class NotOurs(sqlite3.DatabaseError):
     """The file is damaged, or of another version."""
 
@@ -86,6 +89,10 @@ class Store:
     def ledger(self, instance: str) -> Ledger:
         """The ledger of an instance, a new one if there is none."""
         return self.ledgers.setdefault(instance, Ledger())
+
+    def told(self, instance: str) -> Ledger:
+        """The ledger of an instance to read from; one for all of which there is nothing to tell."""
+        return self.ledgers.get(instance, NOTHING)
 
     def uptime(self, instance: str) -> float | None:
         """The share of the last 30 days that an instance was ready, of the time that it should have run; None for one

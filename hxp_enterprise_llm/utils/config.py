@@ -6,11 +6,12 @@ from pydantic import ValidationError
 
 from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
 from hxp_enterprise_llm.utils.errors import SettingsRefused
-from hxp_enterprise_llm.utils.settings import instance_file, instance_names, load_host, load_instance
+from hxp_enterprise_llm.utils.settings import host_file, instance_file, instance_names, load_host, load_instance
 from hxp_enterprise_llm.utils.settings_file import Fault
 from hxp_enterprise_llm.utils.settings_keys import is_instance_name
 
-__all__ = ["exists", "instance_file", "instance_names", "load"]
+DEFAULTS = {name: field.default for name, field in ServiceConfigSchema.model_fields.items()}
+__all__ = ["exists", "host_file", "instance_file", "instance_names", "load"]
 
 
 def load(name: str, root: str = "/", file: str | None = None) -> tuple[ServiceConfigSchema, list[Fault]]:
@@ -34,7 +35,9 @@ def load(name: str, root: str = "/", file: str | None = None) -> tuple[ServiceCo
     fatal = [fault for fault in faults if fault.fatal]
     if fatal:
         raise SettingsRefused(fatal)
+    # The schema has the same defaults; each value that is given takes room in every instance that the monitor knows.
     values = {key.lower(): value for key, value in settings.values.items() if value is not None}
+    values = {key: value for key, value in values.items() if value != DEFAULTS[key]}
     try:
         schema = ServiceConfigSchema(name=name, environment=settings.environment, **values)
     except ValidationError as error:

@@ -48,6 +48,10 @@ class InstanceSettings(NamedTuple):
         return any(fault.fatal for fault in self.faults)
 
 
+def host_file(root: str = "/") -> str:
+    return os.path.join(root, DIRECTORY, HOST_FILE)
+
+
 def instance_file(name: str, root: str = "/") -> str:
     return os.path.join(root, DIRECTORY, PREFIX + name)
 
@@ -69,7 +73,7 @@ def built_in_host() -> HostSettings:
 
 def load_host(root: str = "/") -> HostSettings:
     """Read the host-wide file. A missing file means the built-in values; a refused one too, and says why."""
-    file = os.path.join(root, DIRECTORY, HOST_FILE)
+    file = host_file(root)
     text = read(file) if os.path.lexists(file) else SettingsText({}, [])
     faults = list(text.faults)
     values = {key.name: _value(key, text.entries.get(key.name), file, faults) for key in HOST_KEYS.values()}

@@ -1,6 +1,10 @@
 """Keys of the API on a booted host: made by the command, asked for everywhere, kept nowhere."""
 
 import json
+import time
+from collections.abc import Iterator
+
+import pytest
 
 from .conftest import TINY_MODEL, Host
 
@@ -18,6 +22,16 @@ PATHS = (
 )
 
 
+KEYS = "/etc/citadel-llm/locked.keys"
+
+
+@pytest.fixture(autouse=True)
+def keys(host: Host) -> Iterator[None]:
+    """No test finds the keys of another, also not of one that failed."""
+    yield
+    host.machine.inside(KEYS).unlink(missing_ok=True)
+
+
 def status(host: Host, path: str, key: str = "") -> str:
     words = ["-H", f"Authorization: Bearer {key}"] if key else []
     return host.machine.output(
@@ -30,7 +44,7 @@ def test_keys_are_made_asked_for_and_revoked(host: Host) -> None:
     host.settings("locked", MODEL=TINY_MODEL, PORT=PORT, KV_CACHE_GB=0.25)
     alice = machine.output("citadel-llm", "key", "add", "locked", "--name", "alice")
     bob = machine.output("citadel-llm", "key", "add", "citadel-llm@locked", "--name", "bob")
-    assert machine.output("stat", "-c", "%U %a", "/etc/citadel-llm/locked.keys") == "root 600"
+    assert machine.output("stat", "-c", "%U %a", KEYS) == "root 600"
     names = [one["name"] for one in json.loads(machine.output("citadel-llm", "key", "list", "locked", "--json"))]
     assert names == ["alice", "bob"]
     machine.run("systemctl", "start", "citadel-llm@locked")
@@ -40,7 +54,10 @@ def test_keys_are_made_asked_for_and_revoked(host: Host) -> None:
         assert (status(host, "/v1/models", key), status(host, "/metrics", key)) == ("200", "200")
     assert status(host, "/v1/models", "wrong") == "401"
     # The monitor needs none, and tells none.
-    assert json.loads(machine.output("curl", "-s", "http://127.0.0.1:8000/health/services/locked"))["ready"]
+    end = time.monotonic() + 10
+    while not json.loads(machine.output("curl", "-s", "http://127.0.0.1:8000/health/services/locked")).get("ready"):
+        assert time.monotonic() < end, "the monitor does not say that it is ready"
+        time.sleep(0.2)
     seen = machine.output("systemctl", "show", "citadel-llm@locked") + host.journal("locked")
     seen += machine.output("curl", "-s", "http://127.0.0.1:8000/health/services", "http://127.0.0.1:9090/metrics")
     everywhere = "cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ /run/citadel-llm/*/* 2>/dev/null | tr '\\0' ' '; true"
@@ -53,7 +70,6 @@ def test_keys_are_made_asked_for_and_revoked(host: Host) -> None:
     machine.run("citadel-llm", "key", "revoke", "locked", "bob")
     assert machine.run("systemctl", "restart", "citadel-llm@locked", check=False).returncode != 0
     assert "holds no key" in machine.show("citadel-llm@locked", "StatusText")["StatusText"]
-    machine.run("rm", "/etc/citadel-llm/locked.keys")
 
 
 def test_what_cannot_be_done_with_a_key_is_said(host: Host) -> None:
@@ -75,4 +91,4 @@ def test_a_refused_settings_file_is_not_changed(host: Host) -> None:
     host.settings("locked", MODEL=TINY_MODEL, PORT="none")
     done = host.machine.run("citadel-llm", "key", "add", "locked", check=False)
     assert (done.returncode, "PORT=none is refused" in done.stderr) == (78, True), done.stderr
-    assert not host.machine.inside("/etc/citadel-llm/locked.keys").exists()
+    assert not host.machine.inside(KEYS).exists()

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Self
 
+import pytest
 from dbus_fast import Message, MessageType, Variant
 
 from hxp_enterprise_llm.monitoring import units
@@ -23,6 +24,7 @@ class FakeSystemd:
         self.send: Callable[[Message], None] = lambda _: None
         self.end = asyncio.Event()
         self.connections = 0
+        self.broken = "citadel-llm@broken.service"
         self.before_answer: Callable[[], None] = lambda: None
 
     def __call__(self) -> Self:
@@ -48,13 +50,14 @@ class FakeSystemd:
 
     async def call(self, member: str, *_: Any) -> list[Any]:
         if member == "ListUnitsByPatterns":
+            self.before_answer()
             return [[(unit, "", "loaded", shown["ActiveState"]) for unit, shown in self.units.items()]]
         return [[("/etc/systemd/system/x/citadel-llm@enabled.service", "enabled")]]
 
     async def properties(self, unit: str) -> dict[str, Any]:
         self.asked.append(unit)
         self.before_answer()
-        if unit == "citadel-llm@broken.service":
+        if unit == self.broken:
             raise JobFailed("no")
         return self.units.get(unit, {"ActiveState": "inactive", "NoInterest": 1})
 
@@ -63,7 +66,7 @@ class Told:
     """Keeps what the watch tells."""
 
     def __init__(self) -> None:
-        self.files = ["a", "broken"]
+        self.files = ["a", "broken", "idle"]
         self.seen: list[tuple[str, dict[str, Any], int]] = []
         self.there: list[set[str]] = []
         self.troubles: list[str] = []
@@ -103,6 +106,7 @@ def follow(scenario: Callable[[FakeSystemd, Told], Any]) -> None:
     async def run() -> None:
         systemd, told = FakeSystemd(), Told()
         systemd.units[UNIT] = {"ActiveState": "active", "InvocationID": b"\x01\xab", "NoInterest": 1}
+        systemd.units["citadel-llm@broken.service"] = {"ActiveState": "inactive"}
         watch = asyncio.create_task(UnitWatch(told, systemd).run())  # type: ignore[arg-type]
         await soon(lambda: told.troubles == [""])
         await scenario(systemd, told)
@@ -112,10 +116,26 @@ def follow(scenario: Callable[[FakeSystemd, Told], Any]) -> None:
 
 
 def test_all_are_asked_at_first_and_one_that_cannot_be_is_no_end() -> None:
-    async def scenario(_: FakeSystemd, told: Told) -> None:
-        assert told.there == [{"a", "broken", "enabled"}]
+    async def scenario(systemd: FakeSystemd, told: Told) -> None:
+        assert told.there == [{"a", "broken", "enabled", "idle"}]
         assert ("a", {"ActiveState": "active", "InvocationID": "01ab"}, 5) in told.seen
-        assert ("enabled", {"ActiveState": "inactive"}, 5) in told.seen
+        assert sorted(set(systemd.asked)) == [UNIT, "citadel-llm@broken.service"], "those that systemd holds"
+        told_of = {name: (seen["ActiveState"], seen.get("UnitFileState")) for name, seen, _ in told.seen}
+        assert (told_of["enabled"], told_of["idle"]) == (("inactive", "enabled"), ("inactive", "disabled"))
+
+    follow(scenario)
+
+
+def test_one_that_cannot_be_asked_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(units, "AGAIN_SEC", 0.05)
+
+    async def scenario(systemd: FakeSystemd, told: Told) -> None:
+        await soon(lambda: systemd.asked.count("citadel-llm@broken.service") > 2)
+        systemd.broken = ""
+        await soon(lambda: ("broken", {"ActiveState": "inactive"}, 5) in told.seen)
+        systemd.asked.clear()
+        await asyncio.sleep(4 * units.AGAIN_SEC)
+        assert systemd.asked == []
 
     follow(scenario)
 
@@ -158,6 +178,19 @@ def test_a_reload_of_systemd_is_one_of_ours() -> None:
         systemd.send(signal("Reloading", False, signature="b"))
         await soon(lambda: len(told.there) == 2)
         assert "new" in told.there[-1]
+
+    follow(scenario)
+
+
+def test_one_that_starts_while_systemd_lists_the_others_is_asked() -> None:
+    async def scenario(systemd: FakeSystemd, told: Told) -> None:
+        starting = [changed("citadel-llm@idle.service", ActiveState="activating")]
+        systemd.before_answer = lambda: systemd.send(starting.pop()) if starting else None
+        systemd.asked.clear()
+        told.seen.clear()
+        systemd.send(signal("UnitFilesChanged"))
+        await soon(lambda: "citadel-llm@idle.service" in systemd.asked)
+        assert next(seen for name, seen, _ in told.seen if name == "idle") == {"ActiveState": "activating"}
 
     follow(scenario)
 

@@ -39,6 +39,17 @@ class State(StrEnum):
         return states.get(active, cls.UNKNOWN)
 
 
+def limits_of(config: ServiceConfigSchema | None) -> dict[str, float]:
+    """What the generator makes of the settings' limits, as systemd would say it; nothing without settings."""
+    if config is None:
+        return {}
+    return {
+        "MemoryMax": round(config.memory_limit_gb * GIBIBYTE),
+        "TasksMax": config.max_tasks,
+        "CPUQuotaPerSecUSec": config.cpu_cores * 1e6,
+    }
+
+
 class Service(BaseModel):
     """One instance. Memory in bytes, times as seconds or UTC; None is what systemd or the settings do not say.
 
@@ -84,13 +95,7 @@ class Service(BaseModel):
         properties: dict[str, Any],
     ) -> "Service":
         """Put together what the settings and systemd say; a limit is that of the settings where systemd has no say."""
-        limits: dict[str, float] = {}
-        if config:
-            limits = {
-                "MemoryMax": round(config.memory_limit_gb * GIBIBYTE),
-                "TasksMax": config.max_tasks,
-                "CPUQuotaPerSecUSec": config.cpu_cores * 1e6,
-            }
+        limits = limits_of(config)
 
         def figure(key: str) -> int | None:
             value = properties.get(key, limits.get(key))

@@ -25,6 +25,12 @@ DENIED = {
 }
 UNSET = 2**64 - 1
 """What systemd gives for a figure that it does not have."""
+QUESTIONS = 8
+"""How many calls of one connection may be under way at once.
+
+dbus-daemon refuses those beyond its max_replies_per_connection, which is 128 on the system bus, and a socket that is
+full ends the connection: dbus-fast takes EAGAIN for an error. systemd answers one after another in any case.
+"""
 
 
 def unit_path(unit: str) -> str:
@@ -45,6 +51,7 @@ class Systemd:
 
     def __init__(self) -> None:
         self._bus: MessageBus | None = None
+        self._questions = asyncio.Semaphore(QUESTIONS)
         self._gone: asyncio.Task[None] | None = None
         self._jobs: dict[str, asyncio.Future[str]] = {}
         self._ended: dict[str, str] = {}
@@ -64,24 +71,36 @@ class Systemd:
     async def __aexit__(self, *_: object) -> None:
         if self._bus and self._gone:
             self._bus.disconnect()
-            await asyncio.wait([self._gone])
+            # One that broke ends with the error, which has been told by whoever asked.
+            await asyncio.gather(self._gone, return_exceptions=True)
 
     async def call(
         self, member: str, signature: str = "", *body: Any, path: str = MANAGER, interface: str = MANAGER_INTERFACE
     ) -> list[Any]:
         """Call a method and return its answer's body."""
-        if self._bus is None:
-            raise RuntimeError("not connected: use it in `async with`")
         message = Message(
             destination=DESTINATION, path=path, interface=interface, member=member, signature=signature, body=list(body)
         )
-        answer = await self._bus.call(message)
+        answer = await self._send(message)
         if answer is None or answer.message_type is MessageType.ERROR:
             name, text = (answer.error_name, str(answer.body[0])) if answer and answer.body else ("", "no answer")
             if name in DENIED:
                 raise NotPermitted(f"systemd does not let this user do that ({member}); run it as root, with sudo")
             raise JobFailed(f"{member}: {text}")
         return list(answer.body)
+
+    async def _send(self, message: Message) -> Message | None:
+        """Send a call and wait for its answer. Raises SystemdUnreachable if the connection breaks before that."""
+        if self._bus is None:
+            raise RuntimeError("not connected: use it in `async with`")
+        async with self._questions:
+            # On a broken connection dbus-fast would wait for ever, and stop listening to a file that it once had.
+            if not self._bus.connected:
+                raise SystemdUnreachable("the system bus has gone away")
+            try:
+                return await self._bus.call(message)
+            except (OSError, EOFError) as error:
+                raise SystemdUnreachable(f"the connection to the system bus has broken ({error})") from None
 
     async def properties(self, unit: str) -> dict[str, Any]:
         """All properties of a unit (systemd loads it if need be), those of its service among them."""
@@ -185,8 +204,7 @@ class Systemd:
         bus = "org.freedesktop.DBus"
         sender = "" if "sender=" in rule else f"sender='{DESTINATION}',"
         rule = f"type='signal',{sender}{rule}"
-        if self._bus:
-            await self._bus.call(Message(bus, "/org/freedesktop/DBus", bus, "AddMatch", signature="s", body=[rule]))
+        await self._send(Message(bus, "/org/freedesktop/DBus", bus, "AddMatch", signature="s", body=[rule]))
 
     async def _event_or_disconnect(self, event: asyncio.Event) -> None:
         changed = asyncio.create_task(event.wait())

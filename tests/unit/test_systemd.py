@@ -1,0 +1,108 @@
+"""The connection to systemd: how much it asks at once, and what it says when the bus breaks; the bus is a parameter."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from dbus_fast import Message, MessageType, Variant
+
+from hxp_enterprise_llm.services.core.service_manager import systemd
+from hxp_enterprise_llm.services.core.service_manager.systemd import Systemd
+from hxp_enterprise_llm.utils.errors import JobFailed, SystemdUnreachable
+
+REPLIES = 128
+"""What dbus-daemon allows."""
+
+
+class FakeBus:
+    """As dbus-daemon and dbus-fast: it refuses what is asked beyond its limit, and a write may break it."""
+
+    def __init__(self, **_: Any) -> None:
+        self.connected = True
+        self.pending = self.most = self.answered = 0
+        self.breaks_after = 10_000
+        self.end = asyncio.Event()
+
+    async def connect(self) -> "FakeBus":
+        FakeBus.last = self
+        return self
+
+    last: "FakeBus"
+
+    def add_message_handler(self, handler: Any) -> None:
+        pass
+
+    async def wait_for_disconnect(self) -> None:
+        await self.end.wait()
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    def disconnect(self) -> None:
+        self.connected = False
+        self.end.set()
+
+    async def call(self, _: Message) -> Message:
+        if not self.connected:
+            # As dbus-fast does.
+            await asyncio.Event().wait()
+        if self.answered >= self.breaks_after:
+            self.disconnect()
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        self.pending += 1
+        self.most = max(self.most, self.pending)
+        refused = self.pending > REPLIES
+        await asyncio.sleep(0)
+        self.pending -= 1
+        if refused:
+            text = "The maximum number of pending replies per connection has been reached"
+            name = "org.freedesktop.DBus.Error.LimitsExceeded"
+            return Message(message_type=MessageType.ERROR, error_name=name, reply_serial=1, signature="s", body=[text])
+        self.answered += 1
+        body = [{"ActiveState": Variant("s", "active")}]
+        return Message(message_type=MessageType.METHOD_RETURN, reply_serial=1, signature="a{sv}", body=body)
+
+
+@pytest.fixture(autouse=True)
+def bus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(systemd, "MessageBus", FakeBus)
+
+
+async def ask_all(connection: Systemd, count: int) -> list[Any]:
+    units = (f"citadel-llm@{number}.service" for number in range(count))
+    async with asyncio.timeout(10):
+        return await asyncio.gather(*map(connection.properties, units), return_exceptions=True)
+
+
+def test_many_units_are_asked_and_each_answers() -> None:
+    async def scenario() -> None:
+        async with Systemd() as connection:
+            found = await ask_all(connection, 2000)
+            assert found == [{"ActiveState": "active"}] * 2000
+            assert 1 < FakeBus.last.most <= systemd.QUESTIONS < REPLIES
+
+    asyncio.run(scenario())
+
+
+def test_without_that_bound_the_bus_would_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(systemd, "QUESTIONS", 2000)
+
+    async def scenario() -> None:
+        async with Systemd() as connection:
+            assert any(isinstance(one, JobFailed) for one in await ask_all(connection, 2000))
+
+    asyncio.run(scenario())
+
+
+def test_a_bus_that_breaks_in_between_is_said_at_once_and_of_every_question() -> None:
+    async def scenario() -> None:
+        async with Systemd() as connection:
+            FakeBus.last.breaks_after = 100
+            found = await ask_all(connection, 300)
+            broken = [one for one in found if isinstance(one, SystemdUnreachable)]
+            assert len(broken) >= 200 - systemd.QUESTIONS
+            assert len(broken) + found.count({"ActiveState": "active"}) == 300
+            async with asyncio.timeout(1):
+                await connection.gone()
+            with pytest.raises(SystemdUnreachable, match="gone away"):
+                await connection.version()
+
+    asyncio.run(scenario())

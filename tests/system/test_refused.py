@@ -46,6 +46,21 @@ def test_a_refused_start(host: Host, settings: dict[str, str], status: int, word
     assert (got, words in text, words in last) == (status, True, True), (got, text, last)
 
 
+def test_weights_that_are_cut_off(host: Host) -> None:
+    machine = host.machine
+    machine.run("cp", "-r", TINY_MODEL, "/srv/cut")
+    try:
+        machine.run("truncate", "--size=-1", "/srv/cut/model.safetensors")
+        host.settings("bad", **{**GOOD, "MODEL": "/srv/cut"})
+        status, text, last = failed_start(host, "bad")
+        words = "MODEL=/srv/cut: model.safetensors has "
+        assert (status, words in text, "copy the model there again" in last) == (78, True, True), (status, text)
+        check = machine.run("citadel-llm", "check", "bad", check=False)
+        assert (check.returncode, f"bad: {words}" in check.stderr) == (78, True), check.stderr
+    finally:
+        machine.run("rm", "-r", "/srv/cut")
+
+
 def test_a_missing_settings_file(host: Host) -> None:
     status, text, _ = failed_start(host, "nobody")
     assert status == 78

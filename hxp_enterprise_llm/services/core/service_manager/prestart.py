@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
-from hxp_enterprise_llm.services.core.service_manager import engine, model_config, vllm_flags
+from hxp_enterprise_llm.services.core.service_manager import engine, model_config, vllm_flags, weights
 from hxp_enterprise_llm.utils import config as settings
 from hxp_enterprise_llm.utils.errors import GpuMissing, SettingsRefused
 from hxp_enterprise_llm.utils.settings_file import Fault
@@ -25,6 +25,7 @@ def prepare(name: str, root: str = "/") -> tuple[ServiceConfigSchema, str]:
     if model.startswith("/"):
         faults, doubts = model_config.check(config, model)
         refused += faults
+        weights.check(config, model)
         for doubt in doubts:
             log.warning("%s", doubt)
     if refused:

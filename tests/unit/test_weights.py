@@ -1,0 +1,87 @@
+"""Weight files that are cut off, damaged or missing, told before a start."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
+from hxp_enterprise_llm.services.core.service_manager import weights
+from hxp_enterprise_llm.utils.errors import ExitStatus, ModelMissing
+
+
+def shard(*sizes: int, metadata: bool = True) -> bytes:
+    """A file as the safetensors library writes it: bytes of tensors one after another, a header padded to eight."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}} if metadata else {}
+    begin = 0
+    for number, size in enumerate(sizes):
+        header[f"layer.{number}"] = {"dtype": "U8", "shape": [size], "data_offsets": [begin, begin + size]}
+        begin += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + bytes(begin)
+
+
+def check(directory: Path, **values: object) -> None:
+    settings = {"name": "m", "model": str(directory), "port": 11500, **values}
+    weights.check(ServiceConfigSchema.model_validate(settings), str(directory))
+
+
+def test_whole_files_are_good(tmp_path: Path) -> None:
+    check(tmp_path)
+    (tmp_path / "a.safetensors").write_bytes(shard(100, 7))
+    (tmp_path / "empty.safetensors").write_bytes(shard())
+    (tmp_path / "bare.safetensors").write_bytes(shard(5, metadata=False))
+    check(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (shard(100)[:-1], "has 211 bytes instead of 212"),
+        (shard(100) + b"x", "has 213 bytes instead of 212"),
+        (shard(100)[:20], "its header cannot be read"),
+        (b"", "its header cannot be read"),
+        (b"\xff" * 100, "its header cannot be read"),
+        ((8).to_bytes(8, "little") + b"{       ", "its header cannot be read"),
+        ((8).to_bytes(8, "little") + b'{"a": 1}', "its header cannot be read"),
+        ((2).to_bytes(8, "little") + b"[]", "its header cannot be read"),
+        ((31).to_bytes(8, "little") + b'{"a": {"data_offsets": [0,-8]}}', "its header cannot be read"),
+        ((50_000).to_bytes(8, "little") + b"[" * 50_000, "its header cannot be read"),
+    ],
+)
+def test_a_damaged_file_is_refused_with_what_is_wrong(tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "a.safetensors").write_bytes(content)
+    with pytest.raises(ModelMissing) as caught:
+        check(tmp_path)
+    assert f"MODEL={tmp_path}: a.safetensors" in str(caught.value) and words in str(caught.value)
+    assert str(caught.value).endswith("copy the model there again")
+    assert caught.value.exit_status is ExitStatus.CONFIG
+    # Another format, so that it is not looked at.
+    check(tmp_path, vllm_args=("--load-format", "dummy"))
+
+
+def test_a_model_of_the_hub_is_fetched_again(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(shard(100)[:-1])
+    with pytest.raises(ModelMissing, match=f"delete {tmp_path} and fetch it again with `citadel-llm pull m`"):
+        check(tmp_path, model="org/model")
+
+
+def test_the_index_says_which_files_count(tmp_path: Path) -> None:
+    (tmp_path / "left-over.safetensors").write_bytes(b"cut")
+    for number in (1, 2):
+        (tmp_path / f"model-{number}.safetensors").write_bytes(shard(10))
+    names = {f"layer.{number}": f"model-{number}.safetensors" for number in (1, 2)}
+    (tmp_path / weights.INDEX).write_text(json.dumps({"weight_map": names}))
+    check(tmp_path)
+    (tmp_path / "model-2.safetensors").unlink()
+    with pytest.raises(ModelMissing, match=r"model-2\.safetensors is missing"):
+        check(tmp_path)
+
+
+def test_a_consolidated_file_beside_shards_is_not_loaded(tmp_path: Path) -> None:
+    (tmp_path / "consolidated.safetensors").write_bytes(b"cut")
+    with pytest.raises(ModelMissing, match=r"consolidated\.safetensors is damaged"):
+        check(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(shard(10))
+    check(tmp_path)

@@ -186,36 +186,61 @@ class Hanging(LogitsProcessor):
             with open(MARK) as file:
                 how = file.read().strip()
             os.unlink(MARK)
+            if how == "grow":
+                self.held = [b"x" * 2**24 for _ in range(1000)]
             while True:
                 time.sleep(3600) if how == "sleep" else None
         return logits
 """
 
 
-@pytest.mark.parametrize("how", ["sleep", "spin"])
-def test_an_engine_that_hangs_while_health_answers(faults: Faults, table: list[Row], how: str) -> None:
-    """The real engine, made to hang in the middle of a step, while the monitor goes on asking /health."""
-    machine = faults.machine
-    packages = "/opt/citadel/env/lib/python3.11/site-packages"
-    machine.write(f"{packages}/hanging.py", HANGING)
-    try:
-        faults.restart(VLLM_ARGS="'--logits-processors hanging:Hanging'")
-        mark = "/var/cache/citadel-llm/faulty/hang"
+Told = Callable[[str], None]
+
+
+@pytest.fixture
+def told(faults: Faults) -> Iterator[Told]:
+    """Tells the real engine, in the middle of a step, what to do; for an instance with these VLLM_ARGS."""
+    file, mark = "/opt/citadel/env/lib/python3.11/site-packages/hanging.py", "/var/cache/citadel-llm/faulty/hang"
+    faults.machine.write(file, HANGING)
+
+    def tell(how: str) -> None:
         begin = f"echo {how} >{mark}; chown agent0: {mark}"
+        faults.machine.run("sh", "-c", f"{begin}; {ASK.format(seconds=60, tokens=5)} >/dev/null 2>&1 & sleep 1")
 
-        def hang() -> None:
-            machine.run("sh", "-c", f"{begin}; {ASK.format(seconds=60, tokens=5)} >/dev/null 2>&1 & sleep 1")
-            health = machine.output("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", f"127.0.0.1:{PORT}/health")
-            assert health == "200"
+    yield tell
+    faults.machine.inside(file).unlink()
 
-        row = faults.seen(f"engine hangs in a step ({how}s), /health answers", hang)
-    finally:
-        machine.inside(f"{packages}/hanging.py").unlink()
+
+TOLD = {"VLLM_ARGS": "'--logits-processors hanging:Hanging'"}
+
+
+@pytest.mark.parametrize("how", ["sleep", "spin"])
+def test_an_engine_that_hangs_while_health_answers(faults: Faults, table: list[Row], told: Told, how: str) -> None:
+    """The real engine, made to hang in the middle of a step, while the monitor goes on asking /health."""
+    faults.restart(**TOLD)
+
+    def hang() -> None:
+        told(how)
+        url = f"127.0.0.1:{PORT}/health"
+        assert faults.machine.output("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", url) == "200"
+
+    row = faults.seen(f"engine hangs in a step ({how}s), /health answers", hang)
     table.append(row)
     # One that sleeps is found sooner where its threads use no CPU time and read nothing; both within HANG_TIMEOUT_SEC.
     assert "nothing works on" in row.words or "no token has come" in row.words
     assert row.found is not None and row.found < 30
     assert (row.exit_status, row.counters) == ("none", "engine-hung +1")
+
+
+def test_an_engine_that_outgrows_the_limit_while_it_serves(faults: Faults, table: list[Row], told: Told) -> None:
+    """The kernel ends it, and nothing else of the service."""
+    faults.restart(**TOLD, MEMORY_LIMIT_GB=2)
+    row = faults.seen("engine grows beyond MEMORY_LIMIT_GB", lambda: told("grow"))
+    table.append(row)
+    assert "ended, killed for want of memory: MEMORY_LIMIT_GB=2 is too little" in row.words
+    assert (row.exit_status, row.counters) == ("none", "out-of-memory +1")
+    metrics = faults.machine.output("curl", "-s", "http://127.0.0.1:9090/metrics")
+    assert 'citadel_llm_service_oom_kills_total{service="faulty"} 1.0' in metrics
 
 
 def test_a_killed_main_process_is_restarted_by_systemd(faults: Faults, table: list[Row]) -> None:

@@ -1,8 +1,12 @@
 """The `citadel-llm` command. Only this and the unit's main process exit."""
 
+import errno
 import logging
 import os
 import sys
+
+OUTPUT_ERRORS = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+"""What writing to a pipe, a disk or a terminal can fail with; an error of a file that is opened names it (write(2))."""
 
 
 def main() -> None:
@@ -12,7 +16,7 @@ def main() -> None:
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     from hxp_enterprise_llm.cli.commands import cli
     from hxp_enterprise_llm.cli.output import complain
-    from hxp_enterprise_llm.utils.errors import CitadelError
+    from hxp_enterprise_llm.utils.errors import CitadelError, ExitStatus
 
     logging.basicConfig(level=logging.WARNING, format="citadel-llm: %(message)s")
     try:
@@ -20,3 +24,12 @@ def main() -> None:
     except CitadelError as error:
         complain(str(error))
         sys.exit(error.exit_status)
+    except OSError as error:
+        if error.filename is not None or error.errno not in OUTPUT_ERRORS:
+            raise
+        # The interpreter flushes once more in the end, and would say so in its own words.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # A reader that has gone has seen enough.
+        if error.errno != errno.EPIPE:
+            complain(f"the output cannot be written: {error.strerror}")
+        sys.exit(ExitStatus.FAILED)

@@ -110,9 +110,10 @@ def check(names: tuple[str, ...], for_program: bool) -> None:
 def show(name: str, for_program: bool) -> None:
     """Show every setting in effect and where it comes from."""
     _require(name)
-    settings.load(name)
+    config, _ = settings.load(name)
     found = load_instance(name, load_host())
-    rows = [(key, _written(value), found.origins[key]) for key, value in found.values.items()]
+    values = found.values | {"SERVED_MODEL_NAME": config.api_name}
+    rows = [(key, _written(value), found.origins[key]) for key, value in values.items()]
     rows += [(key, value, found.file) for key, value in found.environment.items()]
     if for_program:
         output.as_json({key: {"value": value, "origin": origin} for key, value, origin in rows})

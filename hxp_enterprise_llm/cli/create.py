@@ -51,6 +51,9 @@ def create(name: str, settings: dict[str, str], root: str = "/") -> str:
         draft.write_text("\n".join([f"# Settings of citadel-llm@{name}", *lines, ""]), encoding="utf-8")
     except PermissionError:
         raise NotPermitted(f"{file.parent} can be written by root only; run it with sudo") from None
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise CitadelError(f"{file}: {error.strerror}") from None
     try:
         draft.chmod(0o644)
         _check(draft, name, root)

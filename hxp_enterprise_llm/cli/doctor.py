@@ -15,6 +15,7 @@ import psutil
 from hxp_enterprise_llm.services.core.service_manager.systemd import Systemd
 from hxp_enterprise_llm.utils.errors import CitadelError
 from hxp_enterprise_llm.utils.processes import run
+from hxp_enterprise_llm.utils.settings import load_host, one_port_for_both
 from hxp_enterprise_llm.utils.settings_keys import GIBIBYTE
 
 OLDEST_SYSTEMD = 252  # Debian 12's; older ones lack what the units use
@@ -71,6 +72,16 @@ def gpu(driver: Path = Path("/proc/driver/nvidia/version")) -> Diagnosis:
     return Diagnosis("GPU driver", Verdict.GOOD, driver.read_text(encoding="utf-8").splitlines()[0])
 
 
+def monitor_ports(root: str = "/") -> Diagnosis:
+    """Whether the monitor can serve both health and metrics."""
+    host = load_host(root)
+    conflict = one_port_for_both(host)
+    if conflict:
+        return Diagnosis("monitor", Verdict.FAULT, conflict)
+    text = "health on port {HEALTH_PORT}, metrics on {METRICS_PORT}".format(**host.values)
+    return Diagnosis("monitor", Verdict.GOOD, text)
+
+
 def package() -> Diagnosis:
     """Whether the installed files are those of the package; edited settings are not counted."""
     try:
@@ -113,4 +124,6 @@ def memory() -> Diagnosis:
     return Diagnosis("memory", Verdict.WARNING, f"{text}: a model that is swapped out answers slowly")
 
 
-LOOKS: tuple[Callable[[], Diagnosis], ...] = (systemd, control_groups, gpu, memory, clock, hub, package)
+LOOKS: tuple[Callable[[], Diagnosis], ...] = (
+    systemd, control_groups, gpu, memory, clock, monitor_ports, hub, package,
+)  # fmt: skip

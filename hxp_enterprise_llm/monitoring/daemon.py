@@ -13,7 +13,7 @@ from hxp_enterprise_llm.monitoring.ports import Port
 from hxp_enterprise_llm.monitoring.store import Store
 from hxp_enterprise_llm.monitoring.units import UnitWatch
 from hxp_enterprise_llm.services.core.service_manager.notify import Notifier
-from hxp_enterprise_llm.utils.settings import load_host
+from hxp_enterprise_llm.utils.settings import load_host, one_port_for_both
 
 log = logging.getLogger("citadel-llm-monitor")
 
@@ -39,6 +39,9 @@ class Monitor:
         host = load_host(root)
         for fault in host.faults:
             log.warning("%s", fault)
+        self._conflict = one_port_for_both(host)
+        if self._conflict:
+            log.error("%s", self._conflict)
         self._settings = {key: host.values[key] for key in OWN_KEYS}
         self._changed = ""
         address, *numbers = self._settings.values()
@@ -49,6 +52,7 @@ class Monitor:
         self._ports = [
             Port(what, key, address, number, application=application, changed=self._say)
             for (what, application), key, number in zip(served, OWN_KEYS[1:], numbers, strict=True)
+            if not (self._conflict and what == "metrics")
         ]
         self._said = ""
         self._stopping = asyncio.Event()
@@ -126,8 +130,8 @@ class Monitor:
         """Tell `systemctl status` how things are."""
         served = [f"{port.where}" for port in self._ports if port.tried.is_set() and not port.trouble]
         text = f"Serves {' and '.join(served) or 'nothing yet'}, {len(self._fleet.instances)} instances"
-        troubles = [port.trouble for port in self._ports] + [self._fleet.trouble, self._store.trouble, self._changed]
-        text = "; ".join(filter(None, [text, *troubles]))
+        troubles = [self._conflict, *(port.trouble for port in self._ports)]
+        text = "; ".join(filter(None, [text, *troubles, self._fleet.trouble, self._store.trouble, self._changed]))
         if text != self._said:
             self._said = text
             self._notifier.send(STATUS=text)

@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hxp_enterprise_llm.monitoring.fleet import Fleet
 from hxp_enterprise_llm.monitoring.health import MonitorHealth, Problem, ServiceHealth, ServicesHealth, Status, Target
@@ -38,6 +39,18 @@ def policy(page: str) -> str:
     return "; ".join(f"{name} {value}" for name, value in rules.items())
 
 
+class HeadAsGet:
+    """Answers HEAD as GET; the server leaves the body out (RFC 9110, 9.3.2)."""
+
+    def __init__(self, application: ASGIApp) -> None:
+        self._application = application
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hand a request on."""
+        # FastAPI would describe HEAD as an operation of its own, and want another name for each.
+        await self._application({**scope, "method": "GET"} if scope.get("method") == "HEAD" else scope, receive, send)
+
+
 class Answers:
     """The JSON of all services, made once for each state of things."""
 
@@ -65,6 +78,7 @@ def application(fleet: Fleet, version: str) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
+    app.add_middleware(HeadAsGet)
     answers = Answers(fleet)
 
     def not_ready(model: type, text: str) -> dict[int | str, dict[str, Any]]:

@@ -1,6 +1,8 @@
 """Settings files to typed values: the host's file and an instance's file, resolved key by key.
 
-Standard library only, see `settings_file`. `utils.config` turns the result into the schema.
+Standard library only, see `settings_file`. `utils.config` turns the result into the schema, and is the door for whoever
+runs or watches an instance. Read from here is what the schema has not: the host's own values, where a value comes from
+(`show`, `--explain`), and values whether or not a file is refused (the generator; `create`, for a free port).
 """
 
 import os
@@ -82,6 +84,19 @@ def load_host(root: str = "/") -> HostSettings:
     if any(fault.fatal for fault in faults):
         return built_in_host()._replace(faults=faults)
     return HostSettings(values, origins, faults)
+
+
+def one_port_for_both(host: HostSettings) -> str:
+    """What is wrong, with file and line, if HEALTH_PORT and METRICS_PORT are one port; else empty."""
+    if host.values["HEALTH_PORT"] != host.values["METRICS_PORT"]:
+        return ""
+    key, other = "METRICS_PORT", "HEALTH_PORT"
+    if host.origins[key] == BUILT_IN:
+        key, other = other, key
+    return (
+        f"{host.origins[key]}: {key}={host.values[key]} is the {other} too ({host.origins[other]}); the monitor serves "
+        "health there and no metrics until one of them is another port"
+    )
 
 
 def load_instance(name: str, host: HostSettings, root: str = "/", file: str | None = None) -> InstanceSettings:

@@ -229,7 +229,7 @@ HOST_KEYS = {
         Key("SERVER_IP", address, "127.0.0.1", "Address that the monitor and, unless HOST differs, models bind to."),
         Key("SERVER_HOSTNAME", host_name, "localhost", "Name of this host in reports."),
         Key("VLLM_SERVICE_TEMPLATE_PATH", path, "/opt/citadel/config/services", "Directory of the template's link."),
-        Key("VLLM_LOG_PATH", path, "/var/log/citadel-llm", "Directory for log files; services log to the journal."),
+        Key("VLLM_LOG_PATH", path, "/var/log/citadel-llm", "For others' log files; services log to the journal."),
         Key(
             "VLLM_PID_PATH",
             run_time_path,

@@ -57,6 +57,39 @@ def test_list_is_quick_and_shows_every_instance(host: Host) -> None:
     host.machine.run("systemctl", "disable", "citadel-llm@more-7")
 
 
+@pytest.mark.parametrize("words", ["list", "status", "show test", "list --json", "--help", "check --json"])
+def test_an_output_that_takes_nothing_is_said_in_a_line(host: Host, words: str) -> None:
+    def run(shell: str) -> tuple[str, str]:
+        done = host.machine.run("bash", "-c", shell, check=False)
+        # The rest is about something else, such as a limit beyond this host.
+        return done.stdout.strip(), "\n".join(line for line in done.stderr.splitlines() if "warning" not in line)
+
+    full = f"citadel-llm {words} >/dev/full; echo $?"
+    assert run(full) == ("1", "citadel-llm: the output cannot be written: No space left on device")
+    # A reader that ends at once: EPIPE is its own doing, and nothing is said.
+    assert run(f"(sleep 0.2; citadel-llm {words}; echo $? >&2) | true") == ("", "1")
+
+
+def test_show_names_what_requests_have_to_carry(host: Host) -> None:
+    shown = json.loads(host.machine.output("citadel-llm", "show", "test", "--json"))
+    assert shown["SERVED_MODEL_NAME"] == {"value": "test", "origin": "built-in"}
+
+
+def test_refused_settings_are_enabled_with_a_warning(host: Host) -> None:
+    host.settings("odd", MODEL=TINY_MODEL, PORT="none")
+    done = host.machine.run("citadel-llm", "enable", "odd")
+    assert "odd is enabled, and will not start like this: " in done.stderr and "PORT=none is refused" in done.stderr
+    assert host.machine.output("systemctl", "is-enabled", "citadel-llm@odd") == "enabled"
+    host.machine.run("citadel-llm", "disable", "odd")
+
+
+def test_one_whose_required_instance_failed_says_so(pair: Host) -> None:
+    pair.settings("first", MODEL="/srv/none", PORT=READY)
+    assert pair.machine.run("systemctl", "start", "citadel-llm@second", check=False).returncode != 0
+    status, said = exit_status(pair, "status", "second")
+    assert (status, "needs first, which failed: MODEL=/srv/none: there is no such directory" in said) == (3, True), said
+
+
 def list_time(host: Host) -> tuple[str, float]:
     """What `citadel-llm list` prints, and how long it takes (seconds, the median of 7)."""
     times = []

@@ -237,7 +237,7 @@ def test_thousands_of_settings_files_are_followed_and_forgotten(fakes: Fakes) ->
         # systemd holds those that are enabled, and has to be asked for each of them.
         machine.run("systemctl", "enable", "--quiet", *held)
         print(f"known after {until(lambda: names(host) >= idle | set(fakes.names), 60):.1f} s")
-        assert all(one(host, name)["enabled"] for name in ("held-0", "held-149"))
+        until(lambda: one(host, "held-0")["enabled"] and one(host, "held-149")["enabled"], 10)
         fakes.make("later")
         fakes.start("later")
         print(f"a later one after {until(lambda: one(host, 'later')['ready'], 10):.1f} s")
@@ -260,6 +260,9 @@ def test_bad_requests_get_a_plain_answer(monitor: Host) -> None:
     # What arrives in one piece is an unknown path; what does not is more than a request may have.
     assert long in ("400", "404")
     kind = "%{content_type}"
+    for path in (f"{HEALTH}/services", METRICS, "http://127.0.0.1:8000/"):
+        head = machine.output("curl", "-sI", "-m", "5", "-w", "%{http_code} %{size_download}", path).splitlines()
+        assert head[-1] == "200 0" and any(line.lower().startswith("content-length: ") for line in head), head
     accept = "Accept: application/openmetrics-text; version=1.0.0"
     assert "openmetrics" in machine.output("curl", "-s", "-o", "/dev/null", "-w", kind, "-H", accept, METRICS)
 
@@ -416,6 +419,27 @@ def test_changed_ports_take_a_restart_and_an_address_may_come_later(monitor: Hos
         machine.run("systemctl", "daemon-reload")
         machine.run("systemctl", "restart", UNIT)
     assert get(monitor, "")[0] == 200
+
+
+def test_one_port_for_health_and_metrics_is_said(monitor: Host) -> None:
+    machine = monitor.machine
+    file = machine.inside("/etc/default/citadel-llm")
+    before = file.read_text()
+    line = before.splitlines().index("METRICS_PORT=9090") + 1
+    wanted = f"/etc/default/citadel-llm:{line}: METRICS_PORT=8000 is the HEALTH_PORT too (/etc/default/citadel-llm:"
+    try:
+        file.write_text(before.replace("METRICS_PORT=9090", "METRICS_PORT=8000"))
+        machine.run("systemctl", "restart", UNIT)
+        assert get(monitor, "")[0] == 200
+        assert wanted in said(monitor) and wanted in machine.show(UNIT, "StatusText")["StatusText"]
+        check = machine.run("citadel-llm", "check", "test", check=False)
+        assert (check.returncode, f"host: {wanted}" in check.stderr) == (78, True), check.stderr
+        doctor = machine.run("citadel-llm", "doctor", check=False)
+        assert (doctor.returncode, wanted in doctor.stdout) == (1, True), doctor.stdout
+    finally:
+        file.write_text(before)
+        machine.run("systemctl", "restart", UNIT)
+    assert "build_info" in machine.output("curl", "-s", METRICS)
 
 
 def test_a_corrupt_store_is_set_aside(monitor: Host) -> None:

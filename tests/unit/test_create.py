@@ -1,4 +1,7 @@
+import errno
+import os
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -46,3 +49,14 @@ def test_a_refused_creation_leaves_nothing(root: Root, name: str, values: dict[s
     with pytest.raises((CitadelError, SettingsRefused), match=words):
         create(name, values, str(root))
     assert sorted(root.defaults.iterdir()) == before
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: Path, *_: object, **__: object) -> None:
+        file.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(CitadelError, match="citadel-llm-b: No space left on device"):
+        create("b", {"MODEL": "/srv/m", "PORT": "11401"}, str(root))
+    assert list(root.defaults.iterdir()) == []

@@ -3,9 +3,11 @@ from pathlib import Path
 
 import pytest
 
+from hxp_enterprise_llm.cli import doctor
 from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
 from hxp_enterprise_llm.services.core.service_manager import host_checks
 from hxp_enterprise_llm.services.core.service_manager.config import ServiceManagerConfig
+from hxp_enterprise_llm.utils.settings import load_host, one_port_for_both
 
 from .conftest import Root
 
@@ -40,6 +42,21 @@ def test_a_port_of_the_monitor_and_one_named_in_after_that_is_not_there(root: Ro
         "a: AFTER=none: there is no such instance; this one will not wait for it (a warning)",
         "b: port conflict: PORT=8000 is the HEALTH_PORT of the monitor",
     ]
+
+
+def test_one_port_for_health_and_metrics_is_said_with_its_line(root: Root) -> None:
+    assert one_port_for_both(load_host(str(root))) == ""
+    root.host("# The monitor\nHEALTH_PORT=9090\n")
+    (found,) = host_checks.neighbours(str(root))
+    assert (found.instance, found.fatal) == ("host", True)
+    assert found.text.startswith(
+        f"{root}/etc/default/citadel-llm:2: HEALTH_PORT=9090 is the METRICS_PORT too (built-in)"
+    )
+    root.host("METRICS_PORT=8100\nHEALTH_PORT=8100\n")
+    diagnosis = doctor.monitor_ports(str(root))
+    assert diagnosis.verdict is doctor.Verdict.FAULT
+    assert "citadel-llm:1: METRICS_PORT=8100 is the HEALTH_PORT too" in diagnosis.text
+    assert "citadel-llm:2)" in diagnosis.text
 
 
 def test_a_file_of_keys_that_is_missing_or_open_to_all(tmp_path: Path) -> None:

@@ -658,11 +658,11 @@ class Client:
     def __init__(self, application: Any) -> None:
         self.application = application
 
-    def get(self, path: str) -> httpx.Response:
+    def get(self, path: str, method: str = "GET") -> httpx.Response:
         async def ask() -> httpx.Response:
             transport = httpx.ASGITransport(self.application)
             async with httpx.AsyncClient(transport=transport, base_url="http://monitor") as client:
-                return await client.get(path)
+                return await client.request(method, path)
 
         return asyncio.run(ask())
 
@@ -693,6 +693,14 @@ def test_the_answers_of_the_health_port(root: Root, tmp_path: Path) -> None:
     answer = client.get("/health")
     assert (answer.status_code, answer.json()["reason"]) == (503, "no bus")
     assert client.get("/health/services").status_code == 503
+
+
+def test_head_is_answered_as_get_is(root: Root, tmp_path: Path) -> None:
+    _, client = client_of(root, tmp_path)
+    for path in ("/", "/health", "/health/services", "/health/services/b", "/health/services/none", "/health/targets"):
+        head, get = client.get(path, "HEAD"), client.get(path)
+        assert (head.status_code, head.headers) == (get.status_code, get.headers), path
+    assert client.get("/health", "POST").status_code == 405
 
 
 def test_the_page_may_run_its_own_script_only(root: Root, tmp_path: Path) -> None:

@@ -195,6 +195,26 @@ def test_one_that_starts_while_systemd_lists_the_others_is_asked() -> None:
     follow(scenario)
 
 
+def test_a_connection_that_breaks_while_units_are_asked_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(units, "FIRST_PAUSE_SEC", 0.02)
+    broken = "the connection to the system bus has broken ([Errno 11] Resource temporarily unavailable)"
+
+    async def scenario(systemd: FakeSystemd, told: Told) -> None:
+        def break_once() -> None:
+            systemd.before_answer = lambda: None
+            raise SystemdUnreachable(broken)
+
+        systemd.before_answer = break_once
+        told.seen.clear()
+        systemd.send(changed(UNIT, ActiveState="active"))
+        await soon(lambda: told.troubles[-1] == "" and len(told.troubles) > 1)
+        # Of the second connection the fake says "no bus".
+        assert (told.troubles, systemd.connections) == (["", broken, "no bus", ""], 3)
+        assert ("a", {"ActiveState": "active", "InvocationID": "01ab"}, 5) in told.seen
+
+    follow(scenario)
+
+
 def test_a_lost_bus_is_told_and_found_again() -> None:
     units.FIRST_PAUSE_SEC, before = 0.02, units.FIRST_PAUSE_SEC
 

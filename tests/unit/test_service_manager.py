@@ -23,6 +23,7 @@ class FakeSystemd:
         self.results = results or {}
         self.values: dict[str, Any] = {"ActiveState": "inactive", "SubState": "dead", "MemoryCurrent": 2**64 - 1}
         self.values |= properties
+        self.of: dict[str, dict[str, Any]] = {}
         self.running: list[str] = []
         self.asked: list[tuple[str, str]] = []
 
@@ -33,7 +34,8 @@ class FakeSystemd:
         pass
 
     async def properties(self, unit: str) -> dict[str, Any]:
-        return self.values | {"UnitFileState": "enabled" if unit == "citadel-llm@a.service" else "disabled"}
+        enabled = "enabled" if unit == "citadel-llm@a.service" else "disabled"
+        return self.values | {"UnitFileState": enabled} | self.of.get(unit, {})
 
     async def properties_of(self, units: list[str], target: str) -> list[dict[str, Any]]:
         assert target == "citadel-llm.target"
@@ -157,6 +159,28 @@ def test_a_failed_job_says_what_the_unit_says(root: Root) -> None:
     with pytest.raises(JobFailed, match="a: start failed: Failed: PORT is missing") as failed:
         manager(root, systemd).start("a")
     assert failed.value.exit_status == ExitStatus.CONFIG
+
+
+def test_enabling_refused_settings_is_done_and_a_warning(root: Root, caplog: pytest.LogCaptureFixture) -> None:
+    root.instance("a", GOOD)
+    root.instance("b", GOOD + "PORT=none\n")
+    systemd = FakeSystemd()
+    manager(root, systemd).enable("a", "b")
+    assert systemd.asked == [("enable", "citadel-llm@a.service"), ("enable", "citadel-llm@b.service")]
+    (warning,) = caplog.messages
+    assert warning.startswith("b is enabled, and will not start like this: ") and "PORT=none is refused" in warning
+
+
+def test_one_that_waits_for_a_failed_one_says_so(root: Root) -> None:
+    root.instance("a", GOOD)
+    root.instance("b", GOOD + "REQUIRES=a\n")
+    systemd = FakeSystemd()
+    systemd.of["citadel-llm@a.service"] = {"ActiveState": "failed", "StatusText": "Failed: the port is taken"}
+    said = "needs a, which failed: the port is taken"
+    assert manager(root, systemd).status("b").reason == said
+    assert [one.reason for one in manager(root, systemd).list_services()] == ["Failed: the port is taken", said]
+    systemd.of["citadel-llm@b.service"] = {"ActiveState": "active", "StatusText": "Ready"}
+    assert manager(root, systemd).status("b").reason == "Ready"
 
 
 def test_an_unknown_instance_is_named_with_those_that_there_are(root: Root) -> None:

@@ -1,6 +1,7 @@
 """Many instances from outside (`ServiceManager`), and one from inside (`python -m` this package)."""
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from hxp_enterprise_llm.services.core.service_manager.config import ServiceManagerConfig
     from hxp_enterprise_llm.services.core.service_manager.service import Service
     from hxp_enterprise_llm.services.core.service_manager.systemd import Systemd
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -116,9 +119,20 @@ class ServiceManager:
         self._each("Reload", names)
 
     def enable(self, *names: str) -> None:
-        """Make instances start at boot, with citadel-llm.target."""
+        """Make instances start at boot, with citadel-llm.target.
+
+        As with systemctl, whether they can start is another question: settings that are refused are a warning.
+        """
+        from hxp_enterprise_llm.utils import config
+        from hxp_enterprise_llm.utils.errors import SettingsRefused
+
         self._require(*names)
         self._with_systemd(lambda systemd: systemd.enable([unit_name(name) for name in names]))
+        for name in names:
+            try:
+                config.load(name, self._root)
+            except SettingsRefused as error:
+                log.warning("%s is enabled, and will not start like this: %s", name, error)
 
     def disable(self, *names: str) -> None:
         """Make instances not start at boot; what runs goes on."""
@@ -174,7 +188,22 @@ class ServiceManager:
             found = [await systemd.properties(units[0])]
         else:
             found = await systemd.properties_of(units, TARGET)
-        return [look(name, properties) for name, properties in zip(names, found, strict=True)]
+        services = [look(name, properties) for name, properties in zip(names, found, strict=True)]
+        return [await self._with_what_it_lacks(systemd, service) for service in services]
+
+    async def _with_what_it_lacks(self, systemd: "Systemd", service: "Service") -> "Service":
+        """A stopped instance with the failure of what it requires as its reason: systemd says nothing of that."""
+        from hxp_enterprise_llm.services.core.service_manager.service import State
+
+        if service.state is not State.STOPPED or service.config is None:
+            return service
+        for needed in service.config.requires:
+            properties = await systemd.properties(unit_name(needed))
+            if properties.get("ActiveState") == "failed":
+                said = properties.get("StatusText") or f"see: citadel-llm logs {needed}"
+                reason = f"needs {needed}, which failed: {said.removeprefix('Failed: ')}"
+                return service.model_copy(update={"reason": reason})
+        return service
 
     async def _job(self, systemd: "Systemd", verb: str, name: str) -> None:
         from hxp_enterprise_llm.utils.errors import JobFailed

@@ -23,7 +23,7 @@ from hxp_enterprise_llm.services.core.service_manager import engine
 from hxp_enterprise_llm.services.core.service_manager.config import ServiceManagerConfig
 from hxp_enterprise_llm.utils import config as settings
 from hxp_enterprise_llm.utils.errors import DependencyCycle, ExitStatus, SettingsRefused
-from hxp_enterprise_llm.utils.settings import load_host
+from hxp_enterprise_llm.utils.settings import load_host, one_port_for_both
 from hxp_enterprise_llm.utils.settings_keys import EVERY_ADDRESS, GIBIBYTE
 
 CACHE_SPACE_BYTES = GIBIBYTE
@@ -174,7 +174,10 @@ def neighbours(root: str = "/") -> list[Finding]:
     names = settings.instance_names(root)
     ports: dict[int, ServiceConfigSchema] = {}
     known = dependencies(root)
-    monitor = {key: load_host(root).values[key] for key in ("HEALTH_PORT", "METRICS_PORT")}
+    host = load_host(root)
+    if conflict := one_port_for_both(host):
+        found.append(Finding("host", conflict))
+    monitor = {key: host.values[key] for key in ("HEALTH_PORT", "METRICS_PORT")}
     for name in names:
         try:
             config, _ = settings.load(name, root)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from hxp_enterprise_llm.utils import credentials
 from hxp_enterprise_llm.utils.settings import (
     HostSettings,
     InstanceSettings,
@@ -80,6 +81,8 @@ def sections(settings: InstanceSettings, host: HostSettings) -> Sections:
             Directive("Wants", "network-online.target", "HOST"),
             Directive("After", "network-online.target", "HOST"),
         ]
+    for name, file in credentials.files(values).items():
+        unit.append(Directive("RequiresMountsFor", file, credentials.KEYS[name]))
     return {"Unit": unit, "Service": _service(settings, host)}
 
 
@@ -126,9 +129,12 @@ def _service(settings: InstanceSettings, host: HostSettings) -> list[Directive]:
             Directive("RuntimeDirectory", "", "VLLM_PID_PATH"),
             Directive("RuntimeDirectory", f"{below_run}/{settings.name}", "VLLM_PID_PATH"),
         ]
-    # A missing one would end the start before the main process could say so.
-    if values["API_KEY_FILE"] and os.path.exists(values["API_KEY_FILE"]):
-        service.append(Directive("LoadCredential", f"api-key:{values['API_KEY_FILE']}", "API_KEY_FILE"))
+    for name, file in credentials.files(values).items():
+        key = credentials.KEYS[name]
+        # What the service finds where there is no file: without it systemd would end the start, and give no reason.
+        service.append(Directive("SetCredential", f"{name}:{credentials.MISSING}", key))
+        if credentials.can_be_loaded(file):
+            service.append(Directive("LoadCredential", f"{name}:{file}", key))
     if values["ALLOW_DOWNLOAD"] or not is_loopback(str(values["HOST"])):
         # The template admits loopback only, and systemd filters both directions with one list.
         service.append(Directive("IPAddressAllow", "any", "ALLOW_DOWNLOAD HOST"))

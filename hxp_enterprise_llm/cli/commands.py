@@ -164,7 +164,9 @@ def create(name: str, model: str, port: int | None, others: tuple[str, ...]) -> 
 @click.argument("names", type=NAME, nargs=-1, metavar="[NAME...]")
 @click.option("--all", "every", is_flag=True, help="Every instance whose MODEL is a hub id.")
 @click.option("--verify", is_flag=True, help="Compare what is here with the hub's checksums; fetch nothing.")
-@click.option("--token-file", type=click.Path(path_type=Path), help="File with a token of the hub.")
+@click.option(
+    "--token-file", type=click.Path(path_type=Path), help="File with a token of the hub; without it HUB_TOKEN_FILE."
+)
 def pull(names: tuple[str, ...], every: bool, verify: bool, token_file: Path | None) -> None:
     """Fetch the models of instances from the hub (or the mirror that HF_ENDPOINT names)."""
     if every == bool(names):
@@ -239,7 +241,7 @@ def key_add(name: str, label: str) -> None:
     if changed:
         ServiceManager().settings_changed()
     click.echo(made)
-    output.complain(f"requests may carry it after: citadel-llm restart {name}")
+    output.complain(f"requests may carry it after: citadel-llm reload {name}")
 
 
 @key.command("list")
@@ -264,9 +266,9 @@ def key_revoke(name: str, label: str) -> None:
     from hxp_enterprise_llm.cli import keys
 
     left = keys.revoke(name, label)
-    click.echo(f"{name}: {label} is revoked, {left} left; it counts after: citadel-llm restart {name}")
+    click.echo(f"{name}: {label} is revoked, {left} left; it opens nothing any more after: citadel-llm reload {name}")
     if not left:
-        output.complain(f"{name} has no key now, and does not start without: citadel-llm key add {name}")
+        output.complain(f"{name} has no key now: a reload closes it to all, a start fails; citadel-llm key add {name}")
 
 
 @cli.command()

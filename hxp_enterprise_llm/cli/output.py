@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from hxp_enterprise_llm.services.core.service_manager.address import Address
 from hxp_enterprise_llm.services.core.service_manager.service import Service, State
 from hxp_enterprise_llm.utils.settings_keys import GIBIBYTE
 
@@ -71,7 +72,7 @@ def one_service(service: Service) -> None:
         "Tasks": f"{service.tasks if service.tasks is not None else NOTHING} of {service.tasks_limit}",
     }
     if config:
-        lines |= {"Address": f"{config.host}:{config.port}", "Model": f"{config.model} as {config.api_name}"}
+        lines |= {"Address": Address.of(config).url, "Model": f"{config.model} as {config.api_name}"}
     click.echo(service.name)
     for title, text in lines.items():
         click.echo(f"  {title + ':':9}{text}")

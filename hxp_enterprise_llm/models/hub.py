@@ -160,15 +160,17 @@ class Hub:
     def _as_failure(self, error: Exception, repository: str) -> CitadelError:
         kept = "what has arrived is kept, the same command goes on from there"
         if isinstance(error, GatedRepoError):
-            advice = "that account" if self._token else "your account there, and give a token of it with --token-file"
+            advice = (
+                "that account"
+                if self._token
+                else "your account there, and give a token of it with --token-file or HUB_TOKEN_FILE"
+            )
             return PullFailed(f"{repository} wants its conditions accepted on the hub; do that with {advice}")
         if isinstance(error, HfHubHTTPError) and error.response.status_code in REFUSED_STATUSES and self._token:
-            return PullFailed(
-                f"{repository}: the hub refuses the token of --token-file; make one that may read this model"
-            )
+            return PullFailed(f"{repository}: the hub refuses the token; make one that may read this model")
         if isinstance(error, RepositoryNotFoundError):
             return PullFailed(
-                f"{repository}: the hub has no such model, or shows it only to those with a token (--token-file)"
+                f"{repository}: the hub has no such model, or shows it to those with a token only (--token-file)"
             )
         number = getattr(error, "errno", None)
         if number in (errno.ENOSPC, errno.EDQUOT):

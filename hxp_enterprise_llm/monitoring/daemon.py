@@ -34,7 +34,7 @@ class Monitor:
         self._notifier = notifier
         self._root = root
         self._asker = probe.client()
-        self._fleet = Fleet(store, lambda config: probe.ask(self._asker, config), root)
+        self._fleet = Fleet(store, lambda address: probe.ask(self._asker, address), root)
         self._fleet.reread = self._reread
         host = load_host(root)
         for fault in host.faults:

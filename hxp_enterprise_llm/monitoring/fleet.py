@@ -14,8 +14,7 @@ from hxp_enterprise_llm.monitoring.health import ServiceHealth, ServicesHealth, 
 from hxp_enterprise_llm.monitoring.instance import CANNOT_ASK, NOT_ASKED, Instance
 from hxp_enterprise_llm.monitoring.presence import Presence
 from hxp_enterprise_llm.monitoring.store import Store
-from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
-from hxp_enterprise_llm.services.core.service_manager.readiness import base_url
+from hxp_enterprise_llm.services.core.service_manager.address import Address
 from hxp_enterprise_llm.services.core.service_manager.service import State
 from hxp_enterprise_llm.utils import config as settings
 from hxp_enterprise_llm.utils.errors import SettingsRefused
@@ -44,7 +43,7 @@ class Fleet:
     def __init__(
         self,
         store: Store,
-        ask: Callable[[ServiceConfigSchema], Awaitable[str | None]],
+        ask: Callable[[Address], Awaitable[str | None]],
         root: str = "/",
         groups: Path = cgroups.CGROUPS,
     ) -> None:
@@ -78,7 +77,7 @@ class Fleet:
                 continue
             instance.read = read
             try:
-                instance.config = instance.last_config = settings.load(instance.name, self._root)[0]
+                instance.config = settings.load(instance.name, self._root)[0]
             except (SettingsRefused, OSError):
                 instance.config = None
         return names
@@ -108,7 +107,7 @@ class Fleet:
         if name in self.store.ledgers or instance.state is not State.STOPPED:
             ledger = self.store.ledger(name)
             self.store.happened(name, *ledger.take_unit(instance.properties, boot, now, self._oom_kills(instance)))
-            self.store.happened(name, *ledger.take_state(state_file.read(self._run_time, name), now))
+            self._hear(instance, now)
         if instance.up and not was_up:
             # It says that it is ready after the model has answered; one that ran before us has to show it.
             instance.trouble = "" if instance.seen else NOT_ASKED
@@ -133,16 +132,16 @@ class Fleet:
 
     def probe(self, instance: Instance) -> None:
         """Ask an instance's endpoint, unless it is being asked; nobody waits for the answer."""
-        config = instance.last_config
-        if config is None:
+        address = instance.address
+        if address is None:
             instance.trouble = CANNOT_ASK
             self._look(instance, time.time())
-        if config is None or instance.name in self._asking:
+        if address is None or instance.name in self._asking:
             return
 
         async def ask() -> None:
             try:
-                said = await self._ask(config)
+                said = await self._ask(address)
             finally:
                 self._asking.pop(instance.name, None)
             if said is not None:
@@ -170,9 +169,7 @@ class Fleet:
         now = time.time()
         self._measure()
         for instance in self.instances.values():
-            said = state_file.read(self._run_time, instance.name)
-            if said is not None:
-                self.store.happened(instance.name, *self.store.ledger(instance.name).take_state(said, now))
+            self._hear(instance, now)
             self._look(instance, now)
 
     # What is asked
@@ -189,10 +186,17 @@ class Fleet:
     def targets(self) -> list[Target]:
         """Where the instances that run have vLLM's own metrics."""
         return [
-            Target(targets=(base_url(one.last_config).removeprefix("http://"),), labels={"service": one.name})
+            Target.at(address, one.name)
             for one in sorted(self.instances.values(), key=lambda one: one.name)
-            if one.up and one.last_config is not None
+            if one.up and (address := one.address)
         ]
+
+    def _hear(self, instance: Instance, now: float) -> None:
+        """Take in what the main process says of itself."""
+        said = state_file.read(self._run_time, instance.name)
+        instance.served = said.address if said else None
+        if said is not None:
+            self.store.happened(instance.name, *self.store.ledger(instance.name).take_state(said, now))
 
     def _health(self, instance: Instance) -> ServiceHealth:
         return instance.health(self.store.told(instance.name), self.store.uptime(instance.name))

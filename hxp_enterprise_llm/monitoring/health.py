@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from hxp_enterprise_llm.monitoring.failures import Kind
+from hxp_enterprise_llm.services.core.service_manager.address import Address
 from hxp_enterprise_llm.services.core.service_manager.service import State
 
 __all__ = ["FailureSeen", "MonitorHealth", "Problem", "ServiceHealth", "ServicesHealth", "Status", "Target", "overall"]
@@ -40,7 +41,8 @@ class ServiceHealth(BaseModel):
     ready: bool = Field(description="systemd says that it runs, and its own endpoint answers 200")
     enabled: bool = Field(description="starts at boot")
     host: str | None = Field(description="address of its API")
-    port: int | None = Field(description="port of its API; null if its settings are refused or missing")
+    port: int | None = Field(description="port of its API; null if its settings are refused and it does not run")
+    tls: bool | None = Field(description="whether its API speaks HTTPS")
     model: str | None = Field(description="directory of the model, or its hub id")
     pid: int | None = Field(description="main process of the unit")
     since: datetime | None = Field(description="when the unit's state last changed")
@@ -87,7 +89,13 @@ class Target(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     targets: tuple[str] = Field(description="host:port")
-    labels: dict[Literal["service"], str]
+    labels: dict[Literal["service", "__scheme__"], str]
+
+    @classmethod
+    def at(cls, address: Address, service: str) -> Self:
+        """One that listens on `address`; Prometheus takes it to speak plain HTTP unless told."""
+        https: dict[Literal["service", "__scheme__"], str] = {"__scheme__": "https"}
+        return cls(targets=(address.authority,), labels={"service": service, **(https if address.tls else {})})
 
 
 class Problem(BaseModel):

@@ -13,6 +13,7 @@ from hxp_enterprise_llm.monitoring.health import FailureSeen, ServiceHealth
 from hxp_enterprise_llm.monitoring.ledger import Ledger
 from hxp_enterprise_llm.monitoring.presence import Presence
 from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
+from hxp_enterprise_llm.services.core.service_manager.address import Address
 from hxp_enterprise_llm.services.core.service_manager.notify import IMPORTING, LOADING, RECOVERING
 from hxp_enterprise_llm.services.core.service_manager.service import State, limits_of
 from hxp_enterprise_llm.services.core.service_manager.systemd import UNSET
@@ -24,7 +25,7 @@ STARTUP_GOAL_SEC = 30.0
 UP = (State.READY, State.RELOADING)
 NOT_ASKED = "not yet asked whether it answers"
 FIELDS = set(ServiceHealth.model_fields)
-CANNOT_ASK = "its settings are refused: it cannot be asked"
+CANNOT_ASK = "nobody knows where to ask it: its settings are refused"
 
 
 Stamps = tuple[tuple[int, int, int] | None, ...]
@@ -35,16 +36,16 @@ class Instance:
     """What systemd, the kernel, the settings and the instance's own endpoint say.
 
     `trouble` is "" if its endpoint answers, else why not. `known` says whether systemd's word on it is of now, `seen`
-    whether it was when systemd told of it last. `config` is None while its settings are refused; `last_config` is then
-    what they were before, by which one that runs on is still reached. `read` tells which files they are from.
+    whether it was when systemd told of it last. `config` is None while its settings are refused; `read` tells which
+    files they are from. `served` is where its main process says that it is reached.
     """
 
     def __init__(self, name: str, presence: Presence) -> None:
         self.name = name
         self.presence = presence
         self.config: ServiceConfigSchema | None = None
-        self.last_config: ServiceConfigSchema | None = None
         self.read: Stamps | None = None
+        self.served: Address | None = None
         self.properties: dict[str, Any] = {}
         self.usage = Usage()
         self.trouble = NOT_ASKED
@@ -76,6 +77,13 @@ class Instance:
         """Whether its main process says that it replaces the engine. In a reload the old one answers meanwhile."""
         status = str(self.properties.get("StatusText", ""))
         return self.state is State.READY and status.startswith((RECOVERING, IMPORTING, LOADING))
+
+    @property
+    def address(self) -> Address | None:
+        """Where it is reached: by its own word while it runs, for the settings may have changed since it started."""
+        if self.up and self.served:
+            return self.served
+        return Address.of(self.config) if self.config else None
 
     @property
     def enabled(self) -> bool:
@@ -122,6 +130,7 @@ class Instance:
         usage, config, failure = self.usage, self.config, ledger.last_failure
         # systemd has no say on one that lies idle.
         limits = limits_of(config)
+        address = self.address
         quota = self._figure("CPUQuotaPerSecUSec", limits)
         return ServiceHealth.model_construct(
             # One set for all: it would take more than the values.
@@ -130,8 +139,9 @@ class Instance:
             state=self.state,
             ready=self.ready,
             enabled=self.enabled,
-            host=config.host if config else None,
-            port=config.port if config else None,
+            host=address.host if address else None,
+            port=address.port if address else None,
+            tls=address.tls if address else None,
             model=config.model if config else None,
             pid=self._figure("MainPID") or None if self.known else None,
             since=datetime.fromtimestamp(self.since, UTC) if self.since else None,

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 
 import httpx
 
-from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
-from hxp_enterprise_llm.services.core.service_manager.readiness import base_url
+from hxp_enterprise_llm.services.core.service_manager.address import Address
 
 ANSWER_SEC = 3.0
 """How long an instance has to answer from the first byte to the last header; nobody waits for it meanwhile."""
@@ -16,21 +15,26 @@ ANSWER_SEC = 3.0
 
 def client() -> httpx.AsyncClient:
     """One for all instances: each question has a connection of its own, so that no answer can spoil the next."""
-    # The environment's proxies are for other hosts. No instance speaks TLS: certificates would only cost memory.
+    # Certificates are not verified: their names are not addresses of this host, what is asked never leaves it, carries
+    # no secret, and an instance that would lie can do so with its own certificate. Those to trust would cost memory.
+    unverified = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    unverified.check_hostname = False
+    unverified.verify_mode = ssl.CERT_NONE
+    # The environment's proxies are for other hosts.
     return httpx.AsyncClient(
         timeout=ANSWER_SEC,
         trust_env=False,
-        verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+        verify=unverified,
         limits=httpx.Limits(max_keepalive_connections=0),
     )
 
 
-async def ask(asker: httpx.AsyncClient, config: ServiceConfigSchema) -> str | None:
+async def ask(asker: httpx.AsyncClient, address: Address) -> str | None:
     """Ask for /health; "" if the answer is 200, else what is wrong. The body is never read. Raises nothing.
 
     None is that it could not be asked, for want of a descriptor here: that says nothing of the instance.
     """
-    url = f"{base_url(config)}/health"
+    url = f"{address.url}/health"
     try:
         async with asyncio.timeout(ANSWER_SEC), asker.stream("GET", url) as answer:
             return "" if answer.status_code == httpx.codes.OK else f"{url} answers {answer.status_code}"

@@ -4,13 +4,16 @@ The services' user writes that directory, and whoever takes over an engine is th
 """
 
 import os
+import socket
 import stat
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
 
 from hxp_enterprise_llm.monitoring.failures import Failure, Kind, words
+from hxp_enterprise_llm.services.core.service_manager.address import Address
 from hxp_enterprise_llm.services.core.service_manager.state_file import NAME
+from hxp_enterprise_llm.utils.settings_keys import is_loopback
 
 LARGEST = 65536
 """Size of a file that is read (bytes); a real one has a few hundred."""
@@ -31,13 +34,28 @@ class LastFailure(BaseModel):
 
 
 class InstanceState(BaseModel):
-    """Start-up time (seconds) and the failures that this main process has mended since it began."""
+    """Where it is reached, its start-up time (seconds), and the failures that its main process has mended.
+
+    `address` is None if it is none of this host: the monitor, and Prometheus by its word, ask there.
+    """
 
     model_config = ConfigDict(frozen=True)
 
+    address: Address | None = None
     startup_seconds: float | None = Field(default=None, ge=0, lt=1e7, allow_inf_nan=False)
     failures: dict[Kind, Count] = {}
     last_failure: LastFailure | None = None
+
+    @field_validator("address")
+    @classmethod
+    def _of_this_host(cls, value: Address | None) -> Address | None:
+        if value and not is_loopback(value.host):
+            with socket.socket(socket.AF_INET6 if ":" in value.host else socket.AF_INET) as probe:
+                try:
+                    probe.bind((value.host, 0))
+                except OSError:
+                    return None
+        return value
 
     @field_validator("failures", mode="before")
     @classmethod

@@ -249,6 +249,9 @@ HOST_KEYS = {
         ),
         Key("DEFAULT_RESTART_SEC", seconds, "10", "RESTART_SEC of instances that set none (seconds)."),
         Key("ALLOW_UNAUTHENTICATED", yes_or_no, "no", "Whether models may be open to other hosts without a key."),
+        Key("TLS_CERT_FILE", path, None, "TLS_CERT_FILE of instances that set none."),
+        Key("TLS_KEY_FILE", path, None, "TLS_KEY_FILE of instances that set none."),
+        Key("HUB_TOKEN_FILE", path, None, "HUB_TOKEN_FILE of instances that set none."),
         Key(
             "CITADEL_RESTART_ON_UPGRADE", yes_or_no, "yes", "Whether an upgrade of the package restarts running models."
         ),
@@ -286,7 +289,10 @@ INSTANCE_KEYS = {
         Key("AFTER", instances, "", "Instances that start before this one."),
         Key("API_KEY_FILE", path, None, "File with the keys that requests may carry; citadel-llm key makes them."),
         _like("ALLOW_UNAUTHENTICATED", "ALLOW_UNAUTHENTICATED", "Whether it may be open to other hosts without a key."),
+        _like("TLS_CERT_FILE", "TLS_CERT_FILE", "File with the certificate, and then its issuers', for HTTPS (PEM)."),
+        _like("TLS_KEY_FILE", "TLS_KEY_FILE", "File with the certificate's private key, for root only (PEM)."),
         Key("ALLOW_DOWNLOAD", yes_or_no, "no", "Whether a start may fetch the model from the hub."),
+        _like("HUB_TOKEN_FILE", "HUB_TOKEN_FILE", "File with a token of the hub, for pull and ALLOW_DOWNLOAD."),
         Key("START_METHOD", _choice("fork", "spawn"), "fork", "fork: import vLLM once; spawn: as plain vLLM does."),
         Key(
             "RELOAD_METHOD",

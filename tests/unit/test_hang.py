@@ -18,7 +18,7 @@ def first_hang(looks: Iterable[Look], beats: bool = True, **settings: object) ->
     watch = hang.HangWatch(ServiceConfigSchema.model_validate(values), None, lambda: None)  # type: ignore[arg-type]
     start = watch._moved
     for second, (requests, figure, stopped, cpu) in enumerate(looks, 1):
-        pulse = Pulse(start + (second if beats else 0), requests, requests, True, [figure])
+        pulse = Pulse(start + (second if beats else 0), requests, requests, True, 1, [figure])
         reason = watch._judge(start + second, pulse, stopped, cpu)
         if reason:
             return second, reason

@@ -61,16 +61,16 @@ def test_one_port_for_health_and_metrics_is_said_with_its_line(root: Root) -> No
 
 def test_a_file_of_keys_that_is_missing_or_open_to_all(tmp_path: Path) -> None:
     file = tmp_path / "keys"
-    said = host_checks.api_keys(config(api_key_file=str(file)))
+    said = host_checks.secrets(config(api_key_file=str(file)))
     assert said[0].fatal and "No such file" in said[0].text
     file.write_text("k")
     file.chmod(0o644)
-    (open_to_all,) = host_checks.api_keys(config(api_key_file=str(file)))
+    (open_to_all,) = host_checks.secrets(config(api_key_file=str(file)))
     assert not open_to_all.fatal and f"chmod 600 {file}" in open_to_all.text
     file.chmod(0o600)
-    assert host_checks.api_keys(config(api_key_file=str(file))) == []
-    assert "not a regular file" in host_checks.api_keys(config(api_key_file=str(tmp_path)))[0].text
-    assert host_checks.api_keys(config()) == []
+    assert host_checks.secrets(config(api_key_file=str(file))) == []
+    assert "not a regular file" in host_checks.secrets(config(api_key_file=str(tmp_path)))[0].text
+    assert host_checks.secrets(config()) == []
 
 
 def test_limits_beyond_the_host_are_a_warning_with_the_sum() -> None:

@@ -19,7 +19,7 @@ from hxp_enterprise_llm.monitoring.ledger import Event, Ledger, Meter, Start
 from hxp_enterprise_llm.monitoring.presence import LONGEST_GAP_SEC, Presence
 from hxp_enterprise_llm.monitoring.state_file import InstanceState
 from hxp_enterprise_llm.monitoring.store import DAY_SEC, KEEP_DAYS, Store
-from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
+from hxp_enterprise_llm.services.core.service_manager.address import Address
 from hxp_enterprise_llm.services.core.service_manager.service import State
 
 from .conftest import Root
@@ -112,6 +112,10 @@ def test_what_the_main_process_says_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     [
+        '{"address": {"scheme": "http", "host": "localhost", "port": 11500}}',
+        '{"address": {"scheme": "file", "host": "127.0.0.1", "port": 11500}}',
+        '{"address": {"scheme": "http", "host": "127.0.0.1", "port": 22}}',
+        '{"address": {"scheme": "http", "host": "127.0.0.1", "port": "11500"}}',
         "", "{", "[]", "null", '{"failures": {"engine-died": -1}}', '{"failures": {"engine-died": 1e99}}',
         '{"failures": {"engine-died": true}}', '{"startup_seconds": NaN}',
         '{"startup_seconds": 1e308}', '{"startup_seconds": -1}', '{"failures": {"engine-died": ' + "9" * 5000 + "}}",
@@ -123,6 +127,16 @@ def test_hostile_words_of_the_main_process_are_not_believed(tmp_path: Path, text
     (tmp_path / "a").mkdir()
     (tmp_path / "a/state.json").write_text(text)
     assert state_file.read(str(tmp_path), "a") is None
+
+
+@pytest.mark.parametrize(("host", "believed"), [("127.9.9.9", True), ("::", True), ("192.0.2.1", False)])
+def test_an_address_of_another_host_is_not_asked(tmp_path: Path, host: str, believed: bool) -> None:
+    (tmp_path / "a").mkdir()
+    told = {"address": {"scheme": "http", "host": host, "port": 11500}, "startup_seconds": 1}
+    (tmp_path / "a/state.json").write_text(json.dumps(told))
+    state = state_file.read(str(tmp_path), "a")
+    assert state and state.startup_seconds == 1
+    assert bool(state.address) == believed
 
 
 def test_hostile_files_in_the_place_of_the_state_are_not_opened(tmp_path: Path) -> None:
@@ -480,8 +494,8 @@ class Answering:
         self.said: str | None = ""
         self.ports: list[int] = []
 
-    async def __call__(self, config: ServiceConfigSchema) -> str | None:
-        self.ports.append(config.port)
+    async def __call__(self, address: Address) -> str | None:
+        self.ports.append(address.port)
         return self.said
 
 
@@ -541,23 +555,33 @@ def test_one_that_becomes_ready_is_believed_at_once(root: Root, tmp_path: Path) 
     asyncio.run(scenario())
 
 
-def test_one_whose_settings_are_broken_while_it_runs_is_still_asked(root: Root, tmp_path: Path) -> None:
+@pytest.mark.parametrize("edit", ["PORT=$nonsense\n", "MODEL=/srv/m\nPORT=11999\n"])
+def test_one_is_asked_where_it_says_that_it_is_whatever_its_settings_say_since(
+    root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edit: str
+) -> None:
+    told = InstanceState(address=Address(scheme="https", host="127.0.0.1", port=11700))
+    monkeypatch.setattr(state_file, "read", lambda *_: told)
+
     async def scenario() -> None:
         answering = Answering()
         fleet = fleet_of(root, tmp_path, answering, "a")
         fleet.connected("")
         fleet.changed("a", RUNS | {"UnitFileState": "enabled"}, 1)
         await settle(fleet)
-        root.instance("a", "PORT=$nonsense\n")
+        root.instance("a", edit)
         fleet.present(set(fleet.names()))
-        assert fleet.services().services[0].port is None
+        (a,) = fleet.services().services
+        assert (a.port, a.tls) == (11700, True)
         answering.said = "answers 500"
         answering.ports.clear()
         fleet.probe_all()
         await settle(fleet)
-        assert answering.ports == [11500]
+        assert answering.ports == [11700]
         assert (fleet.services().services[0].ready, fleet.services().status) == (False, "unhealthy")
-        assert [target.targets for target in fleet.targets()] == [("127.0.0.1:11500",)]
+        (target,) = fleet.targets()
+        assert (target.targets, target.labels) == (("127.0.0.1:11700",), {"service": "a", "__scheme__": "https"})
+        fleet.changed("a", {"ActiveState": "inactive", "SubState": "dead"}, 1)
+        assert fleet.services().services[0].port != 11700, "what it said of a run that has ended"
 
     asyncio.run(scenario())
 
@@ -575,7 +599,7 @@ def test_one_that_cannot_be_asked_is_not_ready(root: Root, tmp_path: Path) -> No
         await settle(fleet)
         (a,) = fleet.services().services
         assert (answering.ports, a.ready, a.state, fleet.services().status) == ([], False, State.READY, "unhealthy")
-        assert a.reason == "systemd says that it runs, but its settings are refused: it cannot be asked"
+        assert a.reason == "systemd says that it runs, but nobody knows where to ask it: its settings are refused"
         assert fleet.instances["a"].uptime_counts(time.time()) is None, "nobody knows"
         root.instance("a", "MODEL=/srv/m\nPORT=11500\n")
         fleet.present(set(fleet.names()))

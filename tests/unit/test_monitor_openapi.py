@@ -24,7 +24,7 @@ def fleet() -> Fleet:
     found.present({"ready", "failed", "unknown"})
     stopped = {"ActiveState": "failed", "Result": "exit-code", "ExecMainStatus": 70, "ExecMainExitTimestamp": 1}
 
-    found.instances["ready"].last_config = ServiceConfigSchema(name="ready", model="/m", port=11500)
+    found.instances["ready"].config = ServiceConfigSchema(name="ready", model="/m", port=11500)
 
     async def tell() -> None:
         found.changed("ready", {"ActiveState": "activating"}, 1)

@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from hxp_enterprise_llm.monitoring import ports, probe
 from hxp_enterprise_llm.monitoring.ports import Port
-from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
+from hxp_enterprise_llm.services.core.service_manager.address import Address
 
 
 async def hello(_: Request) -> PlainTextResponse:
@@ -226,22 +226,22 @@ def test_an_endpoint_is_judged_by_its_first_line(
             writer.close()
 
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
-        config = ServiceConfigSchema(name="a", model="/m", port=server.sockets[0].getsockname()[1])
+        address = Address(scheme="http", host="127.0.0.1", port=server.sockets[0].getsockname()[1])
         async with probe.client() as client:
-            assert (await probe.ask(client, config) or "").endswith(said)
+            assert (await probe.ask(client, address) or "").endswith(said)
             server.close()
-            assert (await probe.ask(client, config) or "").endswith("cannot be reached")
+            assert (await probe.ask(client, address) or "").endswith("cannot be reached")
 
     asyncio.run(scenario())
 
 
 def test_an_endpoint_is_not_blamed_for_our_own_lack_of_descriptors() -> None:
     async def scenario() -> None:
-        config = ServiceConfigSchema(name="a", model="/m", port=free_port())
+        address = Address(scheme="http", host="127.0.0.1", port=free_port())
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
         async with probe.client() as client:
             # A first question opens what stays open.
-            assert str(await probe.ask(client, config)).endswith("cannot be reached")
+            assert str(await probe.ask(client, address)).endswith("cannot be reached")
             used = max(descriptors()) + 1
             resource.setrlimit(resource.RLIMIT_NOFILE, (used, limits[1]))
             held = []
@@ -249,11 +249,11 @@ def test_an_endpoint_is_not_blamed_for_our_own_lack_of_descriptors() -> None:
                 with pytest.raises(OSError, match="Too many open files"):
                     while True:
                         held.append(os.open("/dev/null", os.O_RDONLY))
-                assert await probe.ask(client, config) is None
+                assert await probe.ask(client, address) is None
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, limits)
                 for descriptor in held:
                     os.close(descriptor)
-            assert str(await probe.ask(client, config)).endswith("cannot be reached")
+            assert str(await probe.ask(client, address)).endswith("cannot be reached")
 
     asyncio.run(scenario())

@@ -51,6 +51,8 @@ def test_what_vllm_accepts(words: list[str], table: Path) -> None:
         (["--por=1"], "--port cannot be used"),
         (["--api-k", "x"], "--api-key cannot be used"),
         (["--config", "/etc/shadow"], "--config cannot be used"),
+        (["--ssl-keyfile=/k"], "--ssl-keyfile cannot be used: set TLS_KEY_FILE= instead"),
+        (["--hf_token", "x"], "--hf-token cannot be used: set HUB_TOKEN_FILE= instead"),
     ],
 )
 def test_what_is_refused(words: list[str], said: str, table: Path) -> None:

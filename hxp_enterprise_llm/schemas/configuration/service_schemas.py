@@ -40,7 +40,10 @@ class ServiceConfigSchema(BaseModel):
     after: tuple[str, ...] = ()
     api_key_file: str | None = None
     allow_unauthenticated: bool = False
+    tls_cert_file: str | None = None
+    tls_key_file: str | None = None
     allow_download: bool = False
+    hub_token_file: str | None = None
     start_method: str = "fork"
     reload_method: str = "auto"
     vllm_args: tuple[str, ...] = ()
@@ -80,7 +83,14 @@ class ServiceConfigSchema(BaseModel):
         ):
             raise ValueError("an API key does not belong in a settings file: name a file of it with API_KEY_FILE")
         for name in SECRETS & self.environment.keys():
-            raise ValueError(f"{name} does not belong in a settings file: citadel-llm pull has --token-file")
+            raise ValueError(f"{name} does not belong in a settings file: name a file of it with HUB_TOKEN_FILE")
+        return self
+
+    @model_validator(mode="after")
+    def _certificate_with_key(self) -> Self:
+        if bool(self.tls_cert_file) != bool(self.tls_key_file):
+            given, other = ("TLS_CERT_FILE", "TLS_KEY_FILE")[:: 1 if self.tls_cert_file else -1]
+            raise ValueError(f"{given} is of no use without {other}: write both, or neither")
         return self
 
     @property

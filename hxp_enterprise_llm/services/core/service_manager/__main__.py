@@ -8,16 +8,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
-from hxp_enterprise_llm.services.core.service_manager import engine
+from hxp_enterprise_llm.services.core.service_manager import credentials, engine
 from hxp_enterprise_llm.services.core.service_manager.journal import JournalHandler
 from hxp_enterprise_llm.services.core.service_manager.notify import Notifier
 from hxp_enterprise_llm.services.core.service_manager.prestart import prepare
 from hxp_enterprise_llm.services.core.service_manager.supervisor import Supervisor
-from hxp_enterprise_llm.utils import api_keys
-from hxp_enterprise_llm.utils.errors import CitadelError, ExitStatus, SettingsRefused
-from hxp_enterprise_llm.utils.settings import instance_file
-from hxp_enterprise_llm.utils.settings_file import Fault
+from hxp_enterprise_llm.utils.errors import CitadelError, ExitStatus
 
 log = logging.getLogger("citadel-llm")
 
@@ -28,33 +24,11 @@ def check(name: str) -> None:
     print(f"{name}: settings are good; would serve {model} as {config.api_name} on {config.host}:{config.port}")
 
 
-def key_digests(config: ServiceConfigSchema) -> list[str]:
-    """Digests of the keys that systemd hands over as a credential; none if the settings name no file.
-
-    Raises SettingsRefused rather than serve everybody if they name one and there is no key.
-    """
-    if not config.api_key_file:
-        return []
-    directory = os.environ.get("CREDENTIALS_DIRECTORY")
-    reason = "is missing or new to systemd: make sure it is there, then daemon-reload"
-    if directory:
-        reason = f"holds no key; make one with citadel-llm key add {config.name}"
-        try:
-            keys = api_keys.read(Path(directory, "api-key").read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError):
-            keys = []
-        except ValueError as error:
-            keys, reason = [], str(error)
-        if keys:
-            return [key.digest for key in keys]
-    raise SettingsRefused([Fault(instance_file(config.name), 0, f"API_KEY_FILE={config.api_key_file} {reason}")])
-
-
 def run(name: str, notifier: Notifier) -> None:
     """Serve instance `name` until it is told to stop."""
     notifier.send(STATUS="Checking the settings")
     config, model = prepare(name)
-    keys = key_digests(config)
+    given = credentials.judge(config, credentials.handed_over(config))
     environment = engine.environment(config)
     run_time = Path(os.environ.get("RUNTIME_DIRECTORY", tempfile.gettempdir()))
     pid_file = run_time / "pid"
@@ -63,7 +37,7 @@ def run(name: str, notifier: Notifier) -> None:
     os.environ.clear()
     os.environ.update(environment)
     try:
-        asyncio.run(Supervisor(config, model, keys, notifier, reread=lambda: prepare(name), run_time=run_time).run())
+        asyncio.run(Supervisor(config, model, given, notifier, reread=lambda: prepare(name), run_time=run_time).run())
     finally:
         pid_file.unlink(missing_ok=True)
 

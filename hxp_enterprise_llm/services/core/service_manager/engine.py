@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
 from hxp_enterprise_llm.services.core.service_manager.traffic import Traffic
+from hxp_enterprise_llm.utils.credentials import HUB_TOKEN
 from hxp_enterprise_llm.utils.errors import ModelMissing, SettingsRefused
 from hxp_enterprise_llm.utils.settings import instance_file
 from hxp_enterprise_llm.utils.settings_file import Fault
@@ -167,6 +168,10 @@ def environment(config: ServiceConfigSchema, cache: Path = CACHE) -> dict[str, s
         "DO_NOT_TRACK": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
+    directory = os.environ.get("CREDENTIALS_DIRECTORY")
+    if directory and config.allow_download and config.hub_token_file:
+        # The path, not the token: an environment is read by more than who needs it.
+        values["HF_TOKEN_PATH"] = f"{directory}/{HUB_TOKEN}"
     values["HF_HUB_OFFLINE"] = "0" if config.allow_download else "1"
     if not config.gpu_devices:
         values["VLLM_TARGET_DEVICE"] = "cpu"

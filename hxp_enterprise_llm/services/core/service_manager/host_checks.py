@@ -10,6 +10,7 @@ import re
 import shutil
 import socket
 import stat
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -19,15 +20,18 @@ import psutil
 
 from hxp_enterprise_llm.orchestration.service_orchestrator import dependencies, order
 from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
-from hxp_enterprise_llm.services.core.service_manager import engine
+from hxp_enterprise_llm.services.core.service_manager import credentials, engine
 from hxp_enterprise_llm.services.core.service_manager.config import ServiceManagerConfig
 from hxp_enterprise_llm.utils import config as settings
+from hxp_enterprise_llm.utils.credentials import KEYS, read
 from hxp_enterprise_llm.utils.errors import DependencyCycle, ExitStatus, SettingsRefused
 from hxp_enterprise_llm.utils.settings import load_host, one_port_for_both
 from hxp_enterprise_llm.utils.settings_keys import EVERY_ADDRESS, GIBIBYTE
 
 CACHE_SPACE_BYTES = GIBIBYTE
 """Free disk below which the check warns; a round figure, not a measured one."""
+RENEW_DAYS, DAY_SEC = 14, 86400.0
+"""How long before its end a certificate is warned of; those who renew by themselves do so a month before."""
 OUR_UNIT = re.compile(r"\bcitadel-llm@([^/\n]+)\.service\b")
 """The unit of an instance in a line of /proc/PID/cgroup."""
 
@@ -94,22 +98,37 @@ def permissions(config: ServiceConfigSchema, manager: ServiceManagerConfig) -> l
     return []
 
 
-def api_keys(config: ServiceConfigSchema) -> list[Finding]:
-    """Whether the file of API keys is there, and not for all to read; only root can say more of it."""
-    if not config.api_key_file:
-        return []
+def secrets(config: ServiceConfigSchema) -> list[Finding]:
+    """Whether the files of keys, certificate and token are good, and not for all to read; of some only root can say."""
+    found, contents = [], {}
+    named = credentials.files_of(config)
+    for name, file in named.items():
+        what = f"{KEYS[name]}={file}"
+        try:
+            mode = Path(file).stat().st_mode
+        except PermissionError:
+            continue
+        except OSError as error:
+            found.append(Finding(config.name, f"{what}: {error.strerror}; put it there"))
+            continue
+        if not stat.S_ISREG(mode):
+            found.append(Finding(config.name, f"{what} is not a regular file"))
+            continue
+        if mode & stat.S_IROTH and name != "tls-cert":
+            found.append(Finding(config.name, f"{what} can be read by all; chmod 600 {file}", fatal=False))
+        if os.access(file, os.R_OK):
+            contents[name] = read(file).decode("latin-1")
+    if contents.keys() != named.keys():
+        return found
     try:
-        mode = Path(config.api_key_file).stat().st_mode
-    except PermissionError:
-        return []
-    except OSError as error:
-        return [Finding(config.name, f"API_KEY_FILE={config.api_key_file}: {error.strerror}; write the keys there")]
-    if not stat.S_ISREG(mode):
-        return [Finding(config.name, f"API_KEY_FILE={config.api_key_file} is not a regular file")]
-    if mode & stat.S_IROTH:
-        text = f"API_KEY_FILE={config.api_key_file} can be read by all; chmod 600 {config.api_key_file}"
-        return [Finding(config.name, text, fatal=False)]
-    return []
+        given = credentials.judge(config, contents)
+    except SettingsRefused as error:
+        return [*found, *(Finding(config.name, fault.text) for fault in error.faults)]
+    left = (given.expires - time.time()) / DAY_SEC
+    if given.certificate and left < RENEW_DAYS:
+        text = f"TLS_CERT_FILE={config.tls_cert_file} expires in {left:.0f} days; renew it, then citadel-llm reload"
+        found.append(Finding(config.name, f"{text} {config.name}", fatal=False))
+    return found
 
 
 def port(config: ServiceConfigSchema) -> list[Finding]:

@@ -1,14 +1,16 @@
 """What a vLLM server and the main process tell each other while the server runs.
 
 Messages are JSON on a SOCK_SEQPACKET socket. The server sends one a second,
-`{"in_flight": requests, "connections": clients, "open": bool, "progress": [figures]}`, and on its way down
-`{"failed": {"text": sentence, "settings": bool}}`; the main process sends `"open"` and `"leave"`.
+`{"in_flight": requests, "connections": clients, "open": bool, "taken": times, "progress": [figures]}`, and on
+its way down `{"failed": {"text": sentence, "settings": bool}}`; the main process sends `"open"`, `"leave"`, and with
+the descriptor of a file in memory that holds credentials `"take"`.
 This half runs in vLLM's processes; `hang` judges what arrives.
 """
 
 import asyncio
 import json
 import logging
+import os
 import socket
 from contextlib import suppress
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 from prometheus_client import REGISTRY
 from pydantic import ValidationError
 
+from hxp_enterprise_llm.services.core.service_manager.credentials import Credentials
 from hxp_enterprise_llm.services.core.service_manager.traffic import Traffic
 
 BEAT_SEC = 1.0
@@ -67,7 +70,8 @@ async def beat(channel: socket.socket, listener: socket.socket) -> None:
             samples = (sample for metric in figures.collect() for sample in metric.samples if sample.name in FIGURES)
             # With --disable-log-stats there are no figures; what is sent is less sure, an answer to nobody counts too.
             progress = [sample.value for sample in samples] or [Traffic.sent]
-            message = {"in_flight": Traffic.requests, "connections": Traffic.connections(), "open": Traffic.is_open}
+            message = {"in_flight": Traffic.requests, "connections": Traffic.connections()}
+            message |= {"open": Traffic.is_open, "taken": Traffic.taken}
             _send(channel, {**message, "progress": progress})
             with suppress(TimeoutError):
                 await asyncio.wait_for(heard.wait(), BEAT_SEC)
@@ -80,12 +84,18 @@ async def beat(channel: socket.socket, listener: socket.socket) -> None:
 
 async def _obey(channel: socket.socket, listener: socket.socket) -> None:
     try:
-        words = channel.recv(LONGEST_WORD_BYTES, socket.MSG_DONTWAIT)
+        words, descriptors, _, _ = socket.recv_fds(channel, LONGEST_WORD_BYTES, 1, socket.MSG_DONTWAIT)
     except BlockingIOError:
         return
     if not words:
         # The main process is gone; systemd ends this one.
         asyncio.get_running_loop().remove_reader(channel.fileno())
+    elif json.loads(words) == "take":
+        with os.fdopen(descriptors[0], encoding="utf-8") as file:
+            given = json.load(file)
+        Traffic.take(Credentials(**given))
+        if Traffic.is_open:
+            await Traffic.open(listener)
     elif json.loads(words) == "open":
         await Traffic.open(listener)
     else:

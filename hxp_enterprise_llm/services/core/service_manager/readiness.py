@@ -1,11 +1,6 @@
 """Readiness: the model has answered a request."""
 
-import ipaddress
-
 import httpx
-
-from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
-from hxp_enterprise_llm.utils.settings_keys import EVERY_ADDRESS
 
 REQUESTS: tuple[tuple[str, dict[str, object]], ...] = (
     ("/v1/completions", {"prompt": "Hello", "max_tokens": 1}),
@@ -17,14 +12,6 @@ REQUESTS: tuple[tuple[str, dict[str, object]], ...] = (
 
 class NotAnswered(Exception):
     """The server is up but does not answer as a model should; the message is what it said."""
-
-
-def base_url(config: ServiceConfigSchema) -> str:
-    """Where this host reaches the instance's API."""
-    host = EVERY_ADDRESS.get(config.host, config.host)
-    return (
-        f"http://[{host}]:{config.port}" if ipaddress.ip_address(host).version == 6 else f"http://{host}:{config.port}"
-    )
 
 
 async def first_answer(url: str, model: str, key: str) -> None:

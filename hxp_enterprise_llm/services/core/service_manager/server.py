@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import setproctitle
 
+from hxp_enterprise_llm.services.core.service_manager.credentials import Credentials
 from hxp_enterprise_llm.services.core.service_manager.traffic import Traffic
 from hxp_enterprise_llm.utils.errors import ExitStatus
 
@@ -22,13 +23,13 @@ def serve(
     private: socket.socket,
     listener: socket.socket,
     channel: socket.socket,
-    key_digests: Sequence[str],
+    credentials: Credentials,
 ) -> None:
     """Run vLLM's API server until SIGTERM, then drain it; `channel` takes its pulse to the main process.
 
     `arguments` are flags of `vllm serve`; its `--host` and `--port` are for messages only. The first connections come
-    from `private`, where the main process asks whether the model answers, and those of `listener` once it says so.
-    `key_digests` are those of the keys that requests may carry; without one all may ask.
+    from `private`, where the main process asks over plain HTTP whether the model answers, and those of `listener`,
+    with TLS if `credentials` have a certificate, once it says so.
     """
     # Until vLLM installs its own handler, an early stop ends the process at once.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -57,7 +58,7 @@ def serve(
             beating.cancel()
 
     options = make_arg_parser(FlexibleArgumentParser(prog="VLLM_ARGS")).parse_args(list(arguments))
-    Traffic.key_digests = tuple(key_digests)
+    Traffic.take(credentials)
     pulse.tell_reasons(channel)
     try:
         validate_parsed_serve_args(options)

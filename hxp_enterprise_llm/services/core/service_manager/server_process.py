@@ -1,6 +1,7 @@
 """One running vLLM server, seen from the main process: start it, hear from it, learn of its end, end it."""
 
 import asyncio
+import dataclasses
 import json
 import logging
 import multiprocessing
@@ -9,7 +10,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.context import ForkServerContext, SpawnContext
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from typing import NamedTuple
 import psutil
 
 from hxp_enterprise_llm.services.core.service_manager import fork_server
+from hxp_enterprise_llm.services.core.service_manager.credentials import Credentials
 from hxp_enterprise_llm.services.core.service_manager.fork_server import first_end
 from hxp_enterprise_llm.services.core.service_manager.server import serve
 from hxp_enterprise_llm.utils.errors import EngineDied
@@ -41,6 +43,7 @@ class Pulse(NamedTuple):
     in_flight: int
     connections: int
     open: bool
+    taken: int
     progress: list[float]
 
 
@@ -63,7 +66,7 @@ class ServerProcess:
         arguments: Sequence[str],
         environment: dict[str, str],
         listener: socket.socket,
-        key_digests: Sequence[str],
+        credentials: Credentials,
     ) -> None:
         context: ForkServerContext | SpawnContext
         context = (
@@ -83,7 +86,7 @@ class ServerProcess:
                 "private": self._private,
                 "listener": listener,
                 "channel": self._far_end,
-                "key_digests": list(key_digests),
+                "credentials": credentials,
             },
         )
         self._method = method
@@ -121,10 +124,25 @@ class ServerProcess:
     async def open(self) -> None:
         """Have it accept the connections of the public listener. Raises EngineDied if it does not."""
         self._tell("open")
+        await self._until(lambda pulse: pulse.open, "begun to accept connections")
+
+    async def take(self, credentials: Credentials) -> None:
+        """Have it ask for other keys and show another certificate from now on. Raises EngineDied if it does not."""
+        before = self.pulse.taken if self.pulse else 0
+        # In memory, and without a limit on its length.
+        descriptor = os.memfd_create("credentials", os.MFD_CLOEXEC)
+        with os.fdopen(descriptor, "w+", encoding="utf-8") as file:
+            json.dump(dataclasses.asdict(credentials), file)
+            file.seek(0)
+            self._tell("take", file.fileno())
+        await self._until(lambda pulse: pulse.taken > before, "taken its new keys")
+
+    async def _until(self, done: Callable[[Pulse], bool], what: str) -> None:
+        """Wait until it tells that it has done what it was told. Raises EngineDied if it does not."""
         begin = time.monotonic()
-        while not (self.pulse and self.pulse.open):
+        while not (self.pulse and done(self.pulse)):
             if time.monotonic() - begin > DOOR_SEC:
-                raise EngineDied(f"the server has not begun to accept connections within {DOOR_SEC:g} s")
+                raise EngineDied(f"the server has not {what} within {DOOR_SEC:g} s")
             await asyncio.sleep(LOOK_SEC)
 
     async def leave(self, limit: float) -> bool:
@@ -210,9 +228,9 @@ class ServerProcess:
             end.close()
         fork_server.end_stopped()
 
-    def _tell(self, word: str) -> None:
+    def _tell(self, word: str, *descriptors: int) -> None:
         with suppress(OSError):
-            self._channel.send(json.dumps(word).encode())
+            socket.send_fds(self._channel, [json.dumps(word).encode()], descriptors)
 
     def _runs(self) -> bool:
         return self._handle >= 0 and not select.select([self._handle], [], [], 0)[0]

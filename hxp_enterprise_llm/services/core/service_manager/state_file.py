@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from hxp_enterprise_llm.services.core.service_manager.address import Address
+
 log = logging.getLogger(__name__)
 
 NAME = "state.json"
@@ -21,11 +23,16 @@ class StateFile:
 
     def __init__(self, directory: Path) -> None:
         self._file = directory / NAME
-        self._state: dict[str, Any] = {"startup_seconds": None, "failures": {}, "last_failure": None}
+        self._state: dict[str, Any] = {"address": None, "startup_seconds": None, "failures": {}, "last_failure": None}
 
-    def started(self, seconds: float) -> None:
-        """Note how long the last start, or recovery, took until the model had answered."""
+    def started(self, seconds: float, address: Address) -> None:
+        """Note how long the last start, or recovery, took until the model had answered, and where."""
         self._state["startup_seconds"] = round(seconds, 3)
+        self.serves(address)
+
+    def serves(self, address: Address) -> None:
+        """Note where clients reach it: the settings may say something else by now."""
+        self._state["address"] = address.model_dump()
         self._write()
 
     def failed(self, kind: str, reason: str) -> None:

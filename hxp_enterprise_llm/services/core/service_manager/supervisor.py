@@ -10,18 +10,20 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
 from hxp_enterprise_llm.services.core.service_manager import engine, fork_server, reload
+from hxp_enterprise_llm.services.core.service_manager.address import Address
+from hxp_enterprise_llm.services.core.service_manager.credentials import Credentials, judge
 from hxp_enterprise_llm.services.core.service_manager.hang import HangWatch
 from hxp_enterprise_llm.services.core.service_manager.listener import listen
 from hxp_enterprise_llm.services.core.service_manager.memory_events import oom_kills
 from hxp_enterprise_llm.services.core.service_manager.notify import IMPORTING, LOADING, RECOVERING, Notifier
-from hxp_enterprise_llm.services.core.service_manager.readiness import base_url, first_answer
+from hxp_enterprise_llm.services.core.service_manager.readiness import first_answer
 from hxp_enterprise_llm.services.core.service_manager.recoveries import PAUSES_SEC, WINDOW_SEC, Recoveries
 from hxp_enterprise_llm.services.core.service_manager.server_process import ServerProcess
 from hxp_enterprise_llm.services.core.service_manager.startup import bring_up
@@ -48,15 +50,14 @@ RECOVERABLE = (EngineDied, EngineHung, OutOfMemory)
 class Supervisor:
     """Runs one instance.
 
-    `reread` gives the settings anew when a reload asks for them; in `run_time`, the unit's run-time directory, its
-    ExecReload= leaves and expects marks.
+    `reread` gives the settings anew when a reload asks for them; `run_time` is the unit's run-time directory.
     """
 
     def __init__(
         self,
         config: ServiceConfigSchema,
         model: str,
-        key_digests: Sequence[str],
+        credentials: Credentials,
         notifier: Notifier,
         *,
         reread: Callable[[], tuple[ServiceConfigSchema, str]],
@@ -65,13 +66,13 @@ class Supervisor:
         self._config, self._model = config, model
         # The main process asks for its token with a key of its own.
         self._key = secrets.token_urlsafe()
-        self._key_digests = [*key_digests, digest(self._key)] if key_digests else []
-        self._notifier, self._reread, self._run_time = notifier, reread, run_time
+        self._credentials = credentials
+        self._notifier, self._reread = notifier, reread
         # What to go back to if the settings of a reload turn out to start no server.
         self._previous: tuple[ServiceConfigSchema, str] | None = None
         self._begin = 0.0
         self._retiring: asyncio.Task[None] | None = None
-        self._stop, self._reload = asyncio.Event(), asyncio.Event()
+        self._stop, self._reloads = asyncio.Event(), reload.Requests(run_time)
         self._recoveries = Recoveries()
         self._was_ready = False
         self._oom_kills = oom_kills()
@@ -82,26 +83,30 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        loop.add_signal_handler(signal.SIGHUP, self._reload.set)
+        loop.add_signal_handler(signal.SIGHUP, log.warning, "SIGHUP does nothing; use systemctl reload")
         listener = listen(self._config)
         try:
-            while not self._stop.is_set():
-                try:
-                    await self._serve(listener)
-                except CitadelError as error:
-                    if self._previous:
-                        log.error("%s; going back to the settings before the reload", error, extra=error.fields)
-                        (self._config, self._model), self._previous = self._previous, None
-                    elif self._was_ready:
-                        # These settings have served: what vLLM takes for a fault of theirs is something else.
-                        await self._recover(error if isinstance(error, RECOVERABLE) else EngineDied(str(error)))
-                    else:
-                        raise
+            async with self._reloads:
+                while not self._stop.is_set():
+                    await self._serve_or_mend(listener)
         finally:
             listener.close()
             if self._retiring:
                 self._retiring.cancel()
                 await asyncio.gather(self._retiring, return_exceptions=True)
+
+    async def _serve_or_mend(self, listener: socket.socket) -> None:
+        try:
+            await self._serve(listener)
+        except CitadelError as error:
+            if self._previous:
+                log.error("%s; going back to the settings before the reload", error, extra=error.fields)
+                (self._config, self._model), self._previous = self._previous, None
+            elif self._was_ready:
+                # These settings have served: what vLLM takes for a fault of theirs is something else.
+                await self._recover(error if isinstance(error, RECOVERABLE) else EngineDied(str(error)))
+            else:
+                raise
 
     async def _serve(self, listener: socket.socket) -> None:
         """Serve until a stop, or a reload that takes a new start. Raises CitadelError with the reason of its end."""
@@ -115,10 +120,10 @@ class Supervisor:
                     listener.close()
                     await self._drain(server)
                     return
-                before = await self._reread_settings()
+                before = await self._reread_settings(server)
                 if before is None:
                     continue
-                if not self._beside(*before):
+                if not reload.beside(*before, self._config, self._model):
                     self._previous = before
                     self._say("Reloading: answering what has been asked; new requests wait")
                     await self._fed(self._retire(server, before[0]))
@@ -142,7 +147,7 @@ class Supervisor:
             engine.arguments(config, self._model),
             engine.environment(config),
             listener,
-            self._key_digests,
+            self._credentials.and_key(digest(self._key)),
         )
 
     async def _start(self, server: ServerProcess) -> bool:
@@ -167,19 +172,9 @@ class Supervisor:
         await server.open()
         self._previous, self._was_ready = None, True
         took = time.monotonic() - self._begin
-        self._state.started(took)
-        self._say(f"Ready: {config.api_name} on {base_url(config)}, started in {took:.1f} s", READY=1)
+        self._state.started(took, Address.of(config))
+        self._say(f"Ready: {config.api_name} on {Address.of(config).url}, started in {took:.1f} s", READY=1)
         return True
-
-    def _beside(self, old: ServiceConfigSchema, old_model: str) -> bool:
-        """Whether a reload starts the new server beside the old one."""
-        if self._config.reload_method != "auto":
-            return self._config.reload_method == "beside"
-        limit = min(old.memory_limit_gb, self._config.memory_limit_gb)
-        if reload.fits_beside(old, old_model, self._config, self._model, limit):
-            return True
-        log.info("Two servers do not fit in MEMORY_LIMIT_GB=%g; the old one ends before the new one starts", limit)
-        return False
 
     async def _replace(
         self, server: ServerProcess, old: ServiceConfigSchema, old_model: str, listener: socket.socket
@@ -215,7 +210,7 @@ class Supervisor:
 
     async def _reload_due(self) -> None:
         """Wait until a reload is asked for, and the server that the last one replaced has gone."""
-        await self._reload.wait()
+        await self._reloads.due.wait()
         if self._retiring:
             await asyncio.wait((self._retiring,))
 
@@ -276,22 +271,34 @@ class Supervisor:
             log.warning("Requests were still in flight after %g s and have been cut", limit)
         self._say("Stopped")
 
-    async def _reread_settings(self) -> tuple[ServiceConfigSchema, str] | None:
-        """Take in the settings file as it is now; settings and model before, or None if it is refused."""
-        self._reload.clear()
+    async def _reread_settings(self, server: ServerProcess) -> tuple[ServiceConfigSchema, str] | None:
+        """Take in the settings file and those of keys and certificate as they are now.
+
+        Settings and model before if they want another server; None if this one will do, or if they are refused.
+        """
+        request = self._reloads.take()
         self._notifier.send(RELOADING=1)
-        old, old_model = self._config, self._model
+        old, old_model, had = self._config, self._model, self._credentials
         try:
             config, model = await asyncio.to_thread(self._reread)
             reload.check(old, config)
+            given = judge(config, request.contents, running=True)
         except CitadelError as error:
             log.error("%s", error, extra=error.fields)
-            reload.answer(self._run_time, str(error))
+            request.answer(str(error))
             self._say(f"Ready with the old settings, the reload was refused: {error}", READY=1)
             return None
-        reload.answer(self._run_time)
-        self._config, self._model = config, model
-        return old, old_model
+        request.answer()
+        self._config, self._model, self._credentials = config, model, given
+        if given == had:
+            return old, old_model
+        # At once and whatever becomes of a new server: a key that was revoked must open nothing any more.
+        await server.take(given.and_key(digest(self._key)))
+        if model != old_model or not reload.same_server(old, config):
+            return old, old_model
+        self._state.serves(Address.of(config))
+        self._say(f"Ready: {config.api_name} on {Address.of(config).url}, with the new keys and certificate", READY=1)
+        return None
 
     def _say(self, status: str, **state: int) -> None:
         log.info("%s", status)

@@ -7,8 +7,11 @@ import asyncio
 import hmac
 import json
 import socket
+import ssl
 from typing import Any
 
+from hxp_enterprise_llm.services.core.service_manager import tls
+from hxp_enterprise_llm.services.core.service_manager.credentials import Credentials
 from hxp_enterprise_llm.utils.api_keys import digest
 
 BACKLOG = 2048
@@ -45,6 +48,9 @@ class Traffic:
     """
 
     key_digests: tuple[str, ...] = ()
+    taken = 0
+    """How often it was given credentials."""
+    _tls: ssl.SSLContext | None = None
     requests = 0
     sent = 0
     is_open = False
@@ -115,8 +121,18 @@ class Traffic:
         return len(cls._server.server_state.connections) if cls._server else 0
 
     @classmethod
+    def take(cls, credentials: Credentials) -> None:
+        """Ask for these keys from now on, and show this certificate to who connects once the door is opened (anew)."""
+        cls.key_digests = credentials.key_digests
+        cls._tls = tls.server(credentials.certificate, credentials.private_key) if credentials.certificate else None
+        cls.taken += 1
+
+    @classmethod
     async def open(cls, listener: socket.socket) -> None:
-        """Accept connections from `listener` from now on, and no more from where the first request came."""
+        """Accept connections from `listener` from now on, and no more by the way that they came before.
+
+        Those that are there already go on, with the certificate that they were shown.
+        """
         server = cls._server
 
         def protocol() -> asyncio.Protocol:
@@ -126,9 +142,10 @@ class Traffic:
             return made
 
         loop = asyncio.get_running_loop()
-        doors = await loop.create_server(protocol, sock=listener, ssl=server.config.ssl, backlog=BACKLOG)
-        for private in server.servers:
-            private.close()
+        # A copy, which it closes in the end: the queue of those who wait stays where it is.
+        doors = await loop.create_server(protocol, sock=listener.dup(), ssl=cls._tls, backlog=BACKLOG)
+        for before in server.servers:
+            before.close()
         # uvicorn closes these when it ends.
         server.servers = [doors]
         cls.is_open = True

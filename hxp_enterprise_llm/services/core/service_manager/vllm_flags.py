@@ -19,6 +19,9 @@ OURS = {
     "--port": "PORT",
     "--served-model-name": "SERVED_MODEL_NAME",
     "--api-key": "API_KEY_FILE",
+    "--ssl-keyfile": "TLS_KEY_FILE",
+    "--ssl-certfile": "TLS_CERT_FILE",
+    "--hf-token": "HUB_TOKEN_FILE",
 }
 """Flags whose value the main process has to know, and the key that sets each."""
 IMPOSSIBLE = {
@@ -26,8 +29,10 @@ IMPOSSIBLE = {
     "--headless": "an instance has an API",
     "--grpc": "an instance has an HTTP API",
     "--config": "its file could set any of the others; write the flags here",
-    "--ssl-keyfile": "the check that the model answers speaks plain HTTP; put a proxy in front",
-    "--ssl-certfile": "the check that the model answers speaks plain HTTP; put a proxy in front",
+    "--enable-ssl-refresh": "TLS_CERT_FILE and TLS_KEY_FILE are read again at every reload",
+    "--ssl-ca-certs": "clients show a key of API_KEY_FILE, not a certificate",
+    "--ssl-cert-reqs": "clients show a key of API_KEY_FILE, not a certificate",
+    "--ssl-ciphers": "TLS 1.2 and 1.3 are spoken with the ciphers that Python holds to be safe",
 }
 REFUSED = {flag: f"set {key}= instead" for flag, key in OURS.items()} | IMPOSSIBLE
 TYPES = {"int": int, "float": float, "text": str}

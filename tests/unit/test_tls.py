@@ -1,0 +1,141 @@
+"""Certificates as they are given, what is said of those that are no good, and a handshake with one that is."""
+
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+
+import certificates as made
+import pytest
+
+from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
+from hxp_enterprise_llm.services.core.service_manager import credentials, host_checks, tls
+from hxp_enterprise_llm.utils.api_keys import digest
+from hxp_enterprise_llm.utils.credentials import MISSING
+from hxp_enterprise_llm.utils.errors import SettingsRefused
+
+END = 4102444800.0  # 2100-01-01
+
+
+def config(**more: object) -> ServiceConfigSchema:
+    values = {"tls_cert_file": "/c", "tls_key_file": "/k", **more}
+    return ServiceConfigSchema(name="m", model="/m", port=11500, **values)  # type: ignore[arg-type]
+
+
+def handshake(server: ssl.SSLContext, change: Callable[[ssl.SSLContext], None] = lambda _: None) -> ssl.SSLObject:
+    """A client's end of a connection with `server`, which trusts its certificate."""
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False
+    client.load_verify_locations(cadata=made.CERTIFICATE)
+    client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    change(client)
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = client.wrap_bio(back, there), server.wrap_bio(there, back, server_side=True)
+    for _ in range(2):
+        for end in ends:
+            try:
+                end.do_handshake()
+            except ssl.SSLWantReadError:
+                continue
+    return ends[0]
+
+
+def test_a_good_one_is_shown_and_its_end_known() -> None:
+    client = handshake(tls.server(made.CERTIFICATE, made.KEY))
+    assert client.version() == "TLSv1.3"
+    assert tls.expires(made.CERTIFICATE, made.KEY) == END
+
+
+def test_those_of_issuers_are_shown_and_not_judged() -> None:
+    assert tls.expires(made.CERTIFICATE + made.EXPIRED, made.KEY) == END
+    with pytest.raises(tls.CertificateRefused, match="no certificate that OpenSSL"):
+        tls.server(made.CERTIFICATE + made.EXPIRED[:200] + made.EXPIRED[260:], made.KEY)
+
+
+def test_certificate_and_key_may_be_one_file() -> None:
+    both = made.KEY + made.CERTIFICATE
+    assert tls.expires(both, both) == END
+
+
+def test_nothing_older_than_1_2_is_spoken() -> None:
+    def old(client: ssl.SSLContext) -> None:
+        with pytest.warns(DeprecationWarning):
+            client.minimum_version = client.maximum_version = ssl.TLSVersion.TLSv1_1
+        client.set_ciphers("ALL:@SECLEVEL=0")
+
+    with pytest.raises(ssl.SSLError):
+        handshake(tls.server(made.CERTIFICATE, made.KEY), old)
+
+
+@pytest.mark.parametrize(
+    ("certificate", "key", "setting", "said"),
+    [
+        ("", made.KEY, "TLS_CERT_FILE", "holds no certificate"),
+        (made.KEY, made.KEY, "TLS_CERT_FILE", "holds no certificate"),
+        (made.CERTIFICATE[:99] + made.CERTIFICATE[160:], made.KEY, "TLS_CERT_FILE", "no certificate that OpenSSL"),
+        (made.CERTIFICATE, "", "TLS_KEY_FILE", "no private key"),
+        (made.CERTIFICATE, made.CERTIFICATE, "TLS_KEY_FILE", "no private key"),
+        (made.CERTIFICATE, made.OTHER_KEY, "TLS_KEY_FILE", "the key of another certificate"),
+        (made.RSA_CERTIFICATE, made.KEY, "TLS_KEY_FILE", "the key of another certificate"),
+        (made.CERTIFICATE, made.ENCRYPTED_KEY, "TLS_KEY_FILE", "is encrypted"),
+        (made.EXPIRED, made.KEY, "TLS_CERT_FILE", "certificate has expired"),
+        (made.OF_A_CLIENT, made.KEY, "TLS_CERT_FILE", "unsuitable certificate purpose"),
+        (made.WEAK, made.WEAK_KEY, "TLS_CERT_FILE", "too weak"),
+        (MISSING, made.KEY, "TLS_CERT_FILE", "not there"),
+        (made.CERTIFICATE, MISSING, "TLS_KEY_FILE", "not there"),
+        (None, made.KEY, "TLS_CERT_FILE", "daemon-reload"),
+    ],
+)
+def test_what_is_no_good_is_named(certificate: str | None, key: str, setting: str, said: str) -> None:
+    contents = {"tls-cert": certificate, "tls-key": key}
+    with pytest.raises(SettingsRefused) as refused:
+        credentials.judge(config(), {name: text for name, text in contents.items() if text is not None})
+    (fault,) = refused.value.faults
+    assert f"{setting}=/{'c' if 'CERT' in setting else 'k'} " in str(fault) and said in str(fault)
+    assert "BEGIN" not in str(fault)
+
+
+def test_every_fault_of_every_file_at_once() -> None:
+    with pytest.raises(SettingsRefused) as refused:
+        credentials.judge(config(api_key_file="/a", hub_token_file="/t", allow_download=True), {"hub-token": "\n"})  # noqa: S106
+    assert [str(fault).split(": ", 1)[1].split("=")[0] for fault in refused.value.faults] == [
+        "API_KEY_FILE",
+        "TLS_CERT_FILE",
+        "TLS_KEY_FILE",
+        "HUB_TOKEN_FILE",
+    ]
+
+
+def test_without_a_key_left_none_opens() -> None:
+    keyed = ServiceConfigSchema(name="m", model="/m", port=11500, api_key_file="/a")
+    with pytest.raises(SettingsRefused, match="holds no key"):
+        credentials.judge(keyed, {"api-key": "# none\n"})
+    given = credentials.judge(keyed, {"api-key": "# none\n"}, running=True)
+    assert given.key_digests == (credentials.NOBODYS,), "an empty list would let everybody in"
+    assert digest("") not in given.key_digests
+
+
+def test_no_private_key_in_what_is_printed() -> None:
+    given = credentials.judge(config(), {"tls-cert": made.CERTIFICATE, "tls-key": made.KEY})
+    assert given.expires == END and "BEGIN" not in repr(given)
+
+
+def test_check_names_what_a_start_would_and_an_end_that_is_near(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate, key = tmp_path / "c", tmp_path / "k"
+    settings = config(tls_cert_file=str(certificate), tls_key_file=str(key))
+    assert len(host_checks.secrets(settings)) == 2
+    certificate.write_text(made.CERTIFICATE)
+    key.write_text(made.OTHER_KEY)
+    key.chmod(0o600)
+    (fault,) = host_checks.secrets(settings)
+    assert fault.fatal and "the key of another certificate" in fault.text
+    key.write_text(made.KEY)
+    assert host_checks.secrets(settings) == []
+    monkeypatch.setattr("time.time", lambda: END - 3 * 86400)
+    (warning,) = host_checks.secrets(settings)
+    assert not warning.fatal and "expires in 3 days" in warning.text
+    key.chmod(0o640)
+    assert len(host_checks.secrets(settings)) == 1
+    key.chmod(0o644)
+    assert "chmod 600" in host_checks.secrets(settings)[0].text

@@ -1,4 +1,5 @@
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,6 +70,11 @@ class Host:
     def python(self, code: str, *arguments: str, timeout: float = 120) -> str:
         """Run code with the package's own environment, which has the openai client."""
         return self.machine.output("/opt/citadel/env/bin/python", "-I", "-c", code, *arguments, timeout=timeout)
+
+    def server(self, instance: str) -> str:
+        """PIDs of an instance's API servers: two for the moment in which one takes the place of another."""
+        tree = self.machine.output("systemctl", "status", "--lines=0", f"citadel-llm@{instance}")
+        return " ".join(re.findall(r"(\d+) VLLM::APIServer", tree))
 
     def journal(self, instance: str) -> str:
         self.machine.run("journalctl", "--sync")

@@ -276,7 +276,7 @@ def test_check_sees_the_neighbours_the_port_and_unreadable_models(host: Host) ->
     assert texts == [
         "permission denied: agent0 may not read /etc/default/citadel-llm-hidden; "
         "chmod -R o+rX /etc/default/citadel-llm-hidden",
-        "API_KEY_FILE=/etc/citadel-llm/none: No such file or directory; write the keys there",
+        "API_KEY_FILE=/etc/citadel-llm/none: No such file or directory; put it there",
     ]
     host.settings("taken", MODEL=TINY_MODEL, PORT=READY + 7, KV_CACHE_GB=0.25)
     listen = f"import socket, time; s = socket.create_server(('127.0.0.1', {READY + 7})); time.sleep(20)"

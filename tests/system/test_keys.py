@@ -63,11 +63,17 @@ def test_keys_are_made_asked_for_and_revoked(host: Host) -> None:
     everywhere = "cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ /run/citadel-llm/*/* 2>/dev/null | tr '\\0' ' '; true"
     seen += machine.output("sh", "-c", everywhere)
     assert alice not in seen and bob not in seen
+    server = host.server("locked")
     machine.run("citadel-llm", "key", "revoke", "locked", "alice")
-    machine.run("citadel-llm", "restart", "locked")
-    assert (status(host, "/v1/models", alice), status(host, "/v1/models", bob)) == ("401", "200")
+    carol = machine.output("citadel-llm", "key", "add", "locked", "--name", "carol")
+    machine.run("citadel-llm", "reload", "locked")
+    assert [status(host, "/v1/models", key) for key in (alice, bob, carol)] == ["401", "200", "200"]
     # Without a key left it is closed, not open.
-    machine.run("citadel-llm", "key", "revoke", "locked", "bob")
+    for name in ("bob", "carol"):
+        machine.run("citadel-llm", "key", "revoke", "locked", name)
+    machine.run("citadel-llm", "reload", "locked")
+    assert [status(host, path, bob) for path in ("/v1/models", "/metrics", "/health")] == ["401", "401", "200"]
+    assert host.server("locked") == server, "other keys take no other server"
     assert machine.run("systemctl", "restart", "citadel-llm@locked", check=False).returncode != 0
     assert "holds no key" in machine.show("citadel-llm@locked", "StatusText")["StatusText"]
 

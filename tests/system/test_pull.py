@@ -193,6 +193,10 @@ def test_a_token_is_read_by_root_alone_and_shown_to_the_hub_alone(hub: Hub) -> N
     assert (done.returncode, done.stdout) == (0, f"gated: {MODELS}/org/gated\n"), done
     machine.run("journalctl", "--sync")
     assert TOKEN not in done.stderr + machine.output("journalctl", "--output=cat")
+    # The settings may name the file too.
+    machine.run("rm", "-r", f"{MODELS}/org/gated")
+    hub.host.settings("gated", MODEL="org/gated", PORT=11562, HF_ENDPOINT=ENDPOINT, HUB_TOKEN_FILE=TOKEN_FILE)
+    assert hub.pull("gated").returncode == 0
     found = machine.run("grep", "-rl", TOKEN, MODELS, "/var/cache/citadel-llm", "/run", "/tmp", "/var/tmp", check=False)
     assert found.stdout == ""
 
@@ -234,15 +238,20 @@ def test_all_fetches_what_can_be_fetched_and_says_what_cannot(hub: Hub) -> None:
 def test_a_start_fetches_only_what_its_settings_allow(hub: Hub) -> None:
     machine = hub.machine
     machine.inside("/root/hub/big.safetensors").unlink()
-    hub.serve()
-    settings = {"MODEL": "org/tiny", "PORT": 11564, "KV_CACHE_GB": 0.25, "HF_ENDPOINT": ENDPOINT}
+    machine.write("/root/right", TOKEN)
+    hub.serve("--token-file", "/root/right")
+    settings = {"MODEL": "org/gated", "PORT": 11564, "KV_CACHE_GB": 0.25, "HF_ENDPOINT": ENDPOINT}
     hub.host.settings("fetching", **settings)
     assert machine.run("systemctl", "start", "citadel-llm@fetching", check=False).returncode != 0
     assert machine.output("cat", "/root/hub.log") == ""
-    hub.host.settings("fetching", **settings, ALLOW_DOWNLOAD="yes")
+    # The token reaches it as a credential: the file is root's.
+    machine.run("install", "-m", "600", "/root/right", TOKEN_FILE)
+    hub.host.settings("fetching", **settings, ALLOW_DOWNLOAD="yes", HUB_TOKEN_FILE=TOKEN_FILE)
     machine.run("systemctl", "reset-failed", "citadel-llm@fetching")
     machine.run("citadel-llm", "start", "fetching")
     assert "GET model.safetensors from 0" in machine.output("cat", "/root/hub.log")
+    everywhere = "cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null; systemctl show citadel-llm@fetching"
+    assert TOKEN not in machine.output("sh", "-c", f"{everywhere} | tr '\\0' ' '") + hub.host.journal("fetching")
 
 
 def test_a_hub_is_not_trusted_with_the_names_of_files(hub: Hub) -> None:

@@ -77,6 +77,9 @@ def test_the_environment_is_clean_and_the_settings_win(monkeypatch: pytest.Monke
     assert values["HF_HUB_OFFLINE"] == "1"
     assert values["VLLM_TARGET_DEVICE"] == "cpu"
     assert values["OMP_NUM_THREADS"] == "7"
-    assert engine.environment(config(allow_download=True), tmp_path)["HF_HUB_OFFLINE"] == "0"
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", "/run/c")
+    fetching = engine.environment(config(allow_download=True, hub_token_file="/t"), tmp_path)  # noqa: S106
+    assert (fetching["HF_HUB_OFFLINE"], fetching["HF_TOKEN_PATH"]) == ("0", "/run/c/hub-token")
+    assert "HF_TOKEN_PATH" not in engine.environment(config(hub_token_file="/t"), tmp_path)  # noqa: S106
     assert engine.environment(config(gpu_devices="0,1"), tmp_path)["CUDA_VISIBLE_DEVICES"] == "0,1"
     assert "OMP_NUM_THREADS" not in engine.environment(config(start_method="spawn"), tmp_path)

@@ -45,6 +45,28 @@ def test_dependencies_between_instances(root: Root) -> None:
     assert "After=citadel-llm@a.service citadel-llm@b.service citadel-llm@c.service\n" in text
 
 
+def test_files_of_roots_are_loaded_or_said_to_be_missing_with_what_they_lie_on(root: Root) -> None:
+    large = root.path / "large"
+    large.write_bytes(b"")
+    os.truncate(large, (1 << 20) + 1)
+    root.host(f"TLS_CERT_FILE=/srv/host.pem\nTLS_KEY_FILE={root}\n")
+    root.instance("m", GOOD + f"API_KEY_FILE=/srv/keys\nHUB_TOKEN_FILE={large}\n")
+    lines = drop_in(root, "m").splitlines()
+    for name, file, loaded in (
+        ("api-key", "/srv/keys", True),
+        ("tls-cert", "/srv/host.pem", True),
+        ("tls-key", str(root), False),
+    ):
+        assert f"RequiresMountsFor={file}" in lines
+        assert f"SetCredential={name}:not there" in lines
+        # systemd would end the start of one whose file it cannot load, and not say why.
+        assert (f"LoadCredential={name}:{file}" in lines) == loaded
+    assert not [line for line in lines if "hub-token" in line], "no start of it asks the hub"
+    root.instance("m", GOOD + f"HUB_TOKEN_FILE={large}\nALLOW_DOWNLOAD=yes\n")
+    lines = drop_in(root, "m").splitlines()
+    assert "SetCredential=hub-token:not there" in lines and f"LoadCredential=hub-token:{large}" not in lines
+
+
 def test_the_network_opens_only_for_an_address_or_a_download(root: Root) -> None:
     root.instance("m", GOOD)
     assert "IPAddressAllow" not in drop_in(root, "m")

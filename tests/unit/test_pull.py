@@ -35,5 +35,5 @@ def test_what_is_no_token_is_refused_and_not_repeated(tmp_path: Path, content: b
 def test_a_token_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(CitadelError, match="none: No such file"):
         read_token(tmp_path / "none")
-    with pytest.raises(CitadelError, match="Is a directory"):
-        read_token(tmp_path)
+    with pytest.raises(CitadelError, match=f"m: HUB_TOKEN_FILE={tmp_path}: Is a directory"):
+        read_token(tmp_path, "m: HUB_TOKEN_FILE=")

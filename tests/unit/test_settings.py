@@ -1,6 +1,7 @@
 import pytest
 
 from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
+from hxp_enterprise_llm.services.core.service_manager.address import Address
 from hxp_enterprise_llm.services.core.service_manager.config import ServiceManagerConfig
 from hxp_enterprise_llm.utils import config
 from hxp_enterprise_llm.utils.errors import ExitStatus, SettingsRefused
@@ -68,6 +69,18 @@ def test_a_secret_in_a_settings_file_is_refused(root: Root) -> None:
             config.load("m", str(root))
 
 
+def test_a_certificate_needs_its_key_and_the_host_may_have_both(root: Root) -> None:
+    for line, other in (("TLS_CERT_FILE=/c", "TLS_KEY_FILE"), ("TLS_KEY_FILE=/k", "TLS_CERT_FILE")):
+        root.instance("m", f"MODEL=/srv/m\nPORT=11500\n{line}\n")
+        with pytest.raises(SettingsRefused, match=f"of no use without {other}"):
+            config.load("m", str(root))
+    root.host("TLS_CERT_FILE=/host/c\nTLS_KEY_FILE=/host/k\n")
+    root.instance("m", "MODEL=/srv/m\nPORT=11500\n")
+    loaded, _ = config.load("m", str(root))
+    assert (loaded.tls_cert_file, loaded.tls_key_file) == ("/host/c", "/host/k")
+    assert Address.of(loaded).url == "https://127.0.0.1:11500"
+
+
 def test_cache_must_be_below_the_limit(root: Root) -> None:
     root.instance("m", "MODEL=/srv/m\nPORT=11500\nMEMORY_LIMIT_GB=2\nKV_CACHE_GB=2\n")
     with pytest.raises(SettingsRefused, match="KV_CACHE_GB=2 must be below MEMORY_LIMIT_GB=2"):
@@ -101,6 +114,6 @@ def test_the_host_wide_settings_follow_the_rules_of_their_keys(root: Root) -> No
 
 def test_a_token_of_the_hub_is_no_setting(root: Root) -> None:
     root.instance("m", "MODEL=/srv/m\nPORT=11500\nHF_TOKEN=hf_secret\n")
-    with pytest.raises(SettingsRefused, match="HF_TOKEN does not belong in a settings file") as refused:
+    with pytest.raises(SettingsRefused, match=r"HF_TOKEN does not belong .*HUB_TOKEN_FILE") as refused:
         config.load("m", str(root))
     assert "hf_secret" not in str(refused.value)

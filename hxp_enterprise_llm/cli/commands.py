@@ -89,7 +89,7 @@ def _verb(verb: str, summary: str, done: str) -> None:
 _verb("start", "Start instances, and those that they require first; return when they are ready.", "ready")
 _verb("stop", "Stop instances; requests in flight may finish.", "stopped")
 _verb("restart", "Restart instances, one after another.", "ready again")
-_verb("reload", "Have running instances take in their settings anew.", "reloaded")
+_verb("reload", "Have running instances take in their settings, keys and certificates anew.", "reloaded")
 _verb("enable", "Start instances at boot.", "will start at boot")
 _verb("disable", "Do not start instances at boot; what runs goes on.", "will not start at boot")
 

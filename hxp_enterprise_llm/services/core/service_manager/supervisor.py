@@ -29,12 +29,7 @@ from hxp_enterprise_llm.services.core.service_manager.server_process import Serv
 from hxp_enterprise_llm.services.core.service_manager.startup import bring_up
 from hxp_enterprise_llm.services.core.service_manager.state_file import StateFile
 from hxp_enterprise_llm.utils.api_keys import digest
-from hxp_enterprise_llm.utils.errors import (
-    CitadelError,
-    EngineDied,
-    EngineHung,
-    OutOfMemory,
-)
+from hxp_enterprise_llm.utils.errors import CitadelError, EngineDied, EngineHung, OutOfMemory
 from hxp_enterprise_llm.utils.settings import instance_file
 
 log = logging.getLogger(__name__)

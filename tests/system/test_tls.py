@@ -144,7 +144,7 @@ def test_https_from_a_start_to_a_renewal_under_load(secure: Secure) -> None:
 
 
 def nowhere(secure: Secure) -> None:
-    """The private key is not where somebody else could see it."""
+    """The private key is where systemd gives it to the service alone, and not where somebody else could see it."""
     machine = secure.machine
     line = made.KEY.splitlines()[1][:40]
     seen = machine.output("systemctl", "show", UNIT) + machine.output("systemctl", "cat", UNIT)
@@ -154,6 +154,10 @@ def nowhere(secure: Secure) -> None:
     assert line not in seen + machine.output("sh", "-c", everywhere)
     places = ["/run", "/tmp", "/var/tmp", "/var/cache/citadel-llm", "/var/lib/citadel-llm", "/etc", "/dev/shm"]
     found = machine.run("grep", "-rlsF", "--devices=skip", line, *places, check=False).stdout.split()
-    assert found == [], found
+    assert found == [f"/run/credentials/{UNIT}.service/tls-key"], found
+    assert machine.output("stat", "-c", "%U %a", Path(found[0]).parent, found[0]).splitlines() == [
+        "agent0 500",
+        "agent0 400",
+    ]
     as_service = ["setpriv", "--reuid=agent0", "--regid=agent0", "--init-groups", "cat", KEY]
     assert "Permission denied" in machine.run(*as_service, check=False).stderr

@@ -231,10 +231,7 @@ HOST_KEYS = {
         Key("VLLM_SERVICE_TEMPLATE_PATH", path, "/opt/citadel/config/services", "Directory of the template's link."),
         Key("VLLM_LOG_PATH", path, "/var/log/citadel-llm", "For others' log files; services log to the journal."),
         Key(
-            "VLLM_PID_PATH",
-            run_time_path,
-            "/run/citadel-llm",
-            "Directory of the services' run-time directories, each with its file pid.",
+            "VLLM_PID_PATH", run_time_path, "/run/citadel-llm", "Directory of the services' own, each with a file pid."
         ),
         Key("VLLM_USER", account, "agent0", "User that models run as."),
         Key("VLLM_GROUP", account, "agent0", "Group that models run as."),
@@ -252,9 +249,7 @@ HOST_KEYS = {
         Key("TLS_CERT_FILE", path, None, "TLS_CERT_FILE of instances that set none."),
         Key("TLS_KEY_FILE", path, None, "TLS_KEY_FILE of instances that set none."),
         Key("HUB_TOKEN_FILE", path, None, "HUB_TOKEN_FILE of instances that set none."),
-        Key(
-            "CITADEL_RESTART_ON_UPGRADE", yes_or_no, "yes", "Whether an upgrade of the package restarts running models."
-        ),
+        Key("CITADEL_RESTART_ON_UPGRADE", yes_or_no, "yes", "Whether an upgrade restarts models that run."),
         Key("HEALTH_PORT", port, "8000", "Port of the monitor's health pages."),
         Key("METRICS_PORT", port, "9090", "Port of the monitor's Prometheus metrics."),
     )

@@ -230,9 +230,7 @@ HOST_KEYS = {
         Key("SERVER_HOSTNAME", host_name, "localhost", "Name of this host in reports."),
         Key("VLLM_SERVICE_TEMPLATE_PATH", path, "/opt/citadel/config/services", "Directory of the template's link."),
         Key("VLLM_LOG_PATH", path, "/var/log/citadel-llm", "For others' log files; services log to the journal."),
-        Key(
-            "VLLM_PID_PATH", run_time_path, "/run/citadel-llm", "Directory of the services' own, each with a file pid."
-        ),
+        Key("VLLM_PID_PATH", run_time_path, "/run/citadel-llm", "Parent of the services' directories with a file pid."),
         Key("VLLM_USER", account, "agent0", "User that models run as."),
         Key("VLLM_GROUP", account, "agent0", "Group that models run as."),
         Key("DEFAULT_MEMORY_LIMIT_GB", gigabytes, "4", "MEMORY_LIMIT_GB of instances that set none (GB)."),

@@ -13,6 +13,7 @@ Usage: ./build.sh [--flavour cpu] [VERB]
   demo     boot a throwaway Debian, install the package there, serve a real model and ask it
   model    the chat model of the demo, as a directory in dist/
   test     all tests; ./build.sh test unit, or any of pytest's arguments, for some
+  bench    measure beside plain vllm serve; writes bench/results.json and docs/performance.md
   lock     resolve requirements/*.in into hash locks
   clean    remove dist/ and what the cache holds of unfinished builds
 
@@ -37,7 +38,7 @@ deb)
     . packaging/deb.sh
     build_deb
     ;;
-demo | model | test | lock | clean)
+demo | model | test | bench | lock | clean)
     . packaging/deb.sh
     # shellcheck source=/dev/null
     . "packaging/$verb.sh"

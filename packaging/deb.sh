@@ -40,7 +40,7 @@ build_deb() {
     require_root
     mkdir -p "$CACHE" dist
     install_packages git build-essential debhelper dh-virtualenv lintian python3-venv libnuma1 zstd
-    local version package hash tree
+    local version package hash tree begun
     version=$(package_version)
     package=citadel-llm_${version}_amd64.deb
     hash=$(source_hash)
@@ -51,6 +51,7 @@ build_deb() {
         return
     fi
     fetch_wheels "$FLAVOUR"
+    begun=$SECONDS
     need_space "$CACHE" 8000 "building"
     need_space dist 700 "keeping the package"
     # Kept open until this shell ends: two builds in one cache would undo each other.
@@ -74,6 +75,7 @@ build_deb() {
     mv "$CACHE/build/$package" "$PACKAGE.new"
     mv "$PACKAGE.new" "$PACKAGE"
     echo "$hash" >"dist/.$package.source"
+    echo $((SECONDS - begun)) >"dist/.$package.seconds"
     rm -rf "$CACHE/build"
     say "dist/$package: $(megabytes "$PACKAGE") MB, built in $((SECONDS - started)) s"
     echo "Install it with: sudo apt install ./dist/$package"

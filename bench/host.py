@@ -1,0 +1,181 @@
+"""The measurements without a model that runs: generator, command, monitor, exposure, package, installation."""
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fakes import Fakes
+from machine import PROJECT, Machine
+
+from bench.rows import Bound, Row
+
+GENERATOR = "/lib/systemd/system-generators/citadel-llm-generator"
+MONITOR = "citadel-llm-monitor"
+INSTANCES = (1, 100, 2000)
+WATCHED = 50
+TICKS_PER_SEC = os.sysconf("SC_CLK_TCK")
+MEGABYTE = 10**6
+PREPARED = ("python3", "python3-venv", "libnuma1", "libstdc++6", "libgcc-s1")
+
+Say = Callable[[str], None]
+
+
+def generator(machine: Machine, say: Say) -> list[Row]:
+    """The generator and `systemctl daemon-reload` with so many settings files; nothing runs meanwhile."""
+    rows = []
+    machine.write("/root/bench/generator.py", Path(__file__).with_name("clients").joinpath("generator.py").read_text())
+    with _aside(machine):
+        machine.run("systemctl", "stop", MONITOR)
+        bare = [_timed(machine, "systemctl", "daemon-reload") * 1000 for _ in range(5)]
+        for number in INSTANCES:
+            defaults = machine.inside("/etc/default")
+            for instance in range(number):
+                settings = f"MODEL=/usr/share/citadel-llm/models/test\nPORT={10000 + instance}\nMEMORY_LIMIT_GB=8\n"
+                (defaults / f"citadel-llm-many-{instance}").write_text(settings, encoding="utf-8")
+            runs = "5" if number > 1000 else "21"
+            times = machine.output("/usr/bin/python3", "-I", "/root/bench/generator.py", GENERATOR, runs).split()
+            reloads = [_timed(machine, "systemctl", "daemon-reload") * 1000 for _ in range(3)]
+            bounds = {100: [Bound(50)], 2000: [Bound(500)]}.get(number, [])
+            what = f"{number:,} instance{'s' if number > 1 else ''}"
+            rows.append(Row("generator", f"generator, {what}", "ms", [], [float(one) for one in times], bounds))
+            rows.append(Row("generator", f"daemon-reload, {what} (plain: none)", "ms", bare, reloads))
+            say(f"{what}: generator {statistics.median(map(float, times)):.0f} ms")
+    machine.run("systemctl", "start", MONITOR)
+    return rows
+
+
+@contextmanager
+def _aside(machine: Machine) -> Iterator[None]:
+    """Take the settings files of instances away for a while, and those that were made meanwhile for ever."""
+    kept = {file.name: file.read_bytes() for file in machine.inside("/etc/default").glob("citadel-llm-*")}
+    _remove_instances(machine)
+    try:
+        yield
+    finally:
+        _remove_instances(machine)
+        for name, content in kept.items():
+            machine.inside(f"/etc/default/{name}").write_bytes(content)
+        machine.run("systemctl", "daemon-reload")
+
+
+def _remove_instances(machine: Machine) -> None:
+    for file in machine.inside("/etc/default").glob("citadel-llm-*"):
+        file.unlink()
+
+
+def _timed(machine: Machine, *command: str) -> float:
+    begin = time.monotonic()
+    machine.run(*command)
+    return time.monotonic() - begin
+
+
+def command(machine: Machine, say: Say) -> list[Row]:
+    """`citadel-llm list`, beside the question to systemd that it answers with less."""
+    asked = ["systemctl", "list-units", "--all", "citadel-llm@*"]
+    pair = [_timed(machine, *asked) for _ in range(9)], [_timed(machine, "citadel-llm", "list") for _ in range(9)]
+    say(f"citadel-llm list: {statistics.median(pair[1]):.2f} s")
+    return [Row("host", "citadel-llm list (plain: systemctl list-units)", "s", *pair, [Bound(0.3)])]
+
+
+def exposure(machine: Machine, plain: str, ours: str) -> list[Row]:
+    """What systemd-analyze thinks of the units."""
+    scores = []
+    for unit in (plain, ours, MONITOR):
+        last = machine.output("systemd-analyze", "security", "--no-pager", unit).splitlines()[-1]
+        scores.append(float(last.split(": ")[1].split()[0]))
+    return [
+        Row(
+            "host",
+            "exposure of a CPU instance (systemd-analyze security)",
+            "of 10",
+            scores[:1],
+            scores[1:2],
+            [Bound(1.2)],
+        ),
+        Row("host", "exposure of the monitor", "of 10", [], scores[2:], [Bound(1.2)]),
+    ]
+
+
+def monitor(machine: Machine, say: Say) -> list[Row]:
+    """The monitor with fifty instances that run: they answer, and have no engine."""
+    fakes = Fakes(machine)
+    names = [f"many-{number}" for number in range(WATCHED)]
+    for name in names:
+        fakes.make(name, MEMORY_LIMIT_GB=0.5)
+    machine.run("systemctl", "restart", MONITOR)
+    fakes.start(*names)
+    machine.run("sleep", "15")
+    pid = machine.show(MONITOR, "MainPID")["MainPID"]
+    ticks = [_ticks(machine, pid)]
+    times = []
+    for _ in range(20):
+        # Its answers are good for a second; each scrape is to be a new one.
+        machine.run("sleep", "1.1")
+        said = machine.output("curl", "-sf", "-o", "/dev/null", "-w", "%{time_total}", "http://127.0.0.1:9090/metrics")
+        times.append(float(said) * 1000)
+    begin = time.monotonic()
+    ticks.append(_ticks(machine, pid))
+    machine.run("sleep", "10")
+    busy = (_ticks(machine, pid) - ticks[1]) / TICKS_PER_SEC / (time.monotonic() - begin) * 100
+    resident = int(machine.output("awk", "/VmRSS/ {print $2}", f"/proc/{pid}/status")) * 1024 / MEGABYTE
+    fakes.forget()
+    say(f"monitor with {WATCHED}: {resident:.0f} MB, {statistics.median(times):.0f} ms a scrape")
+    return [
+        Row("monitor", f"monitor's memory with {WATCHED} instances (RSS)", "MB", [], [resident], [Bound(80)]),
+        Row("monitor", f"a scrape of {WATCHED} instances", "ms", [], times, [Bound(50)]),
+        Row("monitor", f"monitor's CPU time with {WATCHED} instances, not scraped", "% of a core", [], [busy]),
+    ]
+
+
+def _ticks(machine: Machine, pid: str) -> int:
+    user, system = machine.output("cut", "-d", " ", "-f", "14,15", f"/proc/{pid}/stat").split()
+    return int(user) + int(system)
+
+
+def package(path: Path, say: Say) -> list[Row]:
+    """Size of the package, and how long its last build on this host took."""
+    size = path.stat().st_size / MEGABYTE
+    rows = [Row("package", "package", "MB", [], [size], [Bound(600)])]
+    try:
+        rows.append(
+            Row("package", "build and lintian, the wheels at hand", "s", [], [float(_seconds(path).read_text())])
+        )
+    except FileNotFoundError:
+        say("build time: not measured, the package was not built here; ./build.sh clean, then again")
+    return rows
+
+
+def _seconds(path: Path) -> Path:
+    """Where packaging/deb.sh notes how long a build took."""
+    return path.with_name(f".{path.name}.seconds")
+
+
+def installation(path: Path, wheels: Path, rounds: int, say: Say) -> list[Row]:
+    """`apt install` of the package, beside `pip install` of the same lock from a folder of wheels; fresh machines.
+
+    What either needs of the distribution is installed before; the files lie in the page cache.
+    """
+    pair: tuple[list[float], list[float]] = ([], [])
+    lock = PROJECT / "requirements/cpu.txt"
+    pip = ["/root/env/bin/pip", "install", "-q", "--no-index", "--find-links", "/root/wheels", "--no-deps",
+           "--require-hashes", "-r", "/root/cpu.txt"]  # fmt: skip
+    for _ in range(rounds):
+        for ours in (False, True):
+            with Machine.boot("install") as machine:
+                machine.run("apt-get", "-qy", "install", "--no-install-recommends", *PREPARED)
+                if ours:
+                    machine.copy_in(path, f"/root/{path.name}")
+                    steps = [["apt-get", "-qy", "install", f"/root/{path.name}"]]
+                else:
+                    machine.copy_in(wheels, "/root/wheels")
+                    machine.copy_in(lock, "/root/cpu.txt")
+                    steps = [["python3", "-m", "venv", "/root/env"], pip]
+                # What was copied in is to be on the disk before the clock runs, not written meanwhile.
+                machine.run("sync")
+                took = sum(_timed(machine, *step) for step in steps)
+            pair[ours].append(took)
+            say(f"{'apt' if ours else 'pip'} install: {took:.0f} s")
+    return [Row("package", "apt install (plain: pip install of the same lock)", "s", *pair, [Bound(20)])]

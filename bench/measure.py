@@ -1,0 +1,194 @@
+"""The measurements with a model that runs: start, restart, recovery, load, reload, memory. Plain and ours in turn."""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from machine import PROJECT, Machine
+
+from bench.rows import Bound, Row
+from bench.sides import Side
+
+PLAIN_START, OURS_START = 0.40, 30.0
+"""Bounds of the contract: part of plain's time, and seconds."""
+RECOVERY, RESTART_SEC, THROUGHPUT = 0.20, 15.0, 0.98
+RELOADS = 10
+DROP_CACHES = Path("/proc/sys/vm/drop_caches")
+CLIENT = PROJECT / "tests/steady_client.py"
+
+Say = Callable[[str], None]
+
+
+def starts(plain: Side, ours: Side, rounds: int, say: Say, title: str) -> list[Row]:
+    """Start, restart and both recoveries with warm files."""
+    waits: list[float] = []
+    times: dict[str, tuple[list[float], list[float]]] = {}
+
+    def note(what: str, side: Side, value: float) -> None:
+        times.setdefault(what, ([], []))[side is ours].append(value)
+        say(f"{title}: {what}, {side.name}: {value:.1f} s")
+
+    for _ in range(rounds):
+        for side in (plain, ours):
+            returned, first = side.start()
+            note("start until the first token", side, first)
+            if side is ours:
+                waits.append(returned)
+            note("restart until the first token", side, side.restart())
+            note("engine killed, until the next token", side, side.kill_engine())
+            note("main process killed, until the next token", side, side.kill_main())
+            side.stop()
+    bounds = {
+        "restart until the first token": [Bound(RESTART_SEC)],
+        "engine killed, until the next token": [
+            # The contract compares with a start of the other side, not with its recovery.
+            Bound(round(RECOVERY * statistics.median(times["start until the first token"][0]), 2))
+        ],
+    }
+    group = f"start ({title})"
+    rows = [
+        Row(
+            group,
+            "systemctl start until it returns (plain: first token)",
+            "s",
+            times["start until the first token"][0],
+            waits,
+            [Bound(PLAIN_START, ratio=True), Bound(OURS_START)],
+        )
+    ]
+    return rows + [Row(group, what, "s", *pair, bounds.get(what, ())) for what, pair in times.items()]
+
+
+def cold_starts(plain: Side, ours: Side, rounds: int, say: Say, title: str) -> list[Row]:
+    """Start with no file in the page cache, where this host lets it be emptied."""
+    pair: tuple[list[float], list[float]] = ([], [])
+    for _ in range(rounds):
+        for side in (plain, ours):
+            if not empty_page_cache():
+                say("cold start: not measured, the page cache of this host cannot be emptied")
+                return []
+            first = side.start()[1]
+            say(f"{title}: cold start, {side.name}: {first:.1f} s")
+            pair[side is ours].append(first)
+            side.stop()
+    return [Row(f"start ({title})", "cold start until the first token", "s", *pair)]
+
+
+def empty_page_cache() -> bool:
+    """Have the kernel forget the contents of files; whether it may be asked to."""
+    try:
+        DROP_CACHES.write_text("1\n")
+    except OSError:
+        return False
+    return True
+
+
+def load(
+    pair: tuple[Side, Side], *, tokenizer: str, loads: list[tuple[int, int]], rounds: int, say: Say, title: str
+) -> list[Row]:
+    """Throughput and first-token latency by vLLM's own client; both sides run meanwhile, one of them idle."""
+    plain, ours = pair
+    for side in pair:
+        side.start()
+    say(f"{title}: {len(loads) * rounds * 2} measurements under load")
+    task = {
+        "tokenizer": tokenizer,
+        "model": ours.model,
+        "ports": [plain.port, ours.port],
+        "rounds": rounds,
+        "loads": loads,
+    }
+    said = ours.machine.output(
+        "env", "VLLM_TARGET_DEVICE=cpu", "HF_HUB_OFFLINE=1", "/opt/citadel/env/bin/python", "-I",
+        "/root/bench/serving.py", json.dumps(task), timeout=1800,
+    )  # fmt: skip
+    found = [json.loads(line) for line in said.splitlines() if line.startswith('{"port"')]
+    rows = []
+    for at_once, requests in loads:
+        assert all(one["completed"] == requests for one in found if one["at_once"] == at_once), found
+
+        def pick(side: Side, figure: str, at_once: int = at_once) -> list[float]:
+            return [one[figure] for one in found if (one["port"], one["at_once"]) == (side.port, at_once)]
+
+        for figure, unit, what, bounds in (
+            ("output_throughput", "tokens/s", "throughput", [Bound(THROUGHPUT, ratio=True, least=True)]),
+            ("request_throughput", "requests/s", "throughput", [Bound(THROUGHPUT, ratio=True, least=True)]),
+            ("median_ttft_ms", "ms", "first token after", []),
+        ):
+            values = pick(plain, figure), pick(ours, figure)
+            rows.append(Row(f"load ({title})", f"{what}, {at_once} at a time", unit, *values, bounds))
+    for side in (plain, ours):
+        side.stop()
+    return rows
+
+
+def reload_under_load(plain: Side, ours: Side, say: Say) -> list[Row]:
+    """Failed requests of a steady client through ten reloads; the other side can only be restarted, once."""
+    counts: list[tuple[float, float]] = []
+    for side, verb, times in ((plain, "restart", 1), (ours, "reload", RELOADS)):
+        side.start()
+        machine = side.machine
+        machine.write("/root/bench/steady_client.py", CLIENT.read_text(encoding="utf-8"))
+        url = f"http://127.0.0.1:{side.port}"
+        ask = f"/opt/citadel/env/bin/python -I /root/bench/steady_client.py {url}/v1/completions {side.model}"
+        again = f"systemctl {verb} {side.unit}; python3 -I /root/bench/first_token.py {url} {side.model}; sleep 1"
+        script = f"""
+            rm -f /root/enough; {ask} /root/enough >/root/asked & sleep 2
+            for turn in $(seq {times}); do {again}; done >/dev/null; touch /root/enough; wait"""
+        begin = time.monotonic()
+        machine.run("sh", "-c", script, timeout=900)
+        asked = json.loads(machine.output("cat", "/root/asked"))
+        failed, answered = len(asked["failures"]), sum(asked["counts"].values())
+        counts.append((failed, answered))
+        say(f"{times} times {verb} under load, {side.name}: {failed} failed, {answered} answered "
+            f"in {time.monotonic() - begin:.0f} s")  # fmt: skip
+        side.stop()
+    return [
+        Row(
+            "reload",
+            f"requests that failed, 20 a second, {RELOADS} reloads (plain: 1 restart)",
+            "requests",
+            [counts[0][0]],
+            [counts[1][0]],
+            [Bound(0)],
+        ),
+        Row("reload", "requests that were answered meanwhile", "requests", [counts[0][1]], [counts[1][1]]),
+    ]
+
+
+def memory(pairs: list[tuple[Side, Side]], say: Say) -> list[Row]:
+    """Proportional set size of one, two and three instances of the same model after their first answers."""
+    rows = []
+    taken: tuple[list[float], list[float]] = ([], [])
+    for which in (0, 1):
+        running: list[Side] = []
+        for pair in pairs:
+            side = pair[which]
+            side.start()
+            running.append(side)
+            taken[which].append(sum(one.memory() for one in running))
+            say(f"memory of {len(running)}, {side.name}: {taken[which][-1]:.0f} MiB")
+        for side in running:
+            side.stop()
+    for number in range(len(pairs)):
+        before = [values[number - 1] if number else 0.0 for values in taken]
+        what = "memory of the first instance" if not number else f"memory that instance {number + 1} adds"
+        plain, ours = ([values[number] - less] for values, less in zip(taken, before, strict=True))
+        rows.append(Row("memory", f"{what} (PSS)", "MiB", plain, ours))
+    return rows
+
+
+def import_once(machine: Machine, rounds: int, say: Say) -> list[Row]:
+    """The floor of a start: one import of what serves, without an engine."""
+    values = []
+    for _ in range(rounds):
+        begin = time.monotonic()
+        machine.run(
+            "env", "VLLM_TARGET_DEVICE=cpu", "/opt/citadel/env/bin/python", "-I", "-c",
+            "import hxp_enterprise_llm.services.core.service_manager.preload",
+        )  # fmt: skip
+        values.append(time.monotonic() - begin)
+    say(f"one import of what serves: {statistics.median(values):.1f} s")
+    return [Row("start (test)", "floor: one import of what serves", "s", [], values)]

@@ -1,0 +1,96 @@
+"""The results for programs (bench/results.json), for people (docs/performance.md) and for the eye (its plot)."""
+
+import json
+import statistics
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from machine import PROJECT
+
+from bench.rows import MISSED, Row
+
+RESULTS = PROJECT / "bench/results.json"
+PAGE, PLOT = PROJECT / "docs/performance.md", PROJECT / "docs/performance.svg"
+TEMPLATE, GNUPLOT = PROJECT / "bench/performance.in.md", PROJECT / "bench/plot.gnuplot"
+HEAD = ("what", "plain", "citadel-llm", "ratio", "bound", "verdict")
+PLOTTED = ("first token", "next token")
+
+
+def number(value: float) -> str:
+    """Three digits that say something."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _cell(row: dict[str, Any], side: str) -> str:
+    spread = row[side]
+    if spread is None:
+        return "–"
+    text = f"{number(spread['median'])} {row['unit']}"
+    if len(spread["values"]) > 1:
+        text += f" ({number(spread['least'])}–{number(spread['most'])})"
+    return text
+
+
+def lines(results: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The table's lines below its head; a bound that is not the first of its row has a line of its own."""
+    found: list[tuple[str, ...]] = []
+    for row in results["rows"]:
+        ratio = "–" if row["ratio"] is None else f"{row['ratio']:.2f}"
+        bounds = [(one["bound"], one["verdict"]) for one in row["bounds"]] or [("", "")]
+        what = f"{row['group']}: {row['what']}"
+        found.append((what, _cell(row, "plain"), _cell(row, "ours"), ratio, *bounds[0]))
+        found += [("", "", "", "", *bound) for bound in bounds[1:]]
+    return found
+
+
+def table(results: dict[str, Any]) -> str:
+    """As Markdown."""
+    rows = [HEAD, tuple("---" for _ in HEAD), *lines(results)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def shown(results: dict[str, Any]) -> str:
+    """For a terminal."""
+    rows = [HEAD, *lines(results)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def page(results: dict[str, Any]) -> str:
+    """docs/performance.md."""
+    about = results["about"]
+    facts = ", ".join(f"{name} {value}" for name, value in about.items())
+    return TEMPLATE.read_text(encoding="utf-8").replace("{facts}", facts).replace("{table}\n", table(results))
+
+
+def plot(rows: Sequence[Row]) -> None:
+    """docs/performance.svg: the waits, both sides beside each other."""
+    bars = [row for row in rows if row.plain and any(word in row.what for word in PLOTTED) and row.unit == "s"]
+    data = "".join(
+        f'"{row.what.replace(", until the", ",")} {row.group.removeprefix("start ")}"\t'
+        f"{statistics.median(row.plain):.2f}\t{statistics.median(row.ours):.2f}\n"
+        for row in bars
+    )
+    subprocess.run(["gnuplot", "-e", f"output='{PLOT}'", GNUPLOT], input=data, text=True, check=True, timeout=60)
+
+
+def missed(rows: Sequence[Row]) -> list[str]:
+    """The bounds that are not met, in words."""
+    return [
+        f"{row.what}: {bound}, but it is {number(statistics.median(row.ours))} {row.unit}"
+        for row in rows
+        for bound, verdict in row.verdicts()
+        if verdict == MISSED
+    ]
+
+
+def write(results: dict[str, Any], rows: Sequence[Row]) -> list[Path]:
+    """Write all three; the paths."""
+    RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    PAGE.write_text(page(results), encoding="utf-8")
+    plot(rows)
+    return [RESULTS, PAGE, PLOT]

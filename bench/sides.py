@@ -1,0 +1,125 @@
+"""The two sides: a model served by citadel-llm@, and the same model by a unit as a person would write it by hand.
+
+Both run the same vLLM from the same environment, as the same user, with the same flags and limits. The other unit is
+kept as good as it can be made without code: `Restart=always` without a pause.
+"""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from machine import Machine
+
+CLIENTS = Path(__file__).with_name("clients")
+PLAIN_OFFSET = 1000
+"""What the other side's port is more than ours."""
+FLAGS = """
+import json, sys
+from hxp_enterprise_llm.services.core.service_manager import engine
+from hxp_enterprise_llm.utils import config
+settings, _ = config.load(sys.argv[1])
+words = engine.arguments(settings, engine.find_model(settings))
+for flag in ("--middleware", "--model", "--port"):
+    where = words.index(flag)
+    del words[where:where + 2]
+print(json.dumps([engine.find_model(settings), *words]))
+"""
+PLAIN_UNIT = """\
+[Service]
+User=agent0
+Group=agent0
+Environment=VLLM_TARGET_DEVICE=cpu HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 HOME=/var/cache/plain
+CacheDirectory=plain
+ExecStart=/opt/citadel/env/bin/python -m vllm.entrypoints.cli.main serve {words}
+Restart=always
+RestartSec=0
+LimitNOFILE=65536
+MemoryMax={memory}
+CPUQuota={quota}%
+"""
+
+
+@dataclass(frozen=True)
+class Side:
+    """A model that one of the two serves; times are seconds."""
+
+    machine: Machine
+    name: str
+    unit: str
+    model: str
+    port: int
+    engine: str
+    """How the engine's process is called, for pkill."""
+
+    def first_token(self) -> float:
+        """Wait until a completion is answered; the moment, on this host's monotonic clock."""
+        said = self.machine.output(
+            "/usr/bin/python3", "-I", "/root/bench/first_token.py", f"http://127.0.0.1:{self.port}", self.model
+        )
+        return float(said)
+
+    def until_served(self, *command: str) -> float:
+        """Run a command; how long until a completion is answered."""
+        begin = time.monotonic()
+        self.machine.run(*command)
+        return self.first_token() - begin
+
+    def start(self) -> tuple[float, float]:
+        """Start; how long `systemctl start` took, and until the first token."""
+        begin = time.monotonic()
+        self.machine.run("systemctl", "start", self.unit)
+        return time.monotonic() - begin, self.first_token() - begin
+
+    def restart(self) -> float:
+        """Restart; how long until the first token."""
+        return self.until_served("systemctl", "restart", self.unit)
+
+    def kill_engine(self) -> float:
+        """Kill the engine's process; how long until the next token."""
+        pids = self.machine.output("pgrep", "-f", self.engine).split()
+        (pid,) = set(pids) & set(self.processes())
+        return self.until_served("kill", "-KILL", pid)
+
+    def kill_main(self) -> float:
+        """Kill the unit's main process; how long until the next token."""
+        return self.until_served("kill", "-KILL", self.machine.show(self.unit, "MainPID")["MainPID"])
+
+    def stop(self) -> None:
+        """Stop."""
+        self.machine.run("systemctl", "stop", self.unit)
+
+    def processes(self) -> list[str]:
+        """The pids of all processes of the unit."""
+        group = self.machine.show(self.unit, "ControlGroup")["ControlGroup"]
+        script = f"cat /sys/fs/cgroup/systemd{group}/cgroup.procs 2>/dev/null || cat /sys/fs/cgroup{group}/cgroup.procs"
+        return self.machine.output("sh", "-c", script).split()
+
+    def memory(self) -> float:
+        """Memory of the unit's processes, what several share counted once (PSS, MiB)."""
+        files = [f"/proc/{pid}/smaps_rollup" for pid in self.processes()]
+        lines = self.machine.output("grep", "-h", "^Pss:", *files).splitlines()
+        return sum(int(line.split()[1]) for line in lines) / 1024
+
+
+def sides(machine: Machine, name: str, **settings: str | float) -> tuple[Side, Side]:
+    """Write an instance's settings, and the other side's unit with the same; plain first."""
+    lines = "".join(f"{key}={value}\n" for key, value in settings.items())
+    machine.write(f"/etc/default/citadel-llm-{name}", lines)
+    for file in CLIENTS.iterdir():
+        if file.is_file():
+            machine.write(f"/root/bench/{file.name}", file.read_text(encoding="utf-8"))
+    model, *flags = json.loads(machine.output("/opt/citadel/env/bin/python", "-I", "-c", FLAGS, name))
+    port = int(settings["PORT"])
+    words = [model, *flags, "--port", str(port + PLAIN_OFFSET)]
+    unit = PLAIN_UNIT.format(
+        words=" ".join(words),
+        memory=f"{settings.get('MEMORY_LIMIT_GB', 4)}G",
+        quota=round(float(settings.get("CPU_CORES", 2)) * 100),
+    )
+    machine.write(f"/etc/systemd/system/plain-{name}.service", unit)
+    machine.run("systemctl", "daemon-reload")
+    return (
+        Side(machine, "plain", f"plain-{name}.service", name, port + PLAIN_OFFSET, "^VLLM::EngineCore"),
+        Side(machine, "citadel-llm", f"citadel-llm@{name}.service", name, port, "^VLLM::EngineCore"),
+    )

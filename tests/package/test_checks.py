@@ -30,7 +30,7 @@ def test_ruff() -> None:
 def test_mypy() -> None:
     for version in ("3.11", "3.13"):
         run(sys.executable, "-m", "mypy", f"--python-version={version}", "hxp_enterprise_llm")
-    run(sys.executable, "-m", "mypy", "tests/machine.py", "tests/chat_model.py", "tests/versions.py")
+    run(sys.executable, "-m", "mypy", "tests/machine.py", "tests/chat_model.py", "tests/versions.py", "bench")
 
 
 def test_the_library_audit_fails_for_a_library_that_nothing_brings(tmp_path: Path) -> None:

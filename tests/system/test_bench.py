@@ -1,0 +1,33 @@
+"""The short form of the benchmark: ratios to plain `vllm serve` in the same minutes, with room for a noisy machine."""
+
+import statistics
+
+from bench.measure import PLAIN_START, RECOVERY, THROUGHPUT, load
+from bench.sides import sides
+
+from .conftest import SUMMARY, TINY_MODEL, Host
+
+MARGIN = 1.5
+"""So much worse than the project's own bounds may one hurried measurement be; `./build.sh bench` has the real ones."""
+
+
+def test_ratios(host: Host) -> None:
+    host.made.add("ratio")
+    pair = plain, ours = sides(host.machine, "ratio", MODEL=TINY_MODEL, PORT=21900, KV_CACHE_GB=0.25)
+    try:
+        theirs = plain.start()[1]
+        start, recovery = ours.start()[0] / theirs, ours.kill_engine() / theirs
+        rows = load(pair, tokenizer=TINY_MODEL, loads=[(8, 64)], rounds=2, say=print, title="test")
+    finally:
+        plain.stop()
+        host.machine.run("rm", "/etc/systemd/system/plain-ratio.service")
+    (throughput,) = [row.ratio for row in rows if row.unit == "tokens/s"]
+    assert throughput is not None
+    tokens = statistics.median(rows[0].ours)
+    SUMMARY.append(
+        f"beside plain vllm serve ({theirs:.1f} s to its first token): start {start:.2f}, "
+        f"killed engine {recovery:.2f}, tokens a second {throughput:.2f} ({tokens:.0f})"
+    )
+    assert start <= PLAIN_START * MARGIN
+    assert recovery <= RECOVERY * MARGIN
+    assert throughput >= THROUGHPUT / MARGIN

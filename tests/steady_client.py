@@ -40,7 +40,9 @@ async def ask(client: httpx.AsyncClient, url: str, model: str, kind: str) -> Non
 
 
 async def main(url: str, model: str, enough: Path) -> None:
-    async with httpx.AsyncClient(timeout=60) as client:
+    # As many connections as it takes, and patience: on a slow machine it is the server that is measured, not this.
+    client = httpx.AsyncClient(timeout=300, limits=httpx.Limits(max_connections=None))
+    async with client:
         tasks: list[asyncio.Task[None]] = []
         while not enough.exists():
             tasks.append(asyncio.create_task(ask(client, url, model, "plain" if len(tasks) % 2 else "streamed")))

@@ -128,6 +128,8 @@ def _service(settings: InstanceSettings, host: HostSettings) -> list[Directive]:
         service += [
             Directive("RuntimeDirectory", "", "VLLM_PID_PATH"),
             Directive("RuntimeDirectory", f"{below_run}/{settings.name}", "VLLM_PID_PATH"),
+            # As in the template: those of other instances are not there.
+            Directive("TemporaryFileSystem", f"{host.values['VLLM_PID_PATH']}:ro", "VLLM_PID_PATH"),
         ]
     for name, file in credentials.files(values).items():
         key = credentials.KEYS[name]

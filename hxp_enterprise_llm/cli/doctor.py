@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from hxp_enterprise_llm.services.core.service_manager.isolation import SIGNALS_SINCE, landlock_version
 from hxp_enterprise_llm.services.core.service_manager.systemd import Systemd
 from hxp_enterprise_llm.utils.errors import CitadelError
 from hxp_enterprise_llm.utils.processes import run
@@ -63,6 +64,19 @@ def control_groups(root: Path = Path("/sys/fs/cgroup")) -> Diagnosis:
         return Diagnosis("control groups", Verdict.GOOD, "version 2")
     text = "version 1: MemoryHigh has no effect; boot with systemd.unified_cgroup_hierarchy=1"
     return Diagnosis("control groups", Verdict.WARNING, text)
+
+
+def isolation(version: Callable[[], int] = landlock_version) -> Diagnosis:
+    """What this kernel lets models do to each other; they run as one user."""
+    found = version()
+    if found >= SIGNALS_SINCE:
+        text = f"models cannot read or signal each other (Landlock {found})"
+        return Diagnosis("isolation", Verdict.GOOD, text)
+    text = (
+        f"models cannot read each other, but end each other: the kernel has Landlock {found}, and it takes "
+        f"{SIGNALS_SINCE} (Linux 6.12); a newer kernel, such as the backport of the distribution, mends it"
+    )
+    return Diagnosis("isolation", Verdict.WARNING, text)
 
 
 def gpu(driver: Path = Path("/proc/driver/nvidia/version")) -> Diagnosis:
@@ -125,5 +139,5 @@ def memory() -> Diagnosis:
 
 
 LOOKS: tuple[Callable[[], Diagnosis], ...] = (
-    systemd, control_groups, gpu, memory, clock, monitor_ports, hub, package,
+    systemd, control_groups, isolation, gpu, memory, clock, monitor_ports, hub, package,
 )  # fmt: skip

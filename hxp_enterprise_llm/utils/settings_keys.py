@@ -124,9 +124,12 @@ def path(text: str) -> str:
 
 
 def run_time_path(text: str) -> str:
-    if re.fullmatch(r"(/var)?/run(/[A-Za-z0-9._@+-]+)+", text) and "/../" not in text + "/":
-        return "/" + text.removeprefix("/var").strip("/")
-    raise ValueError("a path below /run, such as /run/citadel-llm")
+    if re.fullmatch(r"(/var)?/run/(?!(systemd|credentials)(/|$))[A-Za-z0-9._@+-]+(/[A-Za-z0-9._@+-]+)*", text):
+        place = "/" + text.removeprefix("/var").strip("/")
+        # Other instances' directories are hidden by hiding this one.
+        if not {".", ".."} & set(place.split("/")):
+            return place
+    raise ValueError("a path below /run, such as /run/citadel-llm, that is not systemd's")
 
 
 def account(text: str) -> str:

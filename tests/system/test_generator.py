@@ -159,6 +159,8 @@ def test_a_reload_with_bad_files_leaves_running_instances_and_their_limits(host:
         (["chmod", "0664"], "may be written by others than root"),
         (["chown", "nobody"], "belongs to user number 65534"),
         (["chown", "agent0"], "belongs to user number"),
+        (["ln", "-sf", "/usr/share/citadel-llm/models/test/config.json"], "is a symbolic link"),
+        (["sh", "-c", 'rm "$0"; mkfifo -m 644 "$0"'], "is not a regular file"),
     ],
 )
 def test_a_file_that_others_may_write_or_the_service_not_read(
@@ -176,6 +178,27 @@ def test_a_file_that_others_may_write_or_the_service_not_read(
     assert words in shown["StatusText"], shown
     # Root reads a file that the service may not; one that others write gives nobody anything.
     assert int(shown["MemoryMax"]) == (2**30 if change[1] == "0600" else 4 * 2**30)
+
+
+@pytest.mark.parametrize("name", ["-rf", "--check", "%n", "..", "a\\x2fb", "$(id)"])
+def test_a_name_that_looks_like_something_else(host: Host, extra: Path, name: str) -> None:
+    """Even with a file of that name: no drop-in, a start that ends with 78 and says so, and no option taken."""
+    (extra / f"citadel-llm-{name}").write_text(f"MODEL={TINY_MODEL}\nPORT=11577\nKV_CACHE_GB=0.25\nMEMORY_LIMIT_GB=1\n")
+    host.machine.run("systemctl", "daemon-reload")
+    unit = f"citadel-llm@{name}.service"
+    assert not host.machine.inside(f"/run/systemd/generator/{unit}.d").exists()
+    done = host.machine.run("systemctl", "start", "--", unit, check=False)
+    assert done.returncode != 0
+    if "not a valid unit name" not in done.stderr and "Invalid unit name" not in done.stderr:
+        shown = host.machine.show(unit, "ExecMainStatus", "StatusText", "MemoryMax")
+        assert (shown["ExecMainStatus"], int(shown["MemoryMax"])) == ("78", 4 * 2**30), shown
+        assert "is not an instance name" in shown["StatusText"], shown
+        host.machine.run("systemctl", "reset-failed", "--", unit, check=False)
+    for command in ("show", "start", "check"):
+        said = host.machine.run("citadel-llm", command, "--", name, check=False)
+        assert (said.returncode, "there is no instance" in said.stderr) == (4, True), said.stderr
+    said = host.machine.run("citadel-llm", "create", "--model", TINY_MODEL, "--", name, check=False)
+    assert said.returncode in (1, 2, 78) and "is not an instance name" in said.stderr, said.stderr
 
 
 def test_a_killed_generator_leaves_whole_drop_ins_or_none(host: Host, extra: Path) -> None:

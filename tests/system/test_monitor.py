@@ -83,9 +83,6 @@ def test_it_runs_as_nobody_else(monitor: Host) -> None:
     shown = machine.show(UNIT, "MainPID", "User", "StatusText")
     assert shown["User"] == "citadel-llm-monitor"
     assert shown["StatusText"].startswith("Serves 127.0.0.1:8000 and 127.0.0.1:9090, ")
-    exposure = machine.run("systemd-analyze", "security", UNIT, check=False).stdout.splitlines()[-1]
-    print(exposure)
-    assert float(exposure.split()[-3]) <= 1.2
     maps = machine.output("cat", f"/proc/{shown['MainPID']}/maps")
     assert "torch" not in maps and "vllm" not in maps
     page = machine.output("curl", "-si", "http://127.0.0.1:8000/")

@@ -137,12 +137,6 @@ def test_a_real_model_knows_a_capital(host: Host) -> None:
     assert "Paris" in answer
 
 
-def test_exposure_is_within_the_bound(host: Host) -> None:
-    last = host.machine.output("systemd-analyze", "security", "--no-pager", "citadel-llm@test").splitlines()[-1]
-    print(last)
-    assert float(last.split(": ")[1].split()[0]) <= 1.2
-
-
 def test_units_verify(host: Host) -> None:
     for unit in ("citadel-llm@test.service", "citadel-llm.target", "citadel-llm.slice"):
         done = host.machine.run("systemd-analyze", "verify", "--man=no", unit)

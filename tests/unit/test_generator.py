@@ -1,4 +1,5 @@
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,38 @@ def test_the_network_opens_only_for_an_address_or_a_download(root: Root) -> None
     assert "IPAddressAllow=any\n" in drop_in(root, "m")
     root.instance("m", GOOD + "ALLOW_DOWNLOAD=yes\n")
     assert "IPAddressAllow=any\n" in drop_in(root, "m")
+
+
+def test_devices_open_only_for_a_gpu(root: Root) -> None:
+    root.instance("m", GOOD)
+    closed = drop_in(root, "m")
+    assert "PrivateDevices" not in closed and "DeviceAllow" not in closed
+    root.instance("m", GOOD + "GPU_DEVICES=0\n")
+    opened = drop_in(root, "m").splitlines()
+    assert [line for line in opened if "Device" in line] == [
+        "PrivateDevices=no",
+        "DeviceAllow=char-nvidia rw",
+        "DeviceAllow=char-nvidia-uvm rw",
+        "DeviceAllow=char-nvidia-caps r",
+    ]
+    # A refused file opens nothing.
+    root.instance("m", GOOD + "GPU_DEVICES=0\nALLOW_DOWNLOAD=yes\nHOST=0.0.0.0\nPORT=x\n")
+    refused = drop_in(root, "m")
+    assert not {"PrivateDevices", "DeviceAllow", "IPAddressAllow", "LoadCredential"} & set(
+        re.findall(r"^\w+", refused, re.M)
+    )
+
+
+@pytest.mark.parametrize("refused", ["/run/systemd", "/run/systemd/x", "/run/credentials", "/run/./x", "/run/x/.."])
+def test_the_run_time_directories_of_others_are_hidden_where_they_are(root: Root, refused: str) -> None:
+    root.host("VLLM_PID_PATH=/var/run/other/place\n")
+    root.instance("m", GOOD)
+    lines = drop_in(root, "m").splitlines()
+    assert "RuntimeDirectory=other/place/m" in lines
+    assert "TemporaryFileSystem=/run/other/place:ro" in lines
+    # systemd's own sockets would be hidden with them.
+    root.host(f"VLLM_PID_PATH={refused}\n")
+    assert "RuntimeDirectory" not in drop_in(root, "m")
 
 
 def test_the_monitor_reaches_the_models_and_is_reached_at_its_address(root: Root) -> None:

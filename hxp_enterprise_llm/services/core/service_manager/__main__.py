@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from hxp_enterprise_llm.services.core.service_manager import credentials, engine
+from hxp_enterprise_llm.services.core.service_manager import credentials, engine, isolation
 from hxp_enterprise_llm.services.core.service_manager.journal import JournalHandler
 from hxp_enterprise_llm.services.core.service_manager.notify import Notifier
 from hxp_enterprise_llm.services.core.service_manager.prestart import prepare
@@ -26,6 +26,7 @@ def check(name: str) -> None:
 
 def run(name: str, notifier: Notifier) -> None:
     """Serve instance `name` until it is told to stop."""
+    isolation.enter()
     notifier.send(STATUS="Checking the settings")
     config, model = prepare(name)
     given = credentials.judge(config, credentials.handed_over(config))

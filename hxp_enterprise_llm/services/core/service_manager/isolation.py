@@ -1,0 +1,107 @@
+"""What keeps two instances apart where the unit's directives cannot: they run as the same user.
+
+Files, memory and shared memory are kept apart by the unit. But the kernel lets a process signal any other of its user,
+and set its limits, in whatever namespace that is. Landlock (Documentation/userspace-api/landlock.rst of Linux) and a
+seccomp filter refuse it. Both hold for all that is started from here on and can never be left.
+docs/decisions/0014 says why this and not something else.
+"""
+
+import ctypes
+import errno
+import logging
+import os
+import struct
+
+log = logging.getLogger(__name__)
+
+CREATE_RULESET, RESTRICT_SELF = 444, 446
+"""System calls, the same on every architecture."""
+ASK_VERSION = 1
+SIGNALS_SINCE = 6
+"""Version of Landlock that can scope signals and abstract sockets: Linux 6.12."""
+ABSTRACT_SOCKETS, SIGNALS = 1, 2
+"""LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET and LANDLOCK_SCOPE_SIGNAL of linux/landlock.h."""
+
+ALLOW, REFUSE, DIFFERS = 0x7FFF0000, 0x00050000, 1
+"""SCMP_ACT_ALLOW, SCMP_ACT_ERRNO(0) and SCMP_CMP_NE of seccomp.h."""
+
+
+class _Comparison(ctypes.Structure):
+    """struct scmp_arg_cmp of seccomp.h."""
+
+    _fields_ = (("argument", ctypes.c_uint), ("how", ctypes.c_int), ("value", ctypes.c_uint64), ("_", ctypes.c_uint64))
+
+
+def landlock_version() -> int:
+    """Version of Landlock's interface in this kernel; 0 if it has none, or none is switched on."""
+    found: int = _libc().syscall(CREATE_RULESET, None, ctypes.c_size_t(0), ASK_VERSION)
+    return max(found, 0)
+
+
+def enter() -> None:
+    """Part this process, and all that it starts, from other processes of its user, as far as the kernel can.
+
+    To be called while there is one thread. What cannot be done is logged: the other walls stand without it.
+    """
+    try:
+        # First: libseccomp sets NoNewPrivileges, which Landlock asks for, also where no unit has.
+        _refuse_limits_of_others()
+    except OSError as error:
+        log.warning("Limits of other models on this host can be set from here: seccomp: %s", error)
+    version = landlock_version()
+    if version < SIGNALS_SINCE:
+        log.warning(
+            "Models can signal each other: this kernel has Landlock %d, and it takes %d (Linux 6.12) to refuse that",
+            version,
+            SIGNALS_SINCE,
+        )
+        return
+    try:
+        _scope()
+    except OSError as error:
+        log.warning("Other models on this host can be signalled from here: Landlock: %s", error.strerror)
+
+
+def _scope() -> None:
+    """Enter a Landlock domain that no signal leaves and no connection to an abstract socket."""
+    # struct landlock_ruleset_attr: access to files, to the network, scopes.
+    attributes = struct.pack("QQQ", 0, 0, ABSTRACT_SOCKETS | SIGNALS)
+    ruleset = _checked(_libc().syscall(CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), 0))
+    try:
+        _checked(_libc().syscall(RESTRICT_SELF, ruleset, 0))
+    finally:
+        os.close(ruleset)
+
+
+def _refuse_limits_of_others() -> None:
+    """Let prlimit(2) set the limits of the process itself only: RLIMIT_CPU=0 ends any other as a signal would."""
+    library = ctypes.CDLL("libseccomp.so.2")
+    library.seccomp_init.restype = ctypes.c_void_p
+    filter_ = ctypes.c_void_p(library.seccomp_init(ctypes.c_uint32(ALLOW)))
+    if not filter_:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+    try:
+        # 0 is the caller. x86-64's second and third architecture are closed by SystemCallArchitectures=native.
+        other = _Comparison(0, DIFFERS, 0, 0)
+        call = library.seccomp_syscall_resolve_name(b"prlimit64")
+        action = ctypes.c_uint32(REFUSE | errno.EPERM)
+        _negative(library.seccomp_rule_add_array(filter_, action, call, 1, ctypes.byref(other)))
+        _negative(library.seccomp_load(filter_))
+    finally:
+        library.seccomp_release(filter_)
+
+
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _checked(result: int) -> int:
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result
+
+
+def _negative(result: int) -> None:
+    """Raise what libseccomp returns: the error's number below zero."""
+    if result < 0:
+        raise OSError(-result, os.strerror(-result))

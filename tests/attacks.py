@@ -1,0 +1,288 @@
+"""What a stolen model server might try on its host and its neighbours. Runs in a process of a unit's own sandbox.
+
+`hold` starts a process with secrets that belong to one instance, `attempt` goes for those of another. Every attack
+returns what it got, or raises OSError with why it did not. Standard library only.
+"""
+
+import ctypes
+import errno
+import json
+import mmap
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+LIBC.shmat.restype = ctypes.c_void_p
+PTRACE_ATTACH, PTRACE_DETACH = 16, 17
+IPC_CREAT, CLONE_NEWUSER = 0o1000, 0x10000000
+SHM_BYTES = 4096
+PIDFD_GETFD, BPF, PERF_EVENT_OPEN = 438, 321, 298  # x86-64
+WHOLE_WORD = b"the secret of "
+_kept: list[Any] = []
+
+
+def _checked(result: int) -> int:
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result
+
+
+def _reached(number: int, *arguments: Any) -> str:
+    """Make a system call with arguments that it finds wrong."""
+    try:
+        _checked(LIBC.syscall(number, *arguments))
+    except OSError as error:
+        if error.errno not in (errno.EFAULT, errno.EINVAL):
+            raise
+    return "asked"
+
+
+def _posix(name: str) -> bytes:
+    return f"/citadel-{name}".encode()
+
+
+def _key(name: str) -> int:
+    return 0x6B000000 + sum(name.encode())
+
+
+def hold(name: str) -> dict[str, int]:
+    """Start a process that holds secrets; its pid, and the address of one of them."""
+    code = f"import attacks, json; print(json.dumps(attacks.secrets({name!r})), flush=True); input()"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parent,
+        text=True,
+    )
+    _kept.append(holder)
+    assert holder.stdout
+    found: dict[str, int] = json.loads(holder.stdout.readline())
+    return found
+
+
+def secrets(name: str) -> dict[str, int]:
+    """Have secrets in memory of every kind, and wait on an abstract socket."""
+    secret = WHOLE_WORD + name.encode()
+    here = ctypes.create_string_buffer(secret)
+    file = _checked(LIBC.shm_open(_posix(name), os.O_RDWR | os.O_CREAT, 0o600))
+    os.ftruncate(file, SHM_BYTES)
+    shared = mmap.mmap(file, SHM_BYTES)
+    shared[: len(secret)] = secret
+    segment = _checked(LIBC.shmget(_key(name), SHM_BYTES, IPC_CREAT | 0o600))
+    ctypes.memmove(LIBC.shmat(segment, None, 0), secret, len(secret))
+    _checked(LIBC.mq_open(_posix(name), os.O_RDWR | os.O_CREAT, 0o600, None))
+    door = socket.socket(socket.AF_UNIX)
+    door.bind(f"\0citadel-{name}")
+    door.listen()
+    _kept.extend((here, shared, door))
+    return {"pid": os.getpid(), "address": ctypes.addressof(here)}
+
+
+def _kill(pid: int, number: int) -> str:
+    os.kill(pid, number)
+    return "sent"
+
+
+def _by_handle(pid: int) -> str:
+    signal.pidfd_send_signal(os.pidfd_open(pid), signal.SIGURG)
+    return "sent"
+
+
+def _read_memory(pid: int, address: int) -> str:
+    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        memory.seek(address)
+        return memory.read(len(WHOLE_WORD)).decode()
+
+
+def _read_vector(pid: int, address: int) -> str:
+    class Vector(ctypes.Structure):
+        _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
+
+    taken = ctypes.create_string_buffer(len(WHOLE_WORD))
+    mine, theirs = Vector(ctypes.addressof(taken), len(WHOLE_WORD)), Vector(address, len(WHOLE_WORD))
+    _checked(LIBC.process_vm_readv(pid, ctypes.byref(mine), 1, ctypes.byref(theirs), 1, 0))
+    return taken.raw.decode()
+
+
+def _trace(pid: int) -> str:
+    _checked(LIBC.ptrace(PTRACE_ATTACH, pid, None, None))
+    os.waitpid(pid, 0)
+    LIBC.ptrace(PTRACE_DETACH, pid, None, None)
+    return "attached"
+
+
+def _take_file(pid: int) -> str:
+    """Take over an open file of its, such as the socket it listens on."""
+    os.close(_checked(LIBC.syscall(PIDFD_GETFD, os.pidfd_open(pid), 0, 0)))
+    return "taken"
+
+
+def _limit(pid: int) -> str:
+    # What it has already: the call alone shows that a process could be ended by RLIMIT_CPU=0.
+    now = resource.prlimit(pid, resource.RLIMIT_CPU)
+    resource.prlimit(pid, resource.RLIMIT_CPU, now)
+    return "set"
+
+
+def _slow_down(pid: int) -> str:
+    os.sched_setaffinity(pid, os.sched_getaffinity(pid))
+    return "set"
+
+
+def _listed(pid: int) -> str:
+    if str(pid) not in os.listdir("/proc"):
+        raise FileNotFoundError(errno.ENOENT, "not in /proc")
+    return "seen"
+
+
+def _read(path: str) -> str:
+    return Path(path).read_bytes()[:40].decode(errors="replace")
+
+
+def _list(path: str) -> str:
+    return " ".join(os.listdir(path)) or "empty"
+
+
+def _write(path: str) -> str:
+    """Make a file, or write to one that is there without changing it."""
+    there = os.path.exists(path)
+    file = os.open(path, os.O_WRONLY | (0 if there else os.O_CREAT), 0o600)
+    os.close(file)
+    if not there:
+        os.unlink(path)
+    return "opened for writing"
+
+
+def _shared_memory(name: str) -> str:
+    file = _checked(LIBC.shm_open(_posix(name), os.O_RDONLY, 0))
+    return os.read(file, len(WHOLE_WORD)).decode()
+
+
+def _segment(name: str) -> str:
+    place = LIBC.shmat(_checked(LIBC.shmget(_key(name), SHM_BYTES, 0)), None, 0)
+    return ctypes.string_at(place, len(WHOLE_WORD)).decode()
+
+
+def _queue(name: str) -> str:
+    _checked(LIBC.mq_open(_posix(name), os.O_RDONLY))
+    return "opened"
+
+
+def _connect(address: str | tuple[str, int]) -> str:
+    with socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET) as client:
+        client.settimeout(3)
+        client.connect(address)
+    return "connected"
+
+
+def _raw_socket() -> str:
+    socket.socket(socket.AF_PACKET, socket.SOCK_RAW).close()
+    return "opened"
+
+
+def _mount() -> str:
+    _checked(LIBC.mount(b"tmpfs", b"/mnt", b"tmpfs", 0, None))
+    LIBC.umount(b"/mnt")
+    return "mounted"
+
+
+def _user_namespace() -> str:
+    _checked(LIBC.unshare(CLONE_NEWUSER))
+    return "made"
+
+
+def _root() -> str:
+    os.setuid(0)
+    return "became root"
+
+
+def _set_user_bit(path: str) -> str:
+    Path(path).touch()
+    os.chmod(path, 0o4755)
+    os.unlink(path)
+    return "set"
+
+
+def _made_executable() -> str:
+    mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC).close()
+    return "mapped"
+
+
+def on_neighbour(name: str, port: int, held: str, pid: int, address: int) -> dict[str, Callable[[], str]]:
+    """Attacks on instance `name`, and on the process that holds the secrets of `held`."""
+    return {
+        "signal 0 to it": lambda: _kill(pid, 0),
+        "SIGURG to it": lambda: _kill(pid, signal.SIGURG),
+        "SIGURG by a pidfd": lambda: _by_handle(pid),
+        "see it in /proc": lambda: _listed(pid),
+        "/proc/PID/mem": lambda: _read_memory(pid, address),
+        "process_vm_readv": lambda: _read_vector(pid, address),
+        "ptrace": lambda: _trace(pid),
+        "/proc/PID/environ": lambda: _read(f"/proc/{pid}/environ"),
+        "/proc/PID/fd": lambda: _list(f"/proc/{pid}/fd"),
+        "/proc/PID/root": lambda: _list(f"/proc/{pid}/root/tmp"),
+        "a file that it has open": lambda: _take_file(pid),
+        "prlimit of it": lambda: _limit(pid),
+        "CPU affinity of it": lambda: _slow_down(pid),
+        "list its cache": lambda: _list(f"/var/cache/citadel-llm/{name}"),
+        "read a file in its cache": lambda: _read(f"/var/cache/citadel-llm/{name}/secret"),
+        "write into its cache": lambda: _write(f"/var/cache/citadel-llm/{name}/new"),
+        "read its run-time directory": lambda: _list(f"/run/citadel-llm/{name}"),
+        "write its state": lambda: _write(f"/run/citadel-llm/{name}/state.json"),
+        "read its credential": lambda: _read(f"/run/credentials/citadel-llm@{name}.service/api-key"),
+        "POSIX shared memory": lambda: _shared_memory(held),
+        "System V shared memory": lambda: _segment(held),
+        "message queue": lambda: _queue(held),
+        "abstract socket": lambda: _connect(f"\0citadel-{held}"),
+        "connect to its port": lambda: _connect(("127.0.0.1", port)),
+        "SIGKILL to it": lambda: _kill(pid, signal.SIGKILL),
+    }
+
+
+def on_host(name: str, limit: str, outside: str) -> dict[str, Callable[[], str]]:
+    """Attacks on the host from instance `name`.
+
+    `limit` is the kernel's file with its memory limit, `outside` an address beyond loopback with an open port 9.
+    """
+    return {
+        "read its file of keys": lambda: _read(f"/etc/citadel-llm/{name}.keys"),
+        "write the environment": lambda: _write("/opt/citadel/env/lib/python3.11/site-packages/new.py"),
+        "write its settings": lambda: _write(f"/etc/default/citadel-llm-{name}"),
+        "write a unit": lambda: _write("/etc/systemd/system/new.service"),
+        "write a drop-in": lambda: _write("/run/systemd/system/new.service"),
+        "write a model": lambda: _write("/var/lib/citadel-llm/models/new"),
+        "write what the monitor remembers": lambda: _write("/var/lib/citadel-llm/monitor/new"),
+        "write a log": lambda: _write("/var/log/citadel-llm/new"),
+        "read root's home directory": lambda: _list("/root"),
+        "raise its own memory limit": lambda: _write(limit),
+        "reach systemd over D-Bus": lambda: _connect("/run/dbus/system_bus_socket"),
+        "connect beyond loopback": lambda: _connect((outside, 9)),
+        "raw socket": _raw_socket,
+        "mount": _mount,
+        "set-user-ID file": lambda: _set_user_bit("/tmp/set-user-id"),
+        "become root": _root,
+        "bpf": lambda: _reached(BPF, 0, None, 0),
+        "perf_event_open": lambda: _reached(PERF_EVENT_OPEN, None, 0, -1, -1, 0),
+        "writable, executable memory": _made_executable,
+        # The last: where it succeeds, the process is nobody from then on.
+        "user namespace": _user_namespace,
+    }
+
+
+def attempt(attacks: dict[str, Callable[[], str]]) -> dict[str, list[str]]:
+    """Try each: ["got", what] or ["refused", why]."""
+    outcomes = {}
+    for name, attack in attacks.items():
+        try:
+            outcomes[name] = ["got", attack()]
+        except OSError as error:
+            outcomes[name] = ["refused", errno.errorcode.get(error.errno or 0, str(error))]
+    return outcomes

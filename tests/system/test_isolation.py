@@ -1,0 +1,253 @@
+"""Two running models, and everything that a stolen one might try on the other and on the host.
+
+The attacks (tests/attacks.py) run in the engine of one of them, so within the unit's own sandbox. Each runs a second
+time where it is allowed, on the model's own processes or by a user without the sandbox, and has to succeed there.
+The tables that this prints stand in SECURITY.md.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import SUMMARY, TINY_MODEL, Host
+
+THIEF, VICTIM = "thief", "victim"
+PORTS = {THIEF: 11586, VICTIM: 11587}
+PACKAGES = "/opt/citadel/env/lib/python3.11/site-packages"
+BEYOND = "192.0.2.1"
+OPEN = {
+    "CPU affinity of it": "slows it down, within its CPU_CORES",
+    "connect to its port": "loopback is open to all; API_KEY_FILE asks for a key",
+    "writable, executable memory": "docs/decisions/0003",
+}
+"""What is not refused, and why."""
+SIGNALS = {"signal 0 to it", "SIGURG to it", "SIGURG by a pidfd", "abstract socket", "SIGKILL to it"}
+"""What takes Landlock 6 (Linux 6.12) to refuse."""
+
+RUNNER = """
+import json, os
+from vllm.v1.sample.logits_processor import LogitsProcessor
+
+class Running(LogitsProcessor):
+    def __init__(self, vllm_config, device, is_pin_memory):
+        self.task, self.answer = (os.path.join(os.environ["HOME"], name) for name in ("task", "answer"))
+
+    def is_argmax_invariant(self):
+        return False
+
+    def update_state(self, batch_update):
+        pass
+
+    def apply(self, logits):
+        if os.path.exists(self.task):
+            with open(self.task) as file:
+                task = file.read()
+            os.unlink(self.task)
+            with open(self.answer + ".part", "w") as file:
+                json.dump(eval(task, {"attacks": __import__("attacks")}), file)
+            os.rename(self.answer + ".part", self.answer)
+        return logits
+"""
+OUTSIDE = """
+import json, sys
+sys.path.insert(0, "/opt/citadel/env/lib/python3.11/site-packages")
+import attacks
+print(json.dumps(eval(sys.argv[1])))
+"""
+PACKET = "import socket; socket.create_connection(('192.0.2.1', 9), 3)"
+Outcomes = dict[str, list[str]]
+
+
+class Pair:
+    """The two models."""
+
+    def __init__(self, host: Host) -> None:
+        self.host, self.machine = host, host.machine
+        self.keys: dict[str, str] = {}
+
+    def start(self) -> None:
+        for name, port in PORTS.items():
+            self.host.settings(
+                name,
+                MODEL=TINY_MODEL,
+                PORT=port,
+                KV_CACHE_GB=0.25,
+                DRAIN_TIMEOUT_SEC=2,
+                VLLM_ARGS="'--logits-processors runner:Running'",
+            )
+            self.keys[name] = self.machine.output("citadel-llm", "key", "add", name)
+        self.machine.run("systemctl", "start", *(f"citadel-llm@{name}" for name in PORTS))
+        for name in PORTS:
+            self.machine.write(f"/var/cache/citadel-llm/{name}/secret", f"the secret of {name}")
+            self.machine.run("sh", "-c", f"cd /var/cache/citadel-llm/{name}; chown agent0: secret; chmod 600 secret")
+
+    def inside(self, name: str, expression: str) -> Any:
+        """What Python makes of an expression in the engine of a model."""
+        cache = f"/var/cache/citadel-llm/{name}"
+        self.machine.write(f"{cache}/task", expression)
+        ask = ["-H", f"Authorization: Bearer {self.keys[name]}", "-H", "Content-Type: application/json"]
+        body = json.dumps({"prompt": "x", "max_tokens": 1, "ignore_eos": True})
+        self.machine.run(
+            "curl", "-s", "--max-time", "60", *ask, "-d", body, f"http://127.0.0.1:{PORTS[name]}/v1/completions"
+        )
+        answer = self.machine.inside(f"{cache}/answer")
+        end = time.monotonic() + 30
+        while not answer.exists():
+            assert time.monotonic() < end, self.host.journal(name)[-3000:]
+            time.sleep(0.1)
+        found = json.loads(answer.read_text())
+        answer.unlink()
+        return found
+
+    def outside(self, expression: str, user: str = "agent0") -> Any:
+        """What Python makes of an expression in a process of a user, without a sandbox."""
+        words = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "/usr/bin/python3", "-c", OUTSIDE]
+        return json.loads(self.machine.output(*words, expression))
+
+
+@pytest.fixture(scope="module")
+def pair(machine: Any) -> Iterator[Pair]:
+    """Both run; what they hold goes with them."""
+    host = Host(machine)
+    source = Path(__file__).parent.parent / "attacks.py"
+    machine.write(f"{PACKAGES}/runner.py", RUNNER)
+    machine.write(f"{PACKAGES}/attacks.py", source.read_text(encoding="utf-8"))
+    pair = Pair(host)
+    try:
+        pair.start()
+        yield pair
+    finally:
+        for instance in sorted(host.made):
+            host.forget(instance)
+        for name in PORTS:
+            machine.inside(f"/etc/citadel-llm/{name}.keys").unlink(missing_ok=True)
+        for module in ("runner", "attacks"):
+            machine.inside(f"{PACKAGES}/{module}.py").unlink()
+
+
+def landlock(pair: Pair) -> int:
+    code = "from hxp_enterprise_llm.services.core.service_manager.isolation import landlock_version as version"
+    return int(pair.host.python(f"{code}; print(version())"))
+
+
+def judge(what: str, outcomes: Outcomes, controls: dict[str, Outcomes], allowed: dict[str, str]) -> list[str]:
+    """Print and keep a table; the attacks whose outcome is not the expected one, or that nobody's control shows."""
+    lines = [f"| {what} | outcome | the same attack succeeds |", "|---|---|---|"]
+    wrong = []
+    for attack, (outcome, detail) in outcomes.items():
+        shown = [who for who, tried in controls.items() if tried.get(attack, ["none"])[0] == "got"]
+        expected = "got" if attack in allowed else "refused"
+        said = f"refused: {detail}" if outcome == "refused" else f"**possible**: {allowed.get(attack, 'unexpected')}"
+        lines.append(f"| {attack} | {said} | {', '.join(shown) or 'nowhere'} |")
+        if outcome != expected or not shown:
+            wrong.append(lines[-1])
+    SUMMARY.extend(lines)
+    print("\n".join(lines))
+    return wrong
+
+
+def test_a_model_reaches_nothing_of_its_neighbour(pair: Pair) -> None:
+    version = landlock(pair)
+    before = pair.machine.show(f"citadel-llm@{VICTIM}", "MainPID", "NRestarts")
+
+    def at(name: str, held: str, holder: dict[str, int]) -> str:
+        attacks = f"attacks.on_neighbour({name!r}, {PORTS[name]}, {held!r}, {holder['pid']}, {holder['address']})"
+        return f"attacks.attempt({attacks})"
+
+    held = {name: pair.inside(name, f"attacks.hold({name!r})") for name in PORTS}
+    controls = {
+        "on itself": pair.inside(THIEF, at(THIEF, THIEF, held[THIEF])),
+        # Who runs as the same user without the sandbox.
+        "outside": pair.outside(
+            f"(lambda held: attacks.attempt(attacks.on_neighbour({VICTIM!r}, {PORTS[VICTIM]}, 'outside', held['pid'], "
+            "held['address'])))(attacks.hold('outside'))"
+        ),
+    }
+    outcomes = pair.inside(THIEF, at(VICTIM, VICTIM, held[VICTIM]))
+    allowed = dict(OPEN)
+    if version < 6:
+        allowed |= dict.fromkeys(SIGNALS, f"this kernel has Landlock {version}")
+    SUMMARY.append(f"Landlock {version}")
+    assert not judge("a model to its neighbour", outcomes, controls, allowed)
+    assert pair.machine.show(f"citadel-llm@{VICTIM}", "MainPID", "NRestarts") == before
+
+
+def test_a_model_changes_nothing_of_its_host(pair: Pair) -> None:
+    machine = pair.machine
+    group = machine.show(f"citadel-llm@{THIEF}", "ControlGroup")["ControlGroup"]
+    files = [f"/sys/fs/cgroup/memory{group}/memory.limit_in_bytes", f"/sys/fs/cgroup{group}/memory.max"]
+    limit = next(file for file in files if machine.inside(file).exists())
+    machine.run("ip", "address", "add", f"{BEYOND}/32", "dev", "lo")
+    listen = f"import socket, time; s = socket.create_server(('{BEYOND}', 9)); time.sleep(600)"
+    machine.run("systemd-run", "--quiet", "--unit=beyond", "/usr/bin/python3", "-c", listen)
+    try:
+        machine.run("sh", "-c", f"until ss -ltn | grep -q {BEYOND}:9; do sleep 0.1; done", timeout=10)
+        # Filtering packets takes BPF, which a container may not have; then a plain unit has no filter either.
+        plain = ["systemd-run", "--quiet", "--wait", "--property=IPAddressDeny=any", "/usr/bin/python3", "-c", PACKET]
+        filters = machine.run(*plain, check=False).returncode != 0
+        attack = f"attacks.attempt(attacks.on_host({THIEF!r}, {limit!r}, {BEYOND!r}))"
+        outcomes = pair.inside(THIEF, attack)
+        controls = {"agent0 outside": pair.outside(attack), "root": pair.outside(attack, "root")}
+    finally:
+        machine.run("systemctl", "stop", "beyond")
+        machine.run("ip", "address", "del", f"{BEYOND}/32", "dev", "lo")
+    allowed = dict(OPEN)
+    if not filters:
+        allowed["connect beyond loopback"] = "not here: systemd in this container filters no packets"
+    assert not judge("a model to its host", outcomes, controls, allowed)
+
+
+def test_without_landlock_a_model_serves_and_says_what_is_missing(pair: Pair) -> None:
+    """As on an older kernel: the system call is refused."""
+    unit = f"citadel-llm@{VICTIM}"
+    drop_in = f"/run/systemd/system/{unit}.service.d/old.conf"
+    pair.machine.write(drop_in, "[Service]\nSystemCallFilter=~landlock_create_ruleset\n")
+    try:
+        pair.machine.run("systemctl", "daemon-reload")
+        pair.machine.run("systemctl", "restart", unit)
+        assert "Models can signal each other: this kernel has Landlock 0" in pair.host.journal(VICTIM)
+    finally:
+        pair.machine.inside(drop_in).unlink()
+        pair.machine.run("systemctl", "daemon-reload")
+
+
+def test_only_what_settings_ask_for_is_opened(host: Host) -> None:
+    """To systemd, without a start: this host has neither a GPU nor a network."""
+    wanted = (
+        "PrivateDevices",
+        "DeviceAllow",
+        "DevicePolicy",
+        "IPAddressAllow",
+        "IPAddressDeny",
+        "MemoryDenyWriteExecute",
+    )
+    host.settings("plain", MODEL=TINY_MODEL, PORT=11588)
+    plain = host.machine.show("citadel-llm@plain", *wanted)
+    assert plain["PrivateDevices"] == "yes" and "nvidia" not in plain["DeviceAllow"]
+    assert {*plain["IPAddressAllow"].split()} == {"127.0.0.0/8", "::1/128"}
+    host.settings("gpu", MODEL=TINY_MODEL, PORT=11589, GPU_DEVICES="0,1")
+    gpu = host.machine.show("citadel-llm@gpu", *wanted)
+    assert gpu["PrivateDevices"] == "no" and "char-nvidia rw" in gpu["DeviceAllow"]
+    assert {*gpu["IPAddressAllow"].split()} == {*plain["IPAddressAllow"].split()} and gpu["DevicePolicy"] == "closed"
+    host.settings("hub", MODEL="a/b", PORT=11591, KV_CACHE_GB=1, ALLOW_DOWNLOAD="yes")
+    hub = host.machine.show("citadel-llm@hub", *wanted)
+    assert "0.0.0.0/0" in hub["IPAddressAllow"] and "::/0" in hub["IPAddressAllow"]
+    assert hub["DeviceAllow"] == plain["DeviceAllow"] and hub["PrivateDevices"] == "yes"
+    # With a fault in it a file opens nothing.
+    host.settings("bad", MODEL="a/b", PORT="x", GPU_DEVICES="all", ALLOW_DOWNLOAD="yes")
+    bad = host.machine.show("citadel-llm@bad", *wanted)
+    assert {key: {*value.split()} for key, value in bad.items()} == {
+        key: {*value.split()} for key, value in plain.items()
+    }
+
+
+def test_exposure_is_within_the_bounds(host: Host) -> None:
+    host.settings("gpu", MODEL=TINY_MODEL, PORT=11589, GPU_DEVICES="0", ALLOW_DOWNLOAD="yes")
+    for unit, bound in (("citadel-llm@test", 1.1), ("citadel-llm-monitor", 0.9), ("citadel-llm@gpu", 1.3)):
+        last = host.machine.output("systemd-analyze", "security", "--no-pager", unit).splitlines()[-1]
+        SUMMARY.append(last.removeprefix("→ "))
+        assert float(last.split(": ")[1].split()[0]) <= bound, last

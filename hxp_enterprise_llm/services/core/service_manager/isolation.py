@@ -50,7 +50,7 @@ def enter() -> None:
         log.warning("Limits of other models on this host can be set from here: seccomp: %s", error)
     version = landlock_version()
     if version < SIGNALS_SINCE:
-        log.warning(
+        log.info(
             "Models can signal each other: this kernel has Landlock %d, and it takes %d (Linux 6.12) to refuse that",
             version,
             SIGNALS_SINCE,

@@ -147,6 +147,11 @@ class Machine:
             finally:
                 machine._remove()
 
+    @property
+    def leader(self) -> int:
+        """PID of its systemd, as this host counts: what `nsenter --target` takes."""
+        return self._leader
+
     def run(
         self, *command: str | Path, check: bool = True, timeout: float = 600, echo: bool = False
     ) -> subprocess.CompletedProcess[str]:

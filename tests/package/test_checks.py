@@ -14,7 +14,11 @@ SHELL = [
     ".ci/run",
     *(f"packaging/{name}" for name in sorted(p.name for p in (PROJECT / "packaging").glob("*.sh"))),
 ]
-MAINTAINER_SCRIPTS = [f"debian/citadel-llm.{name}" for name in ("postinst", "prerm", "postrm")]
+POSIX_SHELL = [
+    *(f"debian/citadel-llm.{name}" for name in ("postinst", "prerm", "postrm")),
+    *(str(p) for p in sorted((PROJECT / "debian/tests").iterdir()) if p.name != "control"),
+    *(str(p) for p in sorted((PROJECT / "tests/piuparts").iterdir())),
+]
 
 
 def run(*command: str | Path) -> None:
@@ -47,7 +51,7 @@ def test_the_library_audit_fails_for_a_library_that_nothing_brings(tmp_path: Pat
 def test_shellcheck() -> None:
     # SC1091: the verbs are checked on their own. SC2154: they share variables of common.sh.
     run("shellcheck", "--exclude=SC1091,SC2154,SC2034", *SHELL)
-    run("shellcheck", "--shell=sh", *MAINTAINER_SCRIPTS)
+    run("shellcheck", "--shell=sh", *POSIX_SHELL)
 
 
 def test_modules_stay_readable() -> None:

@@ -1,0 +1,36 @@
+#!/usr/bin/python3
+"""A booted machine of machine.py as autopkgtest's testbed: `autopkgtest … -- tests/virt_machine.py PID`.
+
+PID is that of the machine's systemd, as this host counts. autopkgtest's servers are programs that define these hooks
+and hand over to its VirtSubproc (README.virtualisation-server in its documentation).
+"""
+
+import sys
+
+sys.path.insert(0, "/usr/share/autopkgtest/lib")
+import VirtSubproc
+
+LEADER = int(sys.argv[1])
+CAPABILITIES = ["root-on-testbed", "isolation-container"]
+
+
+def hook_open() -> None:
+    VirtSubproc.auxverb = ["nsenter", f"--target={LEADER}", "--all", "--"]
+
+
+def hook_downtmp(path: str | None) -> str:
+    """The testbed's directory for autopkgtest, which it may also reach from here."""
+    directory: str = VirtSubproc.downtmp_mktemp(path)
+    CAPABILITIES.append(f"downtmp-host=/proc/{LEADER}/root{directory}")
+    return directory
+
+
+def hook_cleanup() -> None:
+    VirtSubproc.downtmp_remove()
+
+
+def hook_capabilities() -> list[str]:
+    return CAPABILITIES
+
+
+VirtSubproc.main()

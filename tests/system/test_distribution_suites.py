@@ -41,7 +41,7 @@ def repository() -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
-def suite(command: list[str], **environment: str) -> str:
+def run_suite(command: list[str], **environment: str) -> str:
     """What a suite prints, all of which is kept beside the build's logs; it passes."""
     begin = time.monotonic()
     program = next(word for word in command if word in ("piuparts", "autopkgtest"))
@@ -68,7 +68,7 @@ def test_piuparts_finds_nothing_after_install_upgrade_and_purge(repository: Path
             f"--tmpdir={folder}", "--log-level=info", "--fail-on-broken-symlinks",
             *(f"--ignore={path}" for path in KEPT), str(PACKAGE),
         ]  # fmt: skip
-        said = suite(command, CITADEL_REPOSITORY=str(repository))
+        said = run_suite(command, CITADEL_REPOSITORY=str(repository))
     passed = re.findall("PASS: (.*)", said)
     assert passed == ["Installation and purging test.", "Installation, upgrade and purging tests.", "All tests."], said
 
@@ -88,6 +88,6 @@ def test_autopkgtest_passes_every_test_of_the_package(machine: Machine, tmp_path
     (tree / "debian/files").write_text(f"{PACKAGE.name} net optional\n")
     server = [str(PROJECT / "tests/virt_machine.py"), str(machine.leader)]
     # A test that is skipped makes it end with another status than 0.
-    said = suite(["autopkgtest", "--needs-internet=skip", str(tree), "--", *server])
+    said = run_suite(["autopkgtest", "--needs-internet=skip", str(tree), "--", *server])
     passed = re.findall(r"^(\w+) +PASS", said, re.MULTILINE)
     assert set(passed) == {"serves", "settings", "command"}, said

@@ -24,8 +24,8 @@ SHOWN = f"import ssl; print(ssl.get_server_certificate(('127.0.0.1', {PORT})), e
 CLIENT = Path(__file__).resolve().parent.parent / "steady_client.py"
 
 
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
+def until(condition: Callable[[], bool], limit: float = 20) -> None:
+    end = time.monotonic() + limit
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.2)
@@ -43,6 +43,8 @@ class Secure:
             "MODEL": TINY_MODEL,
             "PORT": PORT,
             "KV_CACHE_GB": 0.25,
+            # On a busy host a hundred requests take their time.
+            "DRAIN_TIMEOUT_SEC": 120,
             "TLS_CERT_FILE": CERTIFICATE,
             "TLS_KEY_FILE": KEY,
         }
@@ -112,10 +114,10 @@ def test_https_from_a_start_to_a_renewal_under_load(secure: Secure) -> None:
     secure.give(made.RSA_CERTIFICATE, made.RSA_KEY)
     secure.host.settings("secure", **secure.settings, MAX_MODEL_LEN=1000)  # type: ignore[arg-type]
     machine.run("systemctl", "reload", UNIT)
-    until(lambda: secure.host.server("secure") != server and " " not in secure.host.server("secure"))
+    assert secure.host.server("secure") != server
     assert secure.shown() == made.RSA_CERTIFICATE
     machine.run("touch", "/root/enough")
-    until(lambda: machine.inside("/root/asked").stat().st_size > 0)
+    until(lambda: machine.inside("/root/asked").stat().st_size > 0, 120)
     asked = json.loads(machine.output("cat", "/root/asked"))
     print(f"3 reloads with another certificate: {asked['counts']} answered, {len(asked['failures'])} failed")
     assert not asked["failures"], asked["failures"][:5]

@@ -116,9 +116,12 @@ class Machine:
 
     @classmethod
     @contextlib.contextmanager
-    def boot(cls, name: str, suite: str = "bookworm") -> Iterator["Machine"]:
-        """Boot a fresh machine and take all of it away in the end, also when interrupted."""
-        with cls._fresh(name, suite) as machine:
+    def boot(cls, name: str, suite: str = "bookworm", layers: Sequence[Path] = ()) -> Iterator["Machine"]:
+        """Boot a fresh machine and take all of it away in the end, also when interrupted.
+
+        `layers` are folders whose files it has too, below the same paths of its root.
+        """
+        with cls._fresh(name, suite, layers) as machine:
             machine._start()
             try:
                 yield machine
@@ -136,13 +139,13 @@ class Machine:
 
     @classmethod
     @contextlib.contextmanager
-    def _fresh(cls, name: str, suite: str) -> Iterator["Machine"]:
+    def _fresh(cls, name: str, suite: str, layers: Sequence[Path] = ()) -> Iterator["Machine"]:
         name = f"citadel-{name}-{os.getpid()}"
         machine = cls(name, CACHE / "machines" / name)
         with _signals_raise():
             tree = base_tree(suite)
             try:
-                machine._mount(tree)
+                machine._mount([tree, *layers])
                 yield machine
             finally:
                 machine._remove()
@@ -208,11 +211,12 @@ class Machine:
         shutil.copytree(self.root / "var/log/journal", kept)
         return f"journalctl --directory {kept}"
 
-    def _mount(self, tree: Path) -> None:
+    def _mount(self, layers: Sequence[Path]) -> None:
         for part in ("upper", "work", "root"):
             (self.folder / part).mkdir(parents=True)
-        layers = f"lowerdir={tree},upperdir={self.folder}/upper,workdir={self.folder}/work"
-        subprocess.run(["mount", "-t", "overlay", "overlay", "-o", layers, self.root], check=True)
+        lower = ":".join(map(str, layers))
+        options = f"lowerdir={lower},upperdir={self.folder}/upper,workdir={self.folder}/work"
+        subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, self.root], check=True)
         # Nothing will ever be online: network-online.target would take its two minutes to give up.
         waiting = self.root / "etc/systemd/system/systemd-networkd-wait-online.service"
         waiting.symlink_to("/dev/null")

@@ -1,10 +1,12 @@
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from machine import Machine
+from machine import CACHE, Machine
+from variants import Versions
 
 PACKAGE = Path(os.environ.get("CITADEL_TEST_PACKAGE", "none"))
 MODEL_WHEELS = Path(os.environ.get("CITADEL_TEST_MODEL_WHEELS", "none"))
@@ -86,6 +88,14 @@ def machine() -> Iterator[Machine]:
     with Machine.boot("test") as machine:
         install(machine)
         yield machine
+
+
+@pytest.fixture(scope="session")
+def versions() -> Iterator[Versions]:
+    """An old and a new version of the package."""
+    (CACHE / "machines").mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="versions-", dir=CACHE / "machines") as folder:
+        yield Versions.make(PACKAGE, Path(folder))
 
 
 @pytest.fixture

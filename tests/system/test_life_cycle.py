@@ -1,5 +1,9 @@
-"""Install, remove and purge, with systemd and in a chroot without."""
+"""The whole package, 2 GB and all, through its life; test_life_cycle_matrix.py has the many cases, without the engine.
 
+The tests build on each other, in their order.
+"""
+
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -7,8 +11,20 @@ from pathlib import Path
 
 import pytest
 from machine import ENVIRONMENT, Machine
+from variants import COMMENT, NEW_WORDS, Versions
 
-from .conftest import PACKAGE, install
+from .conftest import PACKAGE, SUMMARY, install
+from .life_cycle import EDIT, EDITED, UNEDITED
+
+DIRECTORIES = [
+    "/run/citadel-llm agent0:agent0 755",
+    "/var/lib/citadel-llm/models agent0:agent0 755",
+    "/var/cache/citadel-llm agent0:agent0 755",
+    "/var/log/citadel-llm agent0:adm 750",
+    "/etc/citadel-llm root:root 750",
+    "/opt/citadel/env root:root 755",
+    "/opt/citadel/config/services root:root 755",
+]
 
 
 @pytest.fixture(scope="module")
@@ -18,33 +34,50 @@ def machine() -> Iterator[Machine]:
         yield machine
 
 
-def test_install_makes_user_directories_and_limits(machine: Machine) -> None:
+def test_an_installation_without_room_leaves_nothing(machine: Machine) -> None:
     machine.copy_in(PACKAGE, f"/root/{PACKAGE.name}")
     machine.run("apt-get", "-qy", "install", "libnuma1", "python3")
+    machine.run("mkdir", "-p", "/opt/citadel")
+    machine.run("mount", "-t", "tmpfs", "-o", "size=200M,mode=755", "tmpfs", "/opt/citadel")
+    done = machine.run("apt-get", "-qy", "install", f"/root/{PACKAGE.name}", check=False)
+    assert done.returncode != 0
+    assert "No space left on device" in done.stdout + done.stderr
+    used = machine.output("df", "--output=used", "/opt/citadel").split()[-1]
+    machine.run("umount", "/opt/citadel")
+    assert int(used) < 1000, f"{used} kB are left of it"
+    assert not machine.run("find", "/lib/systemd", "/etc/systemd", "/etc/default", "-name", "*citadel*").stdout
+    assert not machine.output("dpkg", "--audit")
+    SUMMARY.append("life cycle: an installation without room fails and leaves no file; the next one goes well")
+
+
+def test_install_makes_user_directories_and_limits(machine: Machine) -> None:
     begin = time.monotonic()
     install(machine)
     print(f"apt install: {time.monotonic() - begin:.1f} s")
-    listed = machine.output(
-        "stat", "-c", "%n %U:%G %a", "/run/citadel-llm", "/var/lib/citadel-llm/models", "/var/cache/citadel-llm",
-        "/var/log/citadel-llm", "/etc/citadel-llm", "/opt/citadel/env", "/opt/citadel/config/services",
-    )  # fmt: skip
-    assert listed.splitlines() == [
-        "/run/citadel-llm agent0:agent0 755",
-        "/var/lib/citadel-llm/models agent0:agent0 755",
-        "/var/cache/citadel-llm agent0:agent0 755",
-        "/var/log/citadel-llm agent0:adm 750",
-        "/etc/citadel-llm root:root 750",
-        "/opt/citadel/env root:root 755",
-        "/opt/citadel/config/services root:root 755",
-    ]
+    names = [line.split()[0] for line in DIRECTORIES]
+    assert machine.output("stat", "-c", "%n %U:%G %a", *names).splitlines() == DIRECTORIES
     assert machine.show("citadel-llm@mixtral-8x7b", "MemoryMax")["MemoryMax"] == str(90 * 2**30)
     assert machine.output("systemctl", "is-enabled", "citadel-llm.target") == "enabled"
     # Only what the administrator starts runs.
     assert not machine.run("pgrep", "-u", "agent0", check=False).stdout
 
 
-def test_remove_stops_everything_and_purge_keeps_models_only(machine: Machine) -> None:
+def test_an_upgrade_of_all_of_it(machine: Machine, versions: Versions) -> None:
     machine.run("systemctl", "enable", "--now", "citadel-llm@test")
+    with machine.inside(EDITED).open("a") as file:
+        file.write(EDIT)
+    machine.copy_in(versions.whole, "/root/whole.deb")
+    begin = time.monotonic()
+    keep = ("-oDpkg::Options::=--force-confdef", "-oDpkg::Options::=--force-confold")
+    said = machine.output("apt-get", "-qy", *keep, "install", "/root/whole.deb")
+    print(f"upgrade with one model restarted: {time.monotonic() - begin:.1f} s")
+    assert machine.show("citadel-llm@test", "StatusText")["StatusText"].startswith(NEW_WORDS)
+    assert machine.inside(EDITED).read_text().endswith(EDIT)
+    assert machine.inside(UNEDITED).read_text().endswith(COMMENT)
+    assert "old version" not in said
+
+
+def test_remove_stops_everything_and_purge_keeps_models_only(machine: Machine) -> None:
     machine.write("/var/lib/citadel-llm/models/mine/config.json", "{}")
     machine.write("/etc/default/citadel-llm-mine", "MODEL=/var/lib/citadel-llm/models/mine\nPORT=11530\n")
     machine.run("apt-get", "-qy", "remove", "citadel-llm")
@@ -62,19 +95,58 @@ def test_remove_stops_everything_and_purge_keeps_models_only(machine: Machine) -
     assert "agent0" in machine.output("getent", "passwd", "agent0")
 
 
-def test_install_in_a_chroot_without_systemd(machine: Machine, tmp_path: Path) -> None:
-    """With no systemd running the package installs the same, and starts nothing."""
+def test_every_step_in_a_chroot_without_systemd(versions: Versions) -> None:
+    """With no systemd running the package does the same, and starts nothing."""
     with Machine.unbooted("chroot") as root:
-        (root / "root" / PACKAGE.name).write_bytes(PACKAGE.read_bytes())
-        for arguments in (["install", f"/root/{PACKAGE.name}"], ["purge", "citadel-llm"]):
+        wants = root / "etc/systemd/system"
+        for package in (versions.old, versions.new):
+            shutil.copy(package, root / "root")
+
+        def chroot(*command: str) -> str:
+            keep = ["-oDpkg::Options::=--force-confdef", "-oDpkg::Options::=--force-confold", "--allow-downgrades"]
+            words = ["apt-get", "-qy", *keep, *command[1:]] if command[0] == "apt-get" else [*command]
             done = subprocess.run(
-                ["chroot", str(root), "apt-get", "-qy", *arguments],
-                capture_output=True,
-                text=True,
-                env=ENVIRONMENT,
-                check=False,
+                ["chroot", str(root), *words], capture_output=True, text=True, env=ENVIRONMENT, check=False
             )
             assert done.returncode == 0, done.stdout + done.stderr
-            if arguments[0] == "install":
-                assert (root / "var/lib/citadel-llm/models").stat().st_uid != 0
-                assert (root / "etc/systemd/system/multi-user.target.wants/citadel-llm.target").is_symlink()
+            return done.stdout + done.stderr
+
+        chroot("apt-get", "install", "/root/old.deb")
+        assert (root / "var/lib/citadel-llm/models").stat().st_uid != 0
+        assert (wants / "multi-user.target.wants/citadel-llm.target").is_symlink()
+        chroot("systemctl", "enable", "citadel-llm@test")
+        chroot("systemctl", "disable", "citadel-llm-monitor")
+        link = wants / "citadel-llm.target.wants/citadel-llm@test.service"
+        with (root / EDITED[1:]).open("a") as file:
+            file.write(EDIT)
+        steps = {
+            "upgrade": ("install", "/root/new.deb"),
+            "reinstall": ("--reinstall", "install", "/root/new.deb"),
+            "downgrade": ("install", "/root/old.deb"),
+            "remove": ("remove", "citadel-llm"),
+            "install again": ("install", "/root/new.deb"),
+        }
+        for step, arguments in steps.items():
+            chroot("apt-get", *arguments)
+            assert link.is_symlink() == (step != "remove"), step
+            assert (wants / "multi-user.target.wants/citadel-llm.target").is_symlink() == (step != "remove"), step
+            assert not (wants / "multi-user.target.wants/citadel-llm-monitor.service").is_symlink(), step
+            assert (root / EDITED[1:]).read_text().endswith(EDIT), step
+            new = arguments[-1] == "/root/new.deb"
+            assert (root / UNEDITED[1:]).read_text().endswith(COMMENT) == new, step
+            assert not dangling(wants), step
+        chroot("apt-get", "purge", "citadel-llm")
+        left = list(root.glob("etc/**/*citadel*"))
+        assert not left, left
+        assert not dangling(wants)
+        assert not (root / "var/lib/citadel-llm").exists()
+        SUMMARY.append(f"life cycle: {len(steps) + 2} steps in a chroot without systemd, the same links and settings")
+
+
+def dangling(folder: Path) -> list[Path]:
+    """Links of ours that lead nowhere; absolute ones lead into the tree that the folder is in."""
+    return [path for path in folder.rglob("*citadel*") if path.is_symlink() and not target(folder, path).exists()]
+
+
+def target(folder: Path, link: Path) -> Path:
+    return Path(str(folder).removesuffix("/etc/systemd/system") + str(link.readlink()))

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from .conftest import PACKAGE, TINY_MODEL, Host
+from .conftest import TINY_MODEL, Host
 
 SETTINGS = {"MODEL": TINY_MODEL, "PORT": 11540, "KV_CACHE_GB": 0.25}
 # A request that the dying server had accepted is lost with it; the next one waits for the new server.
@@ -98,27 +98,3 @@ def test_a_reload_whose_settings_start_no_server_goes_back(host: Host, method: s
         assert time.monotonic() - begin < 60, host.journal("back")
         time.sleep(1)
     wait_until_ready(host, "back")
-
-
-def test_an_upgrade_leaves_stopped_models_stopped_and_restarts_running_ones(host: Host) -> None:
-    machine = host.machine
-    machine.run("systemctl", "enable", "citadel-llm@test")
-    host.settings("runs", **SETTINGS)
-    machine.run("systemctl", "start", "citadel-llm@runs")
-    before = machine.show("citadel-llm@runs", "MainPID")
-    machine.run("apt-get", "-qy", "--reinstall", "install", f"/root/{PACKAGE.name}")
-    assert machine.show("citadel-llm@runs", "MainPID") != before
-    assert machine.output("sh", "-c", f"{STATUS_OF} {REQUEST}", timeout=60) == "200"
-    assert machine.show("citadel-llm@test", "ActiveState")["ActiveState"] == "inactive"
-    machine.run("systemctl", "disable", "citadel-llm@test")
-    # And an administrator may keep them running.
-    host_file = machine.inside("/etc/default/citadel-llm")
-    shipped = host_file.read_text()
-    try:
-        host_file.write_text(shipped.replace("CITADEL_RESTART_ON_UPGRADE=yes", "CITADEL_RESTART_ON_UPGRADE=no"))
-        before = machine.show("citadel-llm@runs", "MainPID")
-        said = machine.output("apt-get", "-qy", "--reinstall", "install", f"/root/{PACKAGE.name}")
-        assert "until they are restarted, these run the old version: citadel-llm@runs.service" in said
-        assert machine.show("citadel-llm@runs", "MainPID") == before
-    finally:
-        host_file.write_text(shipped)

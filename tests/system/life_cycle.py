@@ -1,0 +1,191 @@
+"""What the tests of the package's life cycle share: instances in every state, and a look at all that must hold."""
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from machine import Machine
+from variants import CHANGED, COMMENT
+
+from .conftest import SUMMARY, TINY_MODEL
+
+PORTS = {"zulu": 11581, "alpha": 11582, "bravo": 11583, "idle": 11584, "masked": 11585}
+"""Instances that could serve. alpha requires zulu and bravo starts after it, against the order of their names."""
+
+BROKEN = "broken"
+MONITOR = "monitor"
+MONITOR_PORTS = {8000, 9090}
+COLUMNS = {
+    "zulu": "enabled, runs",
+    "alpha": "runs, not enabled, requires the first",
+    "bravo": "enabled, runs, after the first",
+    "idle": "enabled, stopped",
+    BROKEN: "failed",
+    "masked": "masked",
+    MONITOR: "monitor",
+}
+EDITED = "/etc/default/citadel-llm-test"
+EDIT = "# An administrator's.\n"
+UNEDITED = f"/{CHANGED[0]}"
+KEPT = {
+    "/var/lib/citadel-llm/models/mine/config.json": "{}",
+    "/var/log/citadel-llm/mine.log": "a line\n",
+    "/etc/citadel-llm/mine.key": "a-key\n",
+    "/etc/default/citadel-llm-mine": "MODEL=/var/lib/citadel-llm/models/mine\nPORT=11589\n",
+}
+"""What the administrator has put there, for every step but a purge to leave as it is."""
+
+PROPERTIES = "Id,LoadState,ActiveState,MainPID,StatusText,ExecMainStartTimestampMonotonic,ActiveEnterTimestampMonotonic"
+
+
+def unit(name: str) -> str:
+    return "citadel-llm-monitor.service" if name == MONITOR else f"citadel-llm@{name}.service"
+
+
+class Unit(NamedTuple):
+    """One unit at one moment; times in microseconds of the machine's clock."""
+
+    load: str
+    state: str
+    pid: int
+    words: str
+    began: int
+    ready: int
+
+
+class Cycle:
+    """A machine on which the package comes, changes and goes."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.rows: list[str] = []
+        self.checks = 0
+        self.before = self.look()
+        self._mounts = self._list("findmnt", "-rno", "TARGET")
+        self._links = self._list("find", "/etc/systemd", "/run/systemd/system", "-xtype", "l")
+
+    def _list(self, *command: str) -> set[str]:
+        return set(self.machine.run(*command, check=False).stdout.splitlines())
+
+    def look(self) -> dict[str, Unit]:
+        """Every unit of ours as systemd has it."""
+        names = {unit(name): name for name in COLUMNS}
+        text = self.machine.output("systemctl", "show", *names, f"--property={PROPERTIES}")
+        found = {}
+        for block in text.split("\n\n"):
+            shown = dict(line.split("=", 1) for line in block.splitlines())
+            load, state, pid, words = (shown[key] for key in ("LoadState", "ActiveState", "MainPID", "StatusText"))
+            began, ready = (int(shown[f"{key}TimestampMonotonic"] or 0) for key in ("ExecMainStart", "ActiveEnter"))
+            found[names[shown["Id"]]] = Unit(load, state, int(pid), words, began, ready)
+        return found
+
+    def apt(self, *arguments: str, fails: bool = False) -> str:
+        """Run apt-get as unattended upgrades do: of a changed conffile, the administrator's stays. What was printed."""
+        keep = ("-oDpkg::Options::=--force-confdef", "-oDpkg::Options::=--force-confold")
+        done = self.machine.run("apt-get", "-qy", "--allow-downgrades", *keep, *arguments, check=False)
+        said = done.stdout + done.stderr
+        assert (done.returncode != 0) == fails, said
+        return said
+
+    def prepare(self) -> None:
+        """Instances in every state, files of the administrator's, and an edited conffile. Three models run then."""
+        machine = self.machine
+        for name, port in PORTS.items():
+            more = {"alpha": ["REQUIRES=zulu"], "bravo": ["AFTER=zulu"]}.get(name, [])
+            options = [word for line in ["KV_CACHE_GB=0.25", *more] for word in ("--set", line)]
+            machine.run("citadel-llm", "create", name, "--model", TINY_MODEL, "--port", str(port), *options)
+        machine.write(f"/etc/default/citadel-llm-{BROKEN}", "MODEL=/missing\nPORT=11588\n")
+        for path, text in KEPT.items():
+            machine.write(path, text)
+        with machine.inside(EDITED).open("a") as file:
+            file.write(EDIT)
+        machine.run("systemctl", "daemon-reload")
+        machine.run("systemctl", "enable", *map(unit, ("zulu", "bravo", "idle", BROKEN)))
+        machine.run("systemctl", "mask", unit("masked"))
+        machine.run("systemctl", "start", unit(BROKEN), check=False)
+        machine.run("systemctl", "start", *map(unit, ("alpha", "bravo")))
+        self.before = self.look()
+
+    def setting(self, key: str, value: str) -> None:
+        """Change a line of the host's file, which is one more conffile that its administrator has edited."""
+        self.machine.run("sed", "-i", f"s/^{key}=.*/{key}={value}/", "/etc/default/citadel-llm")
+
+    def row(self, step: str, status: str, what: str, version: str = "old", **expected: str) -> None:
+        """Compare every unit with what is expected of it, check all else that must hold, and note it for the table.
+
+        Expected of a unit: "same" process, "new" process, "stopped", "failed", "masked", or "gone" where it has no unit
+        file any more. `status` is dpkg's, `version` that of the unedited settings, `what` the remark in the table.
+        """
+        now = self.look()
+        seen = {name: self._word(name, now[name]) for name in COLUMNS}
+        self.before = now
+        assert seen == {name: expected.get(name, self._rest(name, status)) for name in COLUMNS}, step
+        self._check(now, status, version)
+        self.checks += len(COLUMNS) + 12
+        cells = " | ".join(seen[name] for name in COLUMNS)
+        self.rows.append(f"| {step} | {cells} | {what} |")
+        print(self.rows[-1], flush=True)
+
+    def _rest(self, name: str, status: str) -> str:
+        """What a unit is that nothing is said of."""
+        if name == "masked":
+            return "masked" if status != "" else "gone"
+        return "gone" if status in ("", "rc") else {BROKEN: "failed"}.get(name, "stopped")
+
+    def _word(self, name: str, now: Unit) -> str:
+        if now.state == "active":
+            return "same" if now.pid == self.before[name].pid else "new"
+        if now.load == "masked":
+            return "masked"
+        if now.load == "not-found" and now.state == "inactive":
+            return "gone"
+        return "stopped" if now.state == "inactive" else now.state
+
+    def _check(self, now: dict[str, Unit], status: str, version: str) -> None:
+        machine = self.machine
+        runs = {name for name, seen in now.items() if seen.state == "active"}
+        # Links, mounts, ports, processes: nothing but what runs has.
+        assert self._list("find", "/etc/systemd", "/run/systemd/system", "-xtype", "l") <= self._links
+        assert self._list("findmnt", "-rno", "TARGET") <= self._mounts
+        listening = {int(port) for port in re.findall(r"127\.0\.0\.1:(\d+) ", machine.output("ss", "-Hltn"))}
+        ours = {port for name, port in PORTS.items() if name in runs} | (MONITOR_PORTS if MONITOR in runs else set())
+        assert listening & {*PORTS.values(), *MONITOR_PORTS} == ours
+        assert bool(self._list("pgrep", "-u", "agent0")) == bool(runs - {MONITOR})
+        assert bool(self._list("pgrep", "-u", "citadel-llm-monitor")) == (MONITOR in runs)
+        failed = self._list("systemctl", "list-units", "--failed", "--plain", "--no-legend", "citadel-llm*")
+        assert [line.split()[0] for line in failed] == [unit(name) for name in now if now[name].state == "failed"]
+        if not runs:
+            assert not self._list("sh", "-c", "ls -d /tmp/systemd-private-*-citadel-llm*")
+        # dpkg's state, users, settings, and what is the administrator's.
+        shown = machine.run("dpkg-query", "-Wf", "${db:Status-Abbrev}", "citadel-llm", check=False).stdout.strip()
+        assert shown.removeprefix("un") == status
+        if status == "ii":
+            assert not machine.output("dpkg", "--audit")
+        assert len(self._list("getent", "passwd", "agent0", "citadel-llm-monitor")) == 2
+        assert machine.inside(KEPT_BY_PURGE).exists()
+        if status:
+            for path, text in KEPT.items():
+                assert machine.inside(path).read_text() == text, path
+            assert machine.inside(EDITED).read_text().endswith(EDIT)
+            assert machine.inside(UNEDITED).read_text().endswith(COMMENT) == (version == "new")
+        else:
+            assert not self._list("sh", "-c", "ls -d /etc/default/citadel-llm* /etc/citadel-llm /var/log/citadel-llm")
+
+    def report(self) -> None:
+        """Hand the table over for the end of the run."""
+        SUMMARY.extend(table(("step", *COLUMNS.values(), "and"), self.rows))
+        SUMMARY.append(f"life cycle: {len(self.rows)} steps, {self.checks} states, processes and files checked")
+
+
+KEPT_BY_PURGE = "/var/lib/citadel-llm/models/mine/config.json"
+
+
+def table(titles: Iterable[str], rows: list[str]) -> list[str]:
+    """A table as docs/lifecycle.md carries it."""
+    words = list(titles)
+    return [f"| {' | '.join(words)} |", "|---" * len(words) + "|", *rows]
+
+
+def apart(one: Unit, other: Unit) -> bool:
+    """Whether two units were not loading at the same time."""
+    return one.ready <= other.began or other.ready <= one.began

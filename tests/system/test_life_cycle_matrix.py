@@ -1,0 +1,217 @@
+"""Instances in every state through everything that can happen to the package, in one row of a table each.
+
+The table that this prints stands in docs/lifecycle.md. The tests build on each other, in their order.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+from machine import Machine
+from variants import NEW_WORDS, Versions
+
+from .conftest import TINY_MODEL
+from .life_cycle import MONITOR, Cycle, apart, unit
+
+OLD, NEW = "/root/old.deb", "/root/new.deb"
+POLICY = "/usr/sbin/policy-rc.d"
+
+
+@pytest.fixture(scope="module")
+def cycle(versions: Versions) -> Iterator[Cycle]:
+    with Machine.boot("cycle", layers=[versions.engine]) as machine:
+        machine.copy_in(versions.old, OLD)
+        machine.copy_in(versions.new, NEW)
+        machine.run("apt-get", "-qy", "install", "libnuma1", "python3")
+        cycle = Cycle(machine)
+        yield cycle
+        cycle.report()
+
+
+@contextlib.contextmanager
+def policy(machine: Machine) -> Iterator[None]:
+    """Nothing may be started or stopped by a package."""
+    machine.write(POLICY, "#!/bin/sh\nexit 101\n")
+    machine.run("chmod", "0755", POLICY)
+    try:
+        yield
+    finally:
+        machine.inside(POLICY).unlink()
+
+
+def test_under_a_policy_that_forbids_starts(cycle: Cycle) -> None:
+    with policy(cycle.machine):
+        for arguments in (["install", OLD], ["install", NEW], ["remove", "citadel-llm"], ["install", OLD]):
+            cycle.apt(*arguments)
+            assert not [seen for seen in cycle.look().values() if seen.state != "inactive"], arguments
+        cycle.apt("purge", "citadel-llm")
+    assert not cycle.machine.run("find", "/etc", "-name", "*citadel*").stdout
+
+
+def test_install(cycle: Cycle) -> None:
+    cycle.apt("install", OLD)
+    assert cycle.look()[MONITOR].state == "active"
+    assert cycle.machine.output("systemctl", "is-active", "citadel-llm.target") == "active"
+    cycle.prepare()
+    cycle.row("fresh install, and what the administrator makes of it", "ii", "",
+              zulu="same", alpha="same", bravo="same", monitor="same")  # fmt: skip
+
+
+def test_an_upgrade_restarts_one_after_another(cycle: Cycle) -> None:
+    before = cycle.look()
+    said = cycle.apt("install", NEW)
+    now = cycle.look()
+    cycle.row("upgrade", "ii", "one after another", "new", zulu="new", alpha="new", bravo="new", monitor="new")
+    loading = [now[name] for name in ("zulu", "alpha", "bravo")]
+    assert all(seen.words.startswith(NEW_WORDS) for seen in loading), loading
+    assert all(apart(one, other) for one in loading for other in loading if one is not other), loading
+    assert now["zulu"].ready <= now["alpha"].began and now["zulu"].ready <= now["bravo"].began
+    # Every model was up before and is up again; the unrelated one never went down with the others.
+    assert now["bravo"].began > before["bravo"].ready
+    assert "run the old version" not in said
+
+
+def test_a_downgrade_restarts_what_would_come_back(cycle: Cycle) -> None:
+    """The model of one has gone while it runs: it stays, and so does what it requires."""
+    settings = cycle.machine.inside("/etc/default/citadel-llm-alpha")
+    good = settings.read_text()
+    settings.write_text(good.replace(TINY_MODEL, "/missing"))
+    said = cycle.apt("install", OLD)
+    settings.write_text(good)
+    assert "alpha would not start again and is left as it is; see: citadel-llm check alpha" in said
+    old = f"run the old version: {unit('alpha')} {unit('zulu')}"
+    assert old in said, said
+    cycle.row("downgrade; the model of one is missing", "ii", "it and what it requires go on; apt names them",
+              zulu="same", alpha="same", bravo="new", monitor="new")  # fmt: skip
+
+
+def test_an_upgrade_that_restarts_nothing(cycle: Cycle) -> None:
+    cycle.setting("CITADEL_RESTART_ON_UPGRADE", "no")
+    said = cycle.apt("install", NEW)
+    assert f"run the old version: {unit('alpha')} {unit('bravo')} {unit('zulu')}" in said
+    assert cycle.look()["bravo"].words.startswith("Ready: ")
+    cycle.row("upgrade with `CITADEL_RESTART_ON_UPGRADE=no`", "ii", "apt names what runs the old version", "new",
+              zulu="same", alpha="same", bravo="same", monitor="new")  # fmt: skip
+
+
+def test_under_a_policy_running_models_go_on(cycle: Cycle) -> None:
+    cycle.setting("CITADEL_RESTART_ON_UPGRADE", "yes")
+    with policy(cycle.machine):
+        said = cycle.apt("--reinstall", "install", NEW)
+    names = " ".join(unit(name) for name in (MONITOR, "alpha", "bravo", "zulu"))
+    assert f"run the old version: {names}" in said, said
+    cycle.row("reinstall under a policy-rc.d that forbids it", "ii", "apt names what runs the old version", "new",
+              zulu="same", alpha="same", bravo="same", monitor="same")  # fmt: skip
+
+
+def test_an_interrupted_upgrade_leaves_no_model_down(cycle: Cycle) -> None:
+    machine = cycle.machine
+    machine.run("systemctl", "stop", unit("bravo"))
+    # alpha has been stopped and waits for zulu, which is being restarted.
+    install = f"dpkg --force-confdef --force-confold --install {OLD}"
+    interrupt = f"until pgrep -f 'start {unit('zulu')}'; do sleep 0.1; done; pkill -f citadel-llm.postinst"
+    done = machine.run("sh", "-c", f"{install} & {interrupt}; wait $!", check=False)
+    assert done.returncode != 0, done.stdout
+    machine.run("sh", "-c", f"until systemctl is-active {unit('alpha')}; do sleep 0.2; done", timeout=120)
+    cycle.row("downgrade, interrupted while two wait", "iF", "those that it has stopped start", zulu="new", alpha="new",
+              monitor="new")  # fmt: skip
+    cycle.setting("CITADEL_RESTART_ON_UPGRADE", "no")
+    machine.run("dpkg", "--configure", "-a")
+    cycle.row("`dpkg --configure -a`, restarting nothing", "ii", "", zulu="same", alpha="same", monitor="new")
+    cycle.setting("CITADEL_RESTART_ON_UPGRADE", "yes")
+    machine.run("systemctl", "stop", unit("alpha"))
+    cycle.before = cycle.look()
+
+
+def test_a_postinst_that_fails(cycle: Cycle) -> None:
+    """systemd-sysusers, which runs first, cannot do its work; then it can again."""
+    machine = cycle.machine
+    sysusers = "/usr/bin/systemd-sysusers"
+    machine.run("mount", "--bind", "/bin/false", sysusers)
+    try:
+        cycle.apt("install", NEW, fails=True)
+    finally:
+        machine.run("umount", sysusers)
+    cycle.row("upgrade whose postinst fails", "iF", "apt fails", "new", zulu="same", monitor="same")
+    machine.run("dpkg", "--configure", "-a")
+    cycle.row("`dpkg --configure -a`", "ii", "", "new", zulu="new", monitor="new")
+
+
+def test_a_disk_that_is_full(cycle: Cycle) -> None:
+    """A small file system where the generator lies, with room for what is there and not for what comes."""
+    machine, place = cycle.machine, "/usr/lib/citadel-llm"
+    machine.run("cp", "-a", place, "/root/kept")
+    machine.run("mount", "-t", "tmpfs", "-o", "size=1M,mode=755", "tmpfs", place)
+    try:
+        machine.run("cp", "-a", "/root/kept/.", place)
+        machine.run("sh", "-c", f"cat /dev/zero >{place}/filler", check=False)
+        said = cycle.apt("install", OLD, fails=True)
+        assert "No space left on device" in said
+        machine.inside(f"{place}/filler").unlink()
+        cycle._mounts.add(place)
+        cycle.row(
+            "downgrade, the disk is full", "ii", "apt fails, nothing has changed", "new", zulu="same", monitor="same"
+        )
+        cycle.apt("install", OLD)
+        cycle.row("space is made, the same again", "ii", "", zulu="new", monitor="new")
+    finally:
+        machine.run("umount", "--lazy", place)
+        cycle._mounts.discard(place)
+
+
+def test_a_removal_and_an_installation_are_like_a_switch(cycle: Cycle) -> None:
+    machine = cycle.machine
+    machine.run("systemctl", "disable", unit("bravo"))
+    cycle.apt("remove", "citadel-llm")
+    # What is left below /opt is not dpkg's.
+    assert not machine.run("find", "/opt/citadel", "-path", "*hxp*").stdout
+    active = machine.run("systemctl", "is-active", "citadel-llm.slice", "citadel-llm.target", check=False)
+    assert active.stdout.split() == ["inactive", "inactive"]
+    cycle.row("remove", "rc", "settings, models, logs and keys stay")
+    cycle.apt("install", OLD)
+    cycle.row("install again", "ii", "enabled ones are enabled again, and start", zulu="new", idle="new", monitor="new")
+
+
+def test_a_disabled_target_and_a_stopped_monitor_stay_so(cycle: Cycle) -> None:
+    machine = cycle.machine
+    machine.run("systemctl", "stop", unit("idle"), unit(MONITOR))
+    machine.run("systemctl", "disable", "citadel-llm.target")
+    cycle.setting("CITADEL_RESTART_ON_UPGRADE", "no")
+    cycle.apt("install", NEW)
+    cycle.row(
+        "upgrade, the monitor stopped, the target disabled", "ii", "the target stays disabled", "new", zulu="same"
+    )
+    assert machine.run("systemctl", "is-enabled", "citadel-llm.target", check=False).stdout.strip() == "disabled"
+
+
+def test_an_unpacked_package_is_removed(cycle: Cycle) -> None:
+    """dpkg runs no prerm then."""
+    machine = cycle.machine
+    machine.run("dpkg", "--force-confdef", "--force-confold", "--unpack", OLD)
+    machine.run("dpkg", "--remove", "citadel-llm")
+    cycle.row("remove what was unpacked and not configured", "rc", "", "new")
+    cycle.apt("install", OLD)
+    # Disabled targets start nothing.
+    cycle.row("install again, the target disabled", "ii", "", monitor="new", broken="stopped")
+    assert machine.output("systemctl", "is-enabled", unit("zulu"), unit("idle")).split() == ["enabled"] * 2
+
+
+def test_purge(cycle: Cycle) -> None:
+    machine = cycle.machine
+    machine.run("systemctl", "start", unit("zulu"))
+    with policy(machine):
+        said = cycle.apt("remove", "citadel-llm")
+        assert f"go on without their files until you stop them (systemctl stop): {unit(MONITOR)} {unit('zulu')}" in said
+        machine.run("curl", "-fs", "http://127.0.0.1:11581/health")
+    machine.run("systemctl", "stop", unit("zulu"), unit(MONITOR))
+    cycle.row("remove under a policy-rc.d, then stop by hand", "rc", "apt names what goes on")
+    said = cycle.apt("purge", "citadel-llm")
+    assert "the models are kept in /var/lib/citadel-llm/models" in said
+    cycle.row("purge after remove", "", "models and users stay")
+    cycle.apt("install", OLD)
+    machine.run("systemctl", "enable", "--now", unit("test"))
+    cycle.before = cycle.look()
+    cycle.apt("purge", "citadel-llm")
+    cycle.row("fresh install, a model started, purge", "", "models and users stay")
+    left = machine.output("sh", "-c", "find / -xdev -name '*citadel-llm*' -not -path '/proc/*' -not -path '/var/log/*'")
+    assert left.splitlines() == ["/var/lib/citadel-llm"]

@@ -75,8 +75,8 @@ def _change(tree: Path, packages: Path) -> None:
     assert _OLD_WORDS in text
     module.write_text(text.replace(_OLD_WORDS, NEW_WORDS))
     # The byte code as environment.sh makes it: never compared with the source.
-    compileall = ["-m", "compileall", "-q", "-f", "--invalidation-mode", "unchecked-hash", "-s", tree, "-p", "/"]
-    subprocess.run([tree / "opt/citadel/env/bin/python", "-I", *compileall, module], check=True)
+    flags = ["-q", "-f", "--invalidation-mode", "unchecked-hash", "-s", str(tree), "-p", "/"]
+    subprocess.run([tree / "opt/citadel/env/bin/python", "-I", "-m", "compileall", *flags, module], check=True)
 
 
 def _pack(tree: Path, package: Path) -> Path:

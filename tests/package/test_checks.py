@@ -34,7 +34,8 @@ def test_ruff() -> None:
 def test_mypy() -> None:
     for version in ("3.11", "3.13"):
         run(sys.executable, "-m", "mypy", f"--python-version={version}", "hxp_enterprise_llm")
-    run(sys.executable, "-m", "mypy", "tests/machine.py", "tests/chat_model.py", "tests/versions.py", "bench")
+    helpers = ("machine", "chat_model", "versions", "variants")
+    run(sys.executable, "-m", "mypy", *(f"tests/{name}.py" for name in helpers), "bench")
 
 
 def test_the_library_audit_fails_for_a_library_that_nothing_brings(tmp_path: Path) -> None:

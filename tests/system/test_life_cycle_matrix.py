@@ -109,7 +109,8 @@ def test_an_interrupted_upgrade_leaves_no_model_down(cycle: Cycle) -> None:
     machine.run("systemctl", "stop", unit("bravo"))
     # alpha has been stopped and waits for zulu, which is being restarted.
     install = f"dpkg --force-confdef --force-confold --install {OLD}"
-    interrupt = f"until pgrep -f 'start {unit('zulu')}'; do sleep 0.1; done; pkill -f citadel-llm.postinst"
+    # The brackets keep the patterns from finding the shell that they stand in.
+    interrupt = "until pgrep -f 'try-[r]estart citadel-llm@zulu'; do sleep 0.1; done; pkill -f '[c]itadel-llm.postinst'"
     done = machine.run("sh", "-c", f"{install} & {interrupt}; wait $!", check=False)
     assert done.returncode != 0, done.stdout
     machine.run("sh", "-c", f"until systemctl is-active {unit('alpha')}; do sleep 0.2; done", timeout=120)
@@ -210,6 +211,7 @@ def test_purge(cycle: Cycle) -> None:
     cycle.row("purge after remove", "", "models and users stay")
     cycle.apt("install", OLD)
     machine.run("systemctl", "enable", "--now", unit("test"))
+    machine.run("systemctl", "set-property", "citadel-llm.slice", "MemoryMax=20G")
     cycle.before = cycle.look()
     cycle.apt("purge", "citadel-llm")
     cycle.row("fresh install, a model started, purge", "", "models and users stay")

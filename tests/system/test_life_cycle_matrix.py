@@ -114,8 +114,8 @@ def test_an_interrupted_upgrade_leaves_no_model_down(cycle: Cycle) -> None:
     done = machine.run("sh", "-c", f"{install} & {interrupt}; wait $!", check=False)
     assert done.returncode != 0, done.stdout
     machine.run("sh", "-c", f"until systemctl is-active {unit('alpha')}; do sleep 0.2; done", timeout=120)
-    cycle.row("downgrade, interrupted between two models", "iF", "those that it has stopped start", zulu="new", alpha="new",
-              monitor="new")  # fmt: skip
+    cycle.row("downgrade, interrupted between two models", "iF", "those that it has stopped start",
+              zulu="new", alpha="new", monitor="new")  # fmt: skip
     cycle.setting("CITADEL_RESTART_ON_UPGRADE", "no")
     machine.run("dpkg", "--configure", "-a")
     cycle.row("`dpkg --configure -a`, restarting nothing", "ii", "", zulu="same", alpha="same", monitor="new")

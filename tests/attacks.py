@@ -24,6 +24,7 @@ PTRACE_ATTACH, PTRACE_DETACH = 16, 17
 IPC_CREAT, CLONE_NEWUSER = 0o1000, 0x10000000
 SHM_BYTES = 4096
 PIDFD_GETFD, BPF, PERF_EVENT_OPEN = 438, 321, 298  # x86-64
+FREE_PORT = 11598
 WHOLE_WORD = b"the secret of "
 _kept: list[Any] = []
 
@@ -183,6 +184,11 @@ def _connect(address: str | tuple[str, int]) -> str:
     return "connected"
 
 
+def _listen(port: int) -> str:
+    socket.create_server(("127.0.0.1", port)).close()
+    return "listens"
+
+
 def _raw_socket() -> str:
     socket.socket(socket.AF_PACKET, socket.SOCK_RAW).close()
     return "opened"
@@ -265,6 +271,7 @@ def on_host(name: str, limit: str, outside: str) -> dict[str, Callable[[], str]]
         "raise its own memory limit": lambda: _write(limit),
         "reach systemd over D-Bus": lambda: _connect("/run/dbus/system_bus_socket"),
         "connect beyond loopback": lambda: _connect((outside, 9)),
+        "listen on a free port": lambda: _listen(FREE_PORT),
         "raw socket": _raw_socket,
         "mount": _mount,
         "set-user-ID file": lambda: _set_user_bit("/tmp/set-user-id"),

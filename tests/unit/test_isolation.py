@@ -1,10 +1,12 @@
 import logging
+from typing import Any
 
 import pytest
 
 from hxp_enterprise_llm.cli import doctor
 from hxp_enterprise_llm.cli.doctor import Verdict
-from hxp_enterprise_llm.services.core.service_manager import isolation
+from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
+from hxp_enterprise_llm.services.core.service_manager import engine, isolation
 
 
 @pytest.mark.parametrize(
@@ -24,23 +26,46 @@ def test_doctor_says_what_the_kernel_can(version: int, verdict: Verdict, words: 
 def test_what_a_kernel_refuses_is_said_and_the_rest_is_done(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    done = []
+    done: list[Any] = []
 
-    def refuse() -> None:
+    def refuse(*_: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(isolation, "landlock_version", lambda: 6)
     monkeypatch.setattr(isolation, "_refuse_limits_of_others", refuse)
-    monkeypatch.setattr(isolation, "_scope", lambda: done.append("scope"))
-    isolation.enter()
-    assert done == ["scope"]
+    monkeypatch.setattr(isolation, "_restrict", lambda *asked: done.append(asked))
+    isolation.enter([1])
+    assert done == [(3, [1])]
     assert "Limits of other models on this host can be set from here" in caplog.text
-    monkeypatch.setattr(isolation, "_scope", refuse)
-    isolation.enter()
+    monkeypatch.setattr(isolation, "_restrict", refuse)
+    isolation.enter(None)
     assert "can be signalled from here: Landlock: Operation not permitted" in caplog.text
     monkeypatch.setattr(isolation, "landlock_version", lambda: 5)
     monkeypatch.setattr(isolation, "_refuse_limits_of_others", lambda: done.append("limits"))
-    isolation.enter()
-    assert done == ["scope", "limits"]
+    monkeypatch.setattr(isolation, "_restrict", lambda *asked: done.append(asked))
+    isolation.enter([1])
+    monkeypatch.setattr(isolation, "landlock_version", lambda: 3)
+    isolation.enter([1])
+    assert done[1:] == ["limits", (0, [1]), "limits", (0, None)]
     assert "Models can signal each other: this kernel has Landlock 5" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "limited"),
+    [
+        ({}, True),
+        ({"vllm_args": ("--max-num-seqs", "4")}, True),
+        ({"environment": {"OMP_NUM_THREADS": "2"}}, True),
+        ({"vllm_args": ("--master-port", "29501")}, False),
+        ({"vllm_args": ("--data_parallel_size=2",)}, False),
+        ({"vllm_args": ("--kv-transfer-config", "{}")}, False),
+        ({"environment": {"VLLM_PORT": "5000"}}, False),
+    ],
+)
+def test_ports_that_an_instance_may_listen_on(settings: dict[str, Any], limited: bool) -> None:
+    ports = engine.ports(ServiceConfigSchema(name="m", model="/srv/m", port=11500, host="127.0.0.1", **settings))
+    assert (ports is not None) == limited
+    if ports:
+        assert ports[:2] == [0, 11500]
+        assert 11501 not in ports and 8000 not in ports

@@ -109,9 +109,11 @@ def test_what_the_settings_name_is_handed_over(root: Root) -> None:
 
 def test_what_takes_a_restart_and_what_no_new_server() -> None:
     old = ServiceConfigSchema(name="m", model="/m", port=11500)
-    for changed in ({"port": 11501}, {"host": "::1"}, {"hub_token_file": "/t"}):
+    for changed in ({"port": 11501}, {"host": "::1"}, {"hub_token_file": "/t"}, {"vllm_args": ("--nnodes", "2")}):
         with pytest.raises(SettingsRefused, match="takes a restart"):
             reload.check(old, old.model_copy(update=changed))
+    elsewhere = old.model_copy(update={"vllm_args": ("--nnodes", "2")})
+    reload.check(elsewhere, old)
     keyed = old.model_copy(update={"api_key_file": "/k", "tls_cert_file": "/c", "tls_key_file": "/k"})
     reload.check(old, keyed)
     assert reload.same_server(old, keyed)

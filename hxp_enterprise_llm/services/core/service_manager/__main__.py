@@ -26,10 +26,11 @@ def check(name: str) -> None:
 
 def run(name: str, notifier: Notifier) -> None:
     """Serve instance `name` until it is told to stop."""
-    isolation.enter()
     notifier.send(STATUS="Checking the settings")
     config, model = prepare(name)
     given = credentials.judge(config, credentials.handed_over(config))
+    # Nothing has been started yet.
+    isolation.enter(engine.ports(config))
     environment = engine.environment(config)
     run_time = Path(os.environ.get("RUNTIME_DIRECTORY", tempfile.gettempdir()))
     pid_file = run_time / "pid"

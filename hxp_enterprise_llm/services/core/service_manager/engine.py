@@ -28,6 +28,10 @@ LEAST_OVERHEAD_GB = 0.6
 CACHE_SHARE = 0.8
 """Share of the memory that is then left which the KV cache gets; the rest is for activations and requests."""
 SMALLEST_CACHE_GB = 0.0625
+DRAWN_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+"""From which port to which the kernel draws one for who asks for none."""
+WITH_PORTS = ("port", "nnodes", "distributed", "data-parallel", "-dp", "transfer", "events", "--config")
+"""Parts of flags and variables with which vLLM listens on other ports than PORT and drawn ones."""
 MIDDLEWARE = f"{Traffic.__module__}.{Traffic.__name__}"
 
 
@@ -144,6 +148,15 @@ def threads(config: ServiceConfigSchema) -> int:
     More threads than the quota allows are stopped in the middle of a step, and every step waits for the slowest.
     """
     return max(1, min(int(config.cpu_cores), len(os.sched_getaffinity(0))))
+
+
+def ports(config: ServiceConfigSchema) -> list[int] | None:
+    """TCP ports that the instance listens on, 0 for a drawn one; None if its settings may take any."""
+    asked = [word for word in config.vllm_args if word.startswith("-")] + list(config.environment)
+    if any(part in word.lower().replace("_", "-") for word in asked for part in WITH_PORTS):
+        return None
+    first, last = map(int, DRAWN_PORTS.read_text(encoding="ascii").split())
+    return [0, config.port, *range(first, last + 1)]
 
 
 def environment(config: ServiceConfigSchema, cache: Path = CACHE) -> dict[str, str]:

@@ -1,8 +1,9 @@
 """What keeps two instances apart where the unit's directives cannot: they run as the same user.
 
 Files, memory and shared memory are kept apart by the unit. But the kernel lets a process signal any other of its user,
-and set its limits, in whatever namespace that is. Landlock (Documentation/userspace-api/landlock.rst of Linux) and a
-seccomp filter refuse it. Both hold for all that is started from here on and can never be left.
+and set its limits, in whatever namespace that is, and listen on any free port, such as that of a stopped neighbour.
+Landlock (Documentation/userspace-api/landlock.rst of Linux) and a seccomp filter refuse it. Both hold for all that is
+started from here on and can never be left.
 docs/decisions/0014 says why this and not something else.
 """
 
@@ -11,16 +12,20 @@ import errno
 import logging
 import os
 import struct
+from collections.abc import Iterable
 
 log = logging.getLogger(__name__)
 
-CREATE_RULESET, RESTRICT_SELF = 444, 446
+CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
 """System calls, the same on every architecture."""
 ASK_VERSION = 1
 SIGNALS_SINCE = 6
 """Version of Landlock that can scope signals and abstract sockets: Linux 6.12."""
-ABSTRACT_SOCKETS, SIGNALS = 1, 2
-"""LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET and LANDLOCK_SCOPE_SIGNAL of linux/landlock.h."""
+PORTS_SINCE = 4
+"""Version that knows TCP ports: Linux 6.7."""
+ABSTRACT_SOCKETS, SIGNALS, BIND_TCP, NET_PORT = 1, 2, 1, 2
+"""LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET, LANDLOCK_SCOPE_SIGNAL, LANDLOCK_ACCESS_NET_BIND_TCP and LANDLOCK_RULE_NET_PORT
+of linux/landlock.h."""
 
 ALLOW, REFUSE, DIFFERS = 0x7FFF0000, 0x00050000, 1
 """SCMP_ACT_ALLOW, SCMP_ACT_ERRNO(0) and SCMP_CMP_NE of seccomp.h."""
@@ -38,10 +43,11 @@ def landlock_version() -> int:
     return max(found, 0)
 
 
-def enter() -> None:
+def enter(ports: Iterable[int] | None) -> None:
     """Part this process, and all that it starts, from other processes of its user, as far as the kernel can.
 
-    To be called while there is one thread. What cannot be done is logged: the other walls stand without it.
+    `ports` are the TCP ports that they may listen on, None for any. To be called while there is one thread.
+    What cannot be done is logged: the other walls stand without it.
     """
     try:
         # First: libseccomp sets NoNewPrivileges, which Landlock asks for, also where no unit has.
@@ -55,20 +61,26 @@ def enter() -> None:
             version,
             SIGNALS_SINCE,
         )
-        return
+    scopes = ABSTRACT_SOCKETS | SIGNALS if version >= SIGNALS_SINCE else 0
     try:
-        _scope()
+        _restrict(scopes, ports if version >= PORTS_SINCE else None)
     except OSError as error:
         log.warning("Other models on this host can be signalled from here: Landlock: %s", error.strerror)
 
 
-def _scope() -> None:
-    """Enter a Landlock domain that no signal leaves and no connection to an abstract socket."""
+def _restrict(scopes: int, ports: Iterable[int] | None) -> None:
+    """Enter a Landlock domain: what `scopes` say does not leave it, and it listens on no other TCP port than these."""
+    if not scopes and ports is None:
+        return
+    libc = _libc()
     # struct landlock_ruleset_attr: access to files, to the network, scopes.
-    attributes = struct.pack("QQQ", 0, 0, ABSTRACT_SOCKETS | SIGNALS)
-    ruleset = _checked(_libc().syscall(CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), 0))
+    attributes = struct.pack("QQQ", 0, 0 if ports is None else BIND_TCP, scopes)
+    ruleset = _checked(libc.syscall(CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), 0))
     try:
-        _checked(_libc().syscall(RESTRICT_SELF, ruleset, 0))
+        for port in ports or ():
+            # struct landlock_net_port_attr
+            _checked(libc.syscall(ADD_RULE, ruleset, NET_PORT, struct.pack("QQ", BIND_TCP, port), 0))
+        _checked(libc.syscall(RESTRICT_SELF, ruleset, 0))
     finally:
         os.close(ruleset)
 

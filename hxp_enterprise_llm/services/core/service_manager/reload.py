@@ -108,11 +108,14 @@ def _received(channel: socket.socket) -> dict[str, str]:
 
 
 def check(old: ServiceConfigSchema, new: ServiceConfigSchema) -> None:
-    """Raises SettingsRefused for a change of what belongs to the unit's start: packet filter, socket, hub's token."""
+    """Raises SettingsRefused for a change of what belongs to the start: packet filter, socket, ports, token of the hub."""
     for key in ("host", "port", "hub_token_file"):
         if getattr(new, key) != getattr(old, key):
             text = f"{key.upper()} changed, which takes a restart, not a reload"
             raise SettingsRefused([Fault(instance_file(old.name), 0, text)])
+    if engine.ports(new) is None and engine.ports(old) is not None:
+        text = "VLLM_ARGS or a variable asks for further ports, which takes a restart, not a reload"
+        raise SettingsRefused([Fault(instance_file(old.name), 0, text)])
 
 
 def same_server(old: ServiceConfigSchema, new: ServiceConfigSchema) -> bool:

@@ -243,6 +243,7 @@ def test_doctor_looks_at_the_host_and_finds_a_changed_file(host: Host) -> None:
     assert status == 0
     assert "good     systemd: 252" in said
     assert "good     package: all files are as shipped" in said
+    assert "isolation: models cannot read" in said
     assert "warning  model hub:" in said
     file = host.machine.inside("/usr/share/citadel-llm/models/test/config.json")
     shipped = file.read_bytes()

@@ -108,7 +108,7 @@ def _received(channel: socket.socket) -> dict[str, str]:
 
 
 def check(old: ServiceConfigSchema, new: ServiceConfigSchema) -> None:
-    """Raises SettingsRefused for a change of what belongs to the start: packet filter, socket, ports, token of the hub."""
+    """Raises SettingsRefused for a change of what belongs to the start: packet filter, ports, token of the hub."""
     for key in ("host", "port", "hub_token_file"):
         if getattr(new, key) != getattr(old, key):
             text = f"{key.upper()} changed, which takes a restart, not a reload"

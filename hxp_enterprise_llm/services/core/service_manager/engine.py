@@ -188,6 +188,9 @@ def environment(config: ServiceConfigSchema, cache: Path = CACHE) -> dict[str, s
     values["HF_HUB_OFFLINE"] = "0" if config.allow_download else "1"
     if not config.gpu_devices:
         values["VLLM_TARGET_DEVICE"] = "cpu"
+        # --enforce-eager stops vLLM from compiling the model, not torch from compiling small functions of vLLM: a
+        # request for log probabilities would end the engine for want of a C++ compiler.
+        values["TORCHDYNAMO_DISABLE"] = "1"
     elif config.gpu_devices != ("all",):
         values["CUDA_VISIBLE_DEVICES"] = ",".join(config.gpu_devices)
     if config.start_method == "fork" and not config.gpu_devices:

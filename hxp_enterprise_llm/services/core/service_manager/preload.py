@@ -6,12 +6,27 @@ comes from a process with one thread, no lock held, no GPU opened and all of vLL
 
 import gc
 import multiprocessing
+import os
 import sys
 from collections.abc import Callable
 from multiprocessing.context import BaseContext
 from typing import TypeVar
 
 import setproctitle
+
+# What is imported stays for ever, and while it comes the collector would walk it again and again: a fifth of the time.
+gc.disable()
+
+if os.environ.get("TORCHDYNAMO_DISABLE") == "1":
+    # vLLM imports torch's code generator only to make a list in it longer, and goes on if that cannot be imported.
+    # Where nothing is compiled this leaves 500 modules out. See docs/decisions/0013-what-a-start-costs.md.
+    GENERATOR = "torch._inductor.lowering"
+    sys.modules[GENERATOR] = None  # type: ignore[assignment]  # what the import system takes for "there is none"
+    try:
+        import vllm.env_override
+    finally:
+        del sys.modules[GENERATOR]
+
 import vllm.utils.system_utils
 from vllm.platforms import current_platform
 
@@ -53,7 +68,8 @@ if current_platform.is_cpu():
     # of all of vLLM at the first start of a model. Without a GPU the server, itself a fork, can look.
     vllm.model_executor.models.registry._run_in_subprocess = _call
 
-# Objects that live for ever need not be walked, and a page that the collector does not touch stays shared.
-gc.collect()
+# Objects that live for ever need not be walked, and a page that the collector does not touch stays shared. What the
+# import leaves of garbage is less than the half second that looking for it takes.
 gc.freeze()
+gc.enable()
 sys.stdout.flush()

@@ -1,7 +1,5 @@
 """Readiness: the model has answered a request."""
 
-import httpx
-
 REQUESTS: tuple[tuple[str, dict[str, object]], ...] = (
     ("/v1/completions", {"prompt": "Hello", "max_tokens": 1}),
     # A pooling model has no completions; vLLM then answers 404 to the first.
@@ -21,6 +19,9 @@ async def first_answer(url: str, model: str, key: str) -> None:
     It does not poll: the main process holds the listening socket, so the request waits in its queue until the server
     accepts it. Raises NotAnswered if the answer is not one.
     """
+    # Imported here, while the server loads: it takes a third of what the main process takes to start.
+    import httpx
+
     headers = {"Authorization": f"Bearer {key}"}
     said = ""
     # The environment's proxies are for other hosts than this one.

@@ -1,9 +1,10 @@
 #!/bin/sh
 # Make the staged environment fit to ship: leave out what never runs, compile the rest, prove that it imports.
-# Usage: environment.sh STAGED FINAL BUILD_PATH
-#   STAGED is the environment below debian/citadel-llm, FINAL where it will be, BUILD_PATH what must not be in it.
+# Usage: environment.sh STAGED FINAL BUILD_PATH LEFT_OUT
+#   STAGED is the environment below debian/citadel-llm, FINAL where it will be, BUILD_PATH what must not be in it,
+#   LEFT_OUT a list of what its libraries can do without.
 set -eu
-staged=$1 final=$2 build_path=$3
+staged=$1 final=$2 build_path=$3 left_out=$4
 here=$(dirname "$0")
 packages=$(echo "$staged"/lib/python3*/site-packages)
 export PYTHONDONTWRITEBYTECODE=1
@@ -38,8 +39,23 @@ say "compiling"
 "$staged/bin/python" -m compileall -q -j 0 --invalidation-mode unchecked-hash -x /py312_intrinsics \
     -s "$staged" -p "$final" "$staged/lib"
 
-say "importing the engine"
-VLLM_TARGET_DEVICE=cpu "$staged/bin/python" -I -c 'import hxp_enterprise_llm.services.core.service_manager.preload'
+prove() {
+    # The directory is not the caller's home: libraries look there for settings.
+    env VLLM_TARGET_DEVICE=cpu HOME="$proofs" "$staged/bin/python" -I "$here/import_proof.py" "$proofs/$1"
+}
+
+say "trimming, and importing every module of the engine before and after"
+proofs=$(mktemp -d)
+trap 'rm -rf "$proofs"' EXIT
+prove before
+"$staged/bin/python" "$here/left_out.py" "$packages" "$left_out"
+"$staged/bin/python" "$here/strip_symbols.py" "$staged"
+prove after
+if ! diff "$proofs/before" "$proofs/after"; then
+    echo "environment: these modules are imported no more; see $left_out" >&2
+    exit 1
+fi
+"$staged/bin/python" "$here/distributions.py" "$packages"
 
 # Wheels mark libraries and modules as programs; only what lies in a bin directory is one.
 find "$staged" -type f ! -path '*/bin/*' -exec chmod 0644 {} +

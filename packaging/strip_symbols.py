@@ -1,0 +1,52 @@
+"""Take the symbols that only a debugger reads out of an environment's libraries: `python strip_symbols.py ENVIRONMENT`.
+
+Wheels bring them along: of torch's and vllm's libraries they are a third. Where auditwheel has patched a library, strip
+may move what the program headers name, and the library breaks; so a stripped library counts only if everything that is
+loaded is where it was.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+SEGMENT = re.compile(r"^  (LOAD|DYNAMIC|TLS) +(\S+) (\S+) \S+ (\S+) (\S+) (.{3}) (\S+)$", re.MULTILINE)
+SMALLEST_GAIN = 4096
+"""Less than a page (bytes) is not worth another file than the wheel's."""
+
+
+def loaded(library: Path) -> list[tuple[str, ...]]:
+    """What the loader is told of a library: kind, offset, address, sizes, flags and alignment of its segments."""
+    text = subprocess.run(["readelf", "-lW", library], capture_output=True, text=True, check=True).stdout
+    segments = []
+    for kind, offset, address, stored, size, flags, alignment in SEGMENT.findall(text):
+        # The loader rounds the size of thread-local storage up to its alignment, as some linkers do before.
+        unit = int(alignment, 16) if kind == "TLS" else 1
+        rounded = -(-int(size, 16) // unit) * unit
+        segments.append((kind, offset, address, stored, str(rounded), flags, alignment))
+    return segments
+
+
+def strip(library: Path) -> int:
+    """Bytes that the library is now smaller, 0 if it was left as it was."""
+    stripped = library.with_name(library.name + ".stripped")
+    done = subprocess.run(["strip", "--strip-unneeded", "-o", stripped, library], capture_output=True, check=False)
+    try:
+        gain = library.stat().st_size - stripped.stat().st_size if done.returncode == 0 else 0
+        if gain < SMALLEST_GAIN or loaded(stripped) != loaded(library):
+            return 0
+        stripped.chmod(library.stat().st_mode)
+        os.replace(stripped, library)
+        return gain
+    finally:
+        stripped.unlink(missing_ok=True)
+
+
+def main(environment: Path) -> None:
+    gains = [strip(file) for file in sorted(environment.rglob("*.so*")) if file.is_file() and not file.is_symlink()]
+    print(f"symbols: {sum(gains) / 1e6:.0f} MB out of {sum(map(bool, gains))} of {len(gains)} libraries")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

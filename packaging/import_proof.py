@@ -7,8 +7,8 @@ vLLM's modules are for hardware or libraries that are absent here and fail both 
 import contextlib
 import gc
 import importlib
+import io
 import json
-import os
 import pkgutil
 import sys
 import warnings
@@ -59,7 +59,8 @@ def proof() -> dict[str, str]:
 if __name__ == "__main__":
     gc.disable()
     warnings.simplefilter("ignore")
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+    nowhere = io.StringIO()
+    with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         results = proof()
     Path(sys.argv[1]).write_text(json.dumps(results, indent=0, sort_keys=True), encoding="utf-8")
     print(f"imports: {sum(value == 'imported' for value in results.values())} of {len(results)} modules")

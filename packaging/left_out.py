@@ -1,7 +1,7 @@
 """Remove what an environment does not need: `python left_out.py SITE_PACKAGES LIST`.
 
-LIST has one pattern a line, below SITE_PACKAGES, and comments. A pattern that matches nothing is an error: a library has
-moved what it named, and it is to be named anew.
+LIST has one pattern a line, below SITE_PACKAGES, and comments. A pattern that matches nothing is an error: a library
+has moved what it named, and it is to be named anew.
 """
 
 import shutil

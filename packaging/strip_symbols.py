@@ -5,7 +5,6 @@ may move what the program headers name, and the library breaks; so a stripped li
 loaded is where it was.
 """
 
-import os
 import re
 import subprocess
 import sys
@@ -37,7 +36,7 @@ def strip(library: Path) -> int:
         if gain < SMALLEST_GAIN or loaded(stripped) != loaded(library):
             return 0
         stripped.chmod(library.stat().st_mode)
-        os.replace(stripped, library)
+        stripped.replace(library)
         return gain
     finally:
         stripped.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ import subprocess
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -25,14 +26,30 @@ def dpkg_deb(*arguments: str) -> str:
     return subprocess.run(["dpkg-deb", *arguments], capture_output=True, text=True, check=True).stdout
 
 
+class Content(NamedTuple):
+    """Every member of the package, and of each file of byte code the first eight bytes."""
+
+    members: dict[str, tarfile.TarInfo]
+    heads: dict[str, bytes]
+
+
 @pytest.fixture(scope="module")
-def members() -> dict[str, tarfile.TarInfo]:
+def content() -> Content:
+    found = Content({}, {})
     with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", PACKAGE], stdout=subprocess.PIPE) as process:
         assert process.stdout
-        with tarfile.open(fileobj=process.stdout, mode="r|") as content:
-            found = {member.name: member for member in content}
+        with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
+            for member in archive:
+                found.members[member.name] = member
+                if member.name.endswith(".pyc") and (file := archive.extractfile(member)):
+                    found.heads[member.name] = file.read(8)
         process.stdout.read()
     return found
+
+
+@pytest.fixture(scope="module")
+def members(content: Content) -> dict[str, tarfile.TarInfo]:
+    return content.members
 
 
 @pytest.fixture(scope="module")
@@ -81,23 +98,37 @@ def test_the_directories_of_the_contract(members: dict[str, tarfile.TarInfo]) ->
     assert not [name for name in members if name.startswith("./run/") or name.startswith("./var/")]
 
 
-def test_the_environment_has_byte_code_for_every_module_that_the_engine_imports(
-    members: dict[str, tarfile.TarInfo],
-) -> None:
-    sources = [name for name in members if re.search(r"/site-packages/(vllm|hxp_enterprise_llm)/.*\.py$", name)]
-    assert len(sources) > 1000
+def test_every_module_has_byte_code_that_is_never_compiled_again(content: Content) -> None:
+    """Flags of PEP 552: by a hash of the source (1), and not to be compared with it (no 2)."""
+    sources = [name for name in content.members if name.startswith(ENVIRONMENT + "lib/") and name.endswith(".py")]
+    assert len(sources) > 10_000
+    flags = {name: int.from_bytes(head[4:8], "little") for name, head in content.heads.items()}
+    assert set(flags.values()) == {1}
     for source in sources:
+        if source.endswith("/py312_intrinsics.py"):
+            continue  # syntax of a later Python
         folder, file = source.rsplit("/", 1)
-        assert any(
-            name in members
-            for name in (f"{folder}/__pycache__/{file[:-3]}.cpython-3{minor}.pyc" for minor in (11, 12, 13))
-        ), source
+        compiled = (f"{folder}/__pycache__/{file[:-3]}.cpython-3{minor}.pyc" for minor in (11, 12, 13))
+        assert any(name in flags for name in compiled), source
 
 
 def test_what_is_unused_is_left_out(members: dict[str, tarfile.TarInfo]) -> None:
-    for unused in ("triton", "torchvision", "torchaudio", "torchcodec", "pip"):
+    for unused in ("triton", "torchvision", "torchaudio", "torchcodec", "cv2", "dns", "pip"):
         assert not [name for name in members if re.search(rf"/site-packages/{unused}(/|-)", name)], unused
-    assert not [name for name in members if name.endswith((".a", ".pyx"))]
+    assert not [name for name in members if name.endswith((".a", ".pyx", ".pyi", ".h", ".c", ".cpp"))]
+    # Where nothing is imported, an empty directory or byte code without its source would be all that is left.
+    assert not [name for name in members if re.search(r"/(pycountry/locales|sympy/physics)(/|$)|/modular_", name)]
+
+
+def test_libraries_carry_no_symbols_for_debuggers(tmp_path: Path) -> None:
+    names = [f"{ENVIRONMENT}lib/python3*/site-packages/{name}" for name in ("vllm/_C*.so", "torch/lib/libtorch_cpu.so")]
+    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", PACKAGE], stdout=subprocess.PIPE) as process:
+        subprocess.run(["tar", "-x", "-C", tmp_path, "--wildcards", *names], stdin=process.stdout, check=True)
+    libraries = list(tmp_path.rglob("*.so"))
+    assert len(libraries) >= 3
+    for library in libraries:
+        sections = subprocess.run(["readelf", "-SW", library], capture_output=True, text=True, check=True).stdout
+        assert ".dynsym" in sections and ".symtab" not in sections, library
 
 
 def test_generator_and_library_are_one_source(unpacked: Path) -> None:

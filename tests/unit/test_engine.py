@@ -83,3 +83,7 @@ def test_the_environment_is_clean_and_the_settings_win(monkeypatch: pytest.Monke
     assert "HF_TOKEN_PATH" not in engine.environment(config(hub_token_file="/t"), tmp_path)  # noqa: S106
     assert engine.environment(config(gpu_devices="0,1"), tmp_path)["CUDA_VISIBLE_DEVICES"] == "0,1"
     assert "OMP_NUM_THREADS" not in engine.environment(config(start_method="spawn"), tmp_path)
+    assert values["TORCHDYNAMO_DISABLE"] == "1"
+    own = engine.environment(config(environment={"TORCHDYNAMO_DISABLE": "0"}), tmp_path)
+    assert own["TORCHDYNAMO_DISABLE"] == "0"
+    assert "TORCHDYNAMO_DISABLE" not in engine.environment(config(gpu_devices="0"), tmp_path)

@@ -41,7 +41,6 @@ REQUESTS = {
     "an expression": completion(structured_outputs={"regex": "[a-z]+"}),
     "a choice": completion(structured_outputs={"choice": ["yes", "no"]}),
     "JSON in a chat": chat(response_format={"type": "json_object"}),
-    "a tool by name": chat(tools=[TOOL], tool_choice={"type": "function", "function": {"name": "count"}}),
     "a stream": chat(stream=True),
     "the responses API": ("/v1/responses", {"input": "Hello", "max_output_tokens": 16}),
     "the messages API": ("/v1/messages", HELLO),
@@ -63,8 +62,8 @@ def test_the_first_request_after_a_start_is_as_quick_as_the_third(host: Host) ->
         took = [seconds for _, _, seconds in answers]
         print(f"{name}: " + ", ".join(f"{1000 * seconds:.0f} ms" for seconds in took))
         assert {status for status, _, _ in answers} == {200}
-        # What is left to do at a first request, compiling or importing, takes seconds; a busy host some tenths.
-        assert took[0] < took[2] + 1
+        # Compiling or importing, if it were left to a first request, takes seconds; a busy host alone takes a second.
+        assert took[0] < took[2] + 2
 
 
 def test_every_kind_of_request_is_answered_by_one_and_the_same_engine(host: Host) -> None:
@@ -78,19 +77,21 @@ def test_every_kind_of_request_is_answered_by_one_and_the_same_engine(host: Host
     assert machine.output("pgrep", "-f", "^VLLM::EngineCore") == engine
 
 
-def test_another_way_of_constraining_and_speculating_are_flags_away(host: Host) -> None:
-    """The libraries for both are large and not imported unless asked for."""
+def test_tools_another_way_of_constraining_and_speculating_are_flags_away(host: Host) -> None:
+    """Their modules, and numba's compiler, are not imported unless asked for."""
     file = host.machine.inside("/etc/default/citadel-llm-test")
     good = file.read_text()
     flags = (
         "--structured-outputs-config.backend guidance --speculative-config.method ngram "
-        "--speculative-config.num_speculative_tokens 2 --speculative-config.prompt_lookup_max 3"
+        "--speculative-config.num_speculative_tokens 2 --speculative-config.prompt_lookup_max 3 "
+        "--enable-auto-tool-choice --tool-call-parser hermes"
     )
     try:
         file.write_text(f'{good}VLLM_ARGS="{flags}"\n')
         host.machine.run("systemctl", "restart", "citadel-llm@test")
-        asked = [REQUESTS[name] for name in ("a JSON schema", "a choice", "a stream")]
-        assert [status for status, _, _ in post(host, asked)] == [200] * 3
+        tool = chat(tools=[TOOL], tool_choice={"type": "function", "function": {"name": "count"}})
+        for status, text, _ in post(host, [tool, *(REQUESTS[name] for name in ("a JSON schema", "a choice"))]):
+            assert status == 200, text
     finally:
         file.write_text(good)
         host.machine.run("systemctl", "daemon-reload")

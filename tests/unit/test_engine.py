@@ -83,6 +83,8 @@ def test_the_environment_is_clean_and_the_settings_win(monkeypatch: pytest.Monke
     assert "HF_TOKEN_PATH" not in engine.environment(config(hub_token_file="/t"), tmp_path)  # noqa: S106
     assert engine.environment(config(gpu_devices="0,1"), tmp_path)["CUDA_VISIBLE_DEVICES"] == "0,1"
     assert "OMP_NUM_THREADS" not in engine.environment(config(start_method="spawn"), tmp_path)
+    for cache in ("VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR", "HOME"):
+        assert values[cache].startswith(str(tmp_path)), "lost at a restart"
     assert values["TORCHDYNAMO_DISABLE"] == "1"
     own = engine.environment(config(environment={"TORCHDYNAMO_DISABLE": "0"}), tmp_path)
     assert own["TORCHDYNAMO_DISABLE"] == "0"

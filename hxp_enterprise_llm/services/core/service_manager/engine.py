@@ -175,8 +175,9 @@ def environment(config: ServiceConfigSchema, cache: Path = CACHE) -> dict[str, s
         "HOME": str(own_cache),
         "XDG_CACHE_HOME": str(own_cache),
         "HF_HOME": str(own_cache / "huggingface"),
-        # Kept across restarts: torch.compile's results are here.
+        # Kept across restarts: what torch compiles, for vLLM or by itself. Triton's own cache is below HOME.
         "VLLM_CACHE_ROOT": str(own_cache / "vllm"),
+        "TORCHINDUCTOR_CACHE_DIR": str(own_cache / "torchinductor"),
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "PYTHONDONTWRITEBYTECODE": "1",

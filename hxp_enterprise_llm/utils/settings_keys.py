@@ -225,6 +225,8 @@ def allowed(key: Key) -> str:
     return "any text"
 
 
+_restart = _choice("no", "on-success", "on-failure", "on-abnormal", "on-watchdog", "on-abort", "always")
+_FILES_OF_ALL = ("TLS_CERT_FILE", "TLS_KEY_FILE", "HUB_TOKEN_FILE")
 HOST_KEYS = {
     key.name: key
     for key in (
@@ -239,17 +241,10 @@ HOST_KEYS = {
         Key("DEFAULT_MEMORY_LIMIT_GB", gigabytes, "4", "MEMORY_LIMIT_GB of instances that set none (GB)."),
         Key("DEFAULT_CPU_CORES", cores, "2", "CPU_CORES of instances that set none (cores)."),
         Key("DEFAULT_MAX_TASKS", tasks, "1000", "MAX_TASKS of instances that set none (processes and threads)."),
-        Key(
-            "DEFAULT_RESTART_POLICY",
-            _choice("no", "on-success", "on-failure", "on-abnormal", "on-watchdog", "on-abort", "always"),
-            "always",
-            "RESTART_POLICY of instances that set none.",
-        ),
+        Key("DEFAULT_RESTART_POLICY", _restart, "always", "RESTART_POLICY of instances that set none."),
         Key("DEFAULT_RESTART_SEC", seconds, "10", "RESTART_SEC of instances that set none (seconds)."),
         Key("ALLOW_UNAUTHENTICATED", yes_or_no, "no", "Whether models may be open to other hosts without a key."),
-        Key("TLS_CERT_FILE", path, None, "TLS_CERT_FILE of instances that set none."),
-        Key("TLS_KEY_FILE", path, None, "TLS_KEY_FILE of instances that set none."),
-        Key("HUB_TOKEN_FILE", path, None, "HUB_TOKEN_FILE of instances that set none."),
+        *(Key(name, path, None, f"{name} of instances that set none.") for name in _FILES_OF_ALL),
         Key("CITADEL_RESTART_ON_UPGRADE", yes_or_no, "yes", "Whether an upgrade restarts models that run."),
         Key("HEALTH_PORT", port, "8000", "Port of the monitor's health pages."),
         Key("METRICS_PORT", port, "9090", "Port of the monitor's Prometheus metrics."),

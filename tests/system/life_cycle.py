@@ -35,7 +35,10 @@ KEPT = {
 }
 """What the administrator has put there, for every step but a purge to leave as it is."""
 
-PROPERTIES = "Id,LoadState,ActiveState,MainPID,StatusText,ExecMainStartTimestampMonotonic,ActiveEnterTimestampMonotonic"
+TIMES = "ActiveExit", "ExecMainStart", "ActiveEnter"
+PROPERTIES = ",".join(
+    ["Id", "LoadState", "ActiveState", "MainPID", "StatusText", *(f"{time}TimestampMonotonic" for time in TIMES)]
+)
 
 
 def unit(name: str) -> str:
@@ -43,12 +46,13 @@ def unit(name: str) -> str:
 
 
 class Unit(NamedTuple):
-    """One unit at one moment; times in microseconds of the machine's clock."""
+    """One unit at one moment; when it last left, began and was ready in microseconds of the machine's clock."""
 
     load: str
     state: str
     pid: int
     words: str
+    left: int
     began: int
     ready: int
 
@@ -75,8 +79,8 @@ class Cycle:
         for block in text.split("\n\n"):
             shown = dict(line.split("=", 1) for line in block.splitlines())
             load, state, pid, words = (shown[key] for key in ("LoadState", "ActiveState", "MainPID", "StatusText"))
-            began, ready = (int(shown[f"{key}TimestampMonotonic"] or 0) for key in ("ExecMainStart", "ActiveEnter"))
-            found[names[shown["Id"]]] = Unit(load, state, int(pid), words, began, ready)
+            times = (int(shown[f"{time}TimestampMonotonic"] or 0) for time in TIMES)
+            found[names[shown["Id"]]] = Unit(load, state, int(pid), words, *times)
         return found
 
     def apt(self, *arguments: str, fails: bool = False) -> str:
@@ -189,3 +193,8 @@ def table(titles: Iterable[str], rows: list[str]) -> list[str]:
 def apart(one: Unit, other: Unit) -> bool:
     """Whether two units were not loading at the same time."""
     return one.ready <= other.began or other.ready <= one.began
+
+
+def served_through(one: Unit, other: Unit) -> bool:
+    """Whether one of two units was up whenever the other was down."""
+    return one.ready <= other.left or other.ready <= one.left

@@ -82,15 +82,16 @@ def test_tools_another_way_of_constraining_and_speculating_are_flags_away(host: 
     file = host.machine.inside("/etc/default/citadel-llm-test")
     good = file.read_text()
     flags = (
-        "--structured-outputs-config.backend guidance --speculative-config.method ngram "
-        "--speculative-config.num_speculative_tokens 2 --speculative-config.prompt_lookup_max 3 "
-        "--enable-auto-tool-choice --tool-call-parser hermes"
+        "--speculative-config.method ngram --speculative-config.num_speculative_tokens 2 "
+        "--speculative-config.prompt_lookup_max 3 --enable-auto-tool-choice --tool-call-parser hermes"
     )
     try:
         file.write_text(f'{good}VLLM_ARGS="{flags}"\n')
         host.machine.run("systemctl", "restart", "citadel-llm@test")
         tool = chat(tools=[TOOL], tool_choice={"type": "function", "function": {"name": "count"}})
-        for status, text, _ in post(host, [tool, *(REQUESTS[name] for name in ("a JSON schema", "a choice"))]):
+        # What xgrammar does not know of JSON schemas goes to llguidance.
+        fives = completion(structured_outputs={"json": {"type": "integer", "multipleOf": 5}})
+        for status, text, _ in post(host, [tool, fives, REQUESTS["a choice"]]):
             assert status == 200, text
     finally:
         file.write_text(good)

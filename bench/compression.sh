@@ -1,6 +1,6 @@
 #!/bin/bash
 # What the package would weigh under other compressions, and what unpacking it would take: a table for
-# docs/decisions/0016-what-the-package-weighs.md.
+# docs/decisions/0015-what-the-package-weighs.md.
 # Usage: bench/compression.sh PACKAGE.deb [METHOD…]; a method is a compressor with its level, as in "zstd -9".
 # Times are of the processor (seconds), so that other work on the host does not count much.
 set -euo pipefail

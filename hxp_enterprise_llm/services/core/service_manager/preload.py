@@ -19,7 +19,7 @@ gc.disable()
 
 if os.environ.get("TORCHDYNAMO_DISABLE") == "1":
     # vLLM imports torch's code generator only to make a list in it longer, and goes on if that cannot be imported.
-    # Where nothing is compiled this leaves 500 modules out. See docs/decisions/0017-what-a-start-costs.md.
+    # Where nothing is compiled this leaves 500 modules out. See docs/decisions/0016-what-a-start-costs.md.
     GENERATOR = "torch._inductor.lowering"
     sys.modules[GENERATOR] = None  # type: ignore[assignment]  # what the import system takes for "there is none"
     try:

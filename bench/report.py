@@ -15,6 +15,8 @@ RESULTS = PROJECT / "bench/results.json"
 PAGE, PLOT = PROJECT / "docs/performance.md", PROJECT / "docs/performance.svg"
 TEMPLATE, GNUPLOT = PROJECT / "bench/performance.in.md", PROJECT / "bench/plot.gnuplot"
 HEAD = ("what", "plain", "citadel-llm", "ratio", "bound", "verdict")
+NOTHING = "–"
+"""In a cell of the table: there is no such figure."""
 PLOTTED = ("first token", "next token")
 
 
@@ -26,7 +28,7 @@ def number(value: float) -> str:
 def _cell(row: dict[str, Any], side: str) -> str:
     spread = row[side]
     if spread is None:
-        return "–"
+        return NOTHING
     text = f"{number(spread['median'])} {row['unit']}"
     if len(spread["values"]) > 1:
         text += f" ({number(spread['least'])}–{number(spread['most'])})"
@@ -37,7 +39,7 @@ def lines(results: dict[str, Any]) -> list[tuple[str, ...]]:
     """The table's lines below its head; a bound that is not the first of its row has a line of its own."""
     found: list[tuple[str, ...]] = []
     for row in results["rows"]:
-        ratio = "–" if row["ratio"] is None else f"{row['ratio']:.2f}"
+        ratio = NOTHING if row["ratio"] is None else f"{row['ratio']:.2f}"
         bounds = [(one["bound"], one["verdict"]) for one in row["bounds"]] or [("", "")]
         what = f"{row['group']}: {row['what']}"
         found.append((what, _cell(row, "plain"), _cell(row, "ours"), ratio, *bounds[0]))

@@ -65,12 +65,12 @@ class Bench:
 
     def start(self) -> list[Row]:
         rows = measure.import_once(self.machine, self._rounds, say)
-        rows += measure.starts(*self._tiny, self._rounds, say, "test")
+        rows += measure.starts(self._tiny, rounds=self._rounds, say=say, title="test")
         return rows + measure.cold_starts(*self._tiny, min(2, self._rounds), say, "test")
 
     def chat(self) -> list[Row]:
-        pair, rounds = self._chat_sides, min(2, self._rounds)
-        return measure.starts(*pair, rounds, say, "SmolLM2") + measure.cold_starts(*pair, 1, say, "SmolLM2")
+        rows = measure.starts(self._chat_sides, rounds=min(2, self._rounds), say=say, title="SmolLM2", short=True)
+        return rows + measure.cold_starts(*self._chat_sides, 1, say, "SmolLM2")
 
     def load(self) -> list[Row]:
         rows = measure.load(self._tiny, tokenizer=TINY_MODEL, loads=LOADS, rounds=self._rounds, say=say, title="test")

@@ -21,8 +21,9 @@ CLIENT = PROJECT / "tests/steady_client.py"
 Say = Callable[[str], None]
 
 
-def starts(plain: Side, ours: Side, rounds: int, say: Say, title: str) -> list[Row]:
-    """Start, restart and both recoveries with warm files."""
+def starts(pair: tuple[Side, Side], *, rounds: int, say: Say, title: str, short: bool = False) -> list[Row]:
+    """Start, restart and both recoveries with warm files; `short`: start, and a killed engine."""
+    plain, ours = pair
     waits: list[float] = []
     times: dict[str, tuple[list[float], list[float]]] = {}
 
@@ -36,9 +37,10 @@ def starts(plain: Side, ours: Side, rounds: int, say: Say, title: str) -> list[R
             note("start until the first token", side, first)
             if side is ours:
                 waits.append(returned)
-            note("restart until the first token", side, side.restart())
+            if not short:
+                note("restart until the first token", side, side.restart())
+                note("main process killed, until the next token", side, side.kill_main())
             note("engine killed, until the next token", side, side.kill_engine())
-            note("main process killed, until the next token", side, side.kill_main())
             side.stop()
     bounds = {
         "restart until the first token": [Bound(RESTART_SEC)],

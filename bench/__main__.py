@@ -132,7 +132,7 @@ def main() -> int:
     results = {"about": about(package, chosen.rounds), "rows": [row.plainly() for row in rows]}
     print(report.shown(results))
     if not chosen.groups:
-        for path in report.write(results, rows):
+        for path in report.write(results):
             say(f"written: {path}")
     missed = report.missed(rows)
     for text in missed:

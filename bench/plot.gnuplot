@@ -1,4 +1,4 @@
-# Bars for both sides from standard input: "what" TAB plain TAB citadel-llm, in seconds. `output` names the picture.
+# Bars for both sides. report.py puts before it `output`, the picture, and $waits: "what" TAB plain TAB citadel-llm (s).
 set terminal svg size 900,420 font "sans-serif,12" background "white"
 set output output
 set datafile separator tab
@@ -13,4 +13,4 @@ set border 3
 set tics nomirror
 set xtics rotate by -30
 set key top right
-plot '-' using 2:xtic(1) title "plain vllm serve" lc rgb "#9aa5b1", '' using 3 title "citadel-llm" lc rgb "#2563eb"
+plot $waits using 2:xtic(1) title "plain vllm serve" lc rgb "#9aa5b1", $waits using 3 title "citadel-llm" lc rgb "#2563eb"

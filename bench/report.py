@@ -69,15 +69,20 @@ def page(results: dict[str, Any]) -> str:
     return TEMPLATE.read_text(encoding="utf-8").replace("{facts}", facts).replace("{table}\n", table(results))
 
 
-def plot(rows: Sequence[Row]) -> None:
+def plot(results: dict[str, Any]) -> None:
     """docs/performance.svg: the waits, both sides beside each other."""
-    bars = [row for row in rows if row.plain and any(word in row.what for word in PLOTTED) and row.unit == "s"]
+    bars = [
+        row
+        for row in results["rows"]
+        if row["plain"] and row["unit"] == "s" and row["what"].endswith(PLOTTED) and "start" in row["group"]
+    ]
     data = "".join(
-        f'"{row.what.replace(", until the", ",")} {row.group.removeprefix("start ")}"\t'
-        f"{statistics.median(row.plain):.2f}\t{statistics.median(row.ours):.2f}\n"
+        f'"{row["what"].replace(" until the", "")} {row["group"].removeprefix("start ")}"\t'
+        f"{row['plain']['median']}\t{row['ours']['median']}\n"
         for row in bars
     )
-    subprocess.run(["gnuplot", "-e", f"output='{PLOT}'", GNUPLOT], input=data, text=True, check=True, timeout=60)
+    script = f"output = '{PLOT}'\n$waits << END\n{data}END\n{GNUPLOT.read_text(encoding='utf-8')}"
+    subprocess.run(["gnuplot"], input=script, text=True, check=True, timeout=60)
 
 
 def missed(rows: Sequence[Row]) -> list[str]:
@@ -90,9 +95,9 @@ def missed(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def write(results: dict[str, Any], rows: Sequence[Row]) -> list[Path]:
+def write(results: dict[str, Any]) -> list[Path]:
     """Write all three; the paths."""
     RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     PAGE.write_text(page(results), encoding="utf-8")
-    plot(rows)
+    plot(results)
     return [RESULTS, PAGE, PLOT]

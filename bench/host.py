@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fakes import Fakes
-from machine import PROJECT, Machine
+from machine import PROJECT, Machine, package_depends
 
 from bench.rows import Bound, Row
 
@@ -18,7 +18,6 @@ INSTANCES = (1, 100, 2000)
 WATCHED = 50
 TICKS_PER_SEC = os.sysconf("SC_CLK_TCK")
 MEGABYTE = 10**6
-PREPARED = ("python3", "python3-venv", "libnuma1", "libstdc++6", "libgcc-s1")
 
 Say = Callable[[str], None]
 
@@ -165,7 +164,7 @@ def installation(path: Path, wheels: Path, rounds: int, say: Say) -> list[Row]:
     for _ in range(rounds):
         for ours in (False, True):
             with Machine.boot("install") as machine:
-                machine.run("apt-get", "-qy", "install", "--no-install-recommends", *PREPARED)
+                machine.run("apt-get", "-qy", "install", "--no-install-recommends", "python3-venv", *package_depends())
                 if ours:
                     machine.copy_in(path, f"/root/{path.name}")
                     steps = [["apt-get", "-qy", "install", f"/root/{path.name}"]]

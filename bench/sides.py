@@ -12,6 +12,8 @@ from pathlib import Path
 from machine import Machine
 
 CLIENTS = Path(__file__).with_name("clients")
+ENGINE = "^VLLM::EngineCore"
+"""What vLLM calls the process that holds the model."""
 PLAIN_OFFSET = 1000
 """What the other side's port is more than ours."""
 FLAGS = """
@@ -49,8 +51,6 @@ class Side:
     unit: str
     model: str
     port: int
-    engine: str
-    """How the engine's process is called, for pkill."""
 
     def first_token(self) -> float:
         """Wait until a completion is answered; the moment, on this host's monotonic clock."""
@@ -77,7 +77,7 @@ class Side:
 
     def kill_engine(self) -> float:
         """Kill the engine's process; how long until the next token."""
-        pids = self.machine.output("pgrep", "-f", self.engine).split()
+        pids = self.machine.output("pgrep", "-f", ENGINE).split()
         (pid,) = set(pids) & set(self.processes())
         return self.until_served("kill", "-KILL", pid)
 
@@ -120,6 +120,6 @@ def sides(machine: Machine, name: str, **settings: str | float) -> tuple[Side, S
     machine.write(f"/etc/systemd/system/plain-{name}.service", unit)
     machine.run("systemctl", "daemon-reload")
     return (
-        Side(machine, "plain", f"plain-{name}.service", name, port + PLAIN_OFFSET, "^VLLM::EngineCore"),
-        Side(machine, "citadel-llm", f"citadel-llm@{name}.service", name, port, "^VLLM::EngineCore"),
+        Side(machine, "plain", f"plain-{name}.service", name, port + PLAIN_OFFSET),
+        Side(machine, "citadel-llm", f"citadel-llm@{name}.service", name, port),
     )

@@ -12,6 +12,7 @@ PROJECT = Path(__file__).resolve().parent.parent.parent
 SHELL = [
     "build.sh",
     ".ci/run",
+    "bench/compression.sh",
     *(f"packaging/{name}" for name in sorted(p.name for p in (PROJECT / "packaging").glob("*.sh"))),
 ]
 POSIX_SHELL = [

@@ -72,6 +72,7 @@ def _of_one(name: str, manager: ServiceManager, service: Service | None) -> list
     found = host_checks.account(name, manager.config)
     if not found:
         found += host_checks.permissions(config, manager.config)
+        found += host_checks.changeable(config, manager.config)
     found += host_checks.secrets(config)
     try:
         prepare(name)

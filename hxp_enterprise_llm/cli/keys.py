@@ -1,16 +1,17 @@
 """`citadel-llm key`: the keys that requests to an instance may carry."""
 
+import fcntl
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from hxp_enterprise_llm.utils import api_keys, config
+from hxp_enterprise_llm.utils import api_keys, config, credentials
 from hxp_enterprise_llm.utils.api_keys import ApiKey
 from hxp_enterprise_llm.utils.errors import CitadelError, NoSuchInstance, NotPermitted
 
 DIRECTORY = Path("/etc/citadel-llm")
-LARGEST_BYTES = 1 << 20
-"""A file of keys larger than this (systemd's own limit for a credential) is none."""
 
 
 def file_of(name: str, root: str = "/") -> tuple[Path, bool]:
@@ -20,7 +21,7 @@ def file_of(name: str, root: str = "/") -> tuple[Path, bool]:
     settings, _ = config.load(name, root)
     if settings.api_key_file:
         return Path(settings.api_key_file), True
-    return Path(root, *DIRECTORY.parts[1:], f"{name}.keys"), False
+    return _directory(root) / f"{name}.keys", False
 
 
 def listed(name: str, root: str = "/") -> list[ApiKey]:
@@ -33,43 +34,65 @@ def add(name: str, label: str, root: str = "/") -> tuple[str, bool]:
 
     Raises CitadelError if there is one of that name.
     """
-    file, named = file_of(name, root)
-    if any(key.name == label for key in _keys(file)):
-        raise CitadelError(f"{name} has a key {label} already; revoke that, or choose another --name")
-    key, line = api_keys.new(label)
-    _write(file, [*_lines(file), line], 0o600)
-    if not named:
-        settings = Path(config.instance_file(name, root))
-        _write(settings, [*_lines(settings), f"API_KEY_FILE={file}"], settings.stat().st_mode & 0o777)
+    with _alone(root):
+        file, named = file_of(name, root)
+        if any(key.name == label for key in _keys(file)):
+            raise CitadelError(f"{name} has a key {label} already; revoke that, or choose another --name")
+        key, line = api_keys.new(label)
+        _write(file, [*_lines(file), line])
+        if not named:
+            settings = Path(config.instance_file(name, root))
+            _write(settings, [*_lines(settings), f"API_KEY_FILE={file}"])
     return key, not named
 
 
 def revoke(name: str, label: str, root: str = "/") -> int:
     """Forget the key called `label`; how many are left. Raises CitadelError if there is none of that name."""
-    file, _ = file_of(name, root)
-    keys = _keys(file)
-    if not any(key.name == label for key in keys):
-        have = ", ".join(key.name for key in keys if key.name) or "none with a name"
-        raise CitadelError(f"{name} has no key {label}; it has: {have}")
-    # A line that is not one of ours stays as it is.
-    kept = [line for line in _lines(file) if [key.name for key in api_keys.read(line)] != [label]]
-    _write(file, kept, 0o600)
+    with _alone(root):
+        file, _ = file_of(name, root)
+        keys = _keys(file)
+        if not any(key.name == label for key in keys):
+            have = ", ".join(key.name for key in keys if key.name) or "none with a name"
+            raise CitadelError(f"{name} has no key {label}; it has: {have}")
+        # A line that is not one of ours stays as it is.
+        _write(file, [line for line in _lines(file) if [key.name for key in api_keys.read(line)] != [label]])
     return len(keys) - 1
+
+
+def _directory(root: str) -> Path:
+    return Path(root, *DIRECTORY.parts[1:])
+
+
+@contextmanager
+def _alone(root: str) -> Iterator[None]:
+    """Let one at a time read keys and write them back; others wait.
+
+    The lock is on the directory of keys, whichever files they are in: no rename replaces it, and since nobody but root
+    may open it, nobody else can hold the lock and so keep a key from being revoked.
+    """
+    directory = _directory(root)
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError:
+        raise NotPermitted(f"{directory} can be read by root only; run it with sudo") from None
+    except OSError as error:
+        raise CitadelError(f"{directory}: {error.strerror}; systemd-tmpfiles --create makes it again") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _lines(file: Path) -> list[str]:
     try:
-        with file.open("rb") as stream:
-            content = stream.read(LARGEST_BYTES + 1)
+        return credentials.content(str(file)).decode("utf-8", "replace").splitlines()
     except FileNotFoundError:
         return []
     except PermissionError:
         raise NotPermitted(f"{file} can be read by root only; run it with sudo") from None
     except OSError as error:
         raise CitadelError(f"{file}: {error.strerror}") from None
-    if len(content) > LARGEST_BYTES:
-        raise CitadelError(f"{file} is larger than 1 MB, so it is no file of keys")
-    return content.decode("utf-8", "replace").splitlines()
 
 
 def _keys(file: Path) -> list[ApiKey]:
@@ -79,17 +102,32 @@ def _keys(file: Path) -> list[ApiKey]:
         raise CitadelError(f"{file}: {error}") from None
 
 
-def _write(file: Path, lines: list[str], mode: int) -> None:
-    """Replace a file, complete or not at all."""
+def _write(file: Path, lines: list[str]) -> None:
+    """Replace a file, complete or not at all, also if the power fails. It keeps owner and mode; a new one is 0600."""
+    if file.is_symlink():
+        raise CitadelError(f"{file} is a symbolic link; let API_KEY_FILE name the file that it leads to")
     draft = file.with_name(f"{file.name}.{secrets.token_hex(4)}.new")
     try:
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            os.fchmod(descriptor, mode)
+            with suppress(FileNotFoundError):
+                before = file.stat()
+                os.fchown(descriptor, before.st_uid, before.st_gid)
+                os.fchmod(descriptor, before.st_mode & 0o777)
             stream.write("".join(f"{line}\n" for line in lines))
+            stream.flush()
+            os.fsync(descriptor)
         draft.rename(file)
+        folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
     except PermissionError:
         raise NotPermitted(f"{file.parent} can be written by root only; run it with sudo") from None
     except OSError as error:
-        draft.unlink(missing_ok=True)
         raise CitadelError(f"{file}: {error.strerror}") from None
+    finally:
+        # Still there if it took no one's place.
+        with suppress(OSError):
+            draft.unlink()

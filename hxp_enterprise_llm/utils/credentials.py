@@ -4,10 +4,13 @@ They reach a start as systemd credentials, by the generator's drop-in, and a rel
 Standard library only, see `settings_file`.
 """
 
+import errno
 import os
 import stat
 from collections.abc import Mapping
 from typing import Any
+
+from hxp_enterprise_llm.utils.settings_file import READING
 
 HUB_TOKEN = "hub-token"  # noqa: S105  a name, no token
 KEYS = {
@@ -34,25 +37,33 @@ def files(values: Mapping[str, Any]) -> dict[str, str]:
 def can_be_loaded(file: str) -> bool:
     """Whether systemd can load a file, or may be able to when the service starts: it may come with a mount."""
     try:
-        status = os.stat(file)
+        _check(os.stat(file))
     except FileNotFoundError:
         return True
     except OSError:
         return False
-    return _fit(status)
+    return True
 
 
 def read(file: str) -> bytes:
     """The content of a file, or MISSING if it cannot be had."""
     try:
-        # O_NONBLOCK: opening a pipe would wait for its other end.
-        with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
-            if _fit(os.fstat(stream.fileno())):
-                return stream.read(LARGEST_BYTES)
+        return content(file)
     except OSError:
-        pass
-    return MISSING.encode()
+        return MISSING.encode()
 
 
-def _fit(status: os.stat_result) -> bool:
-    return stat.S_ISREG(status.st_mode) and status.st_size <= LARGEST_BYTES
+def content(file: str) -> bytes:
+    """The content of a file, which a link may lead to. Raises OSError, also if it is no regular one or too large."""
+    # Looked at first: opening a device can have an effect. Then again, for another may be there by now.
+    _check(os.stat(file))
+    with os.fdopen(os.open(file, READING), "rb") as stream:
+        _check(os.fstat(stream.fileno()))
+        return stream.read(LARGEST_BYTES)
+
+
+def _check(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "is not a regular file")
+    if status.st_size > LARGEST_BYTES:
+        raise OSError(errno.EFBIG, f"is larger than {LARGEST_BYTES >> 20} MB")

@@ -26,6 +26,10 @@ reads all of them at every boot."""
 MAX_FAULTS = 100
 """Nobody mends more at once, and a message takes longer to make than a line to read."""
 
+READING = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+"""How root opens what may be no file: a FIFO does not hold up the boot until somebody writes to it, and a terminal does
+not become that of the process."""
+
 
 class Fault(NamedTuple):
     """One thing wrong with a settings file.
@@ -91,8 +95,7 @@ def read(path: str) -> SettingsText:
     try:
         # Looked at first: opening a device can have an effect, such as starting a watchdog.
         _check_kind(os.lstat(path).st_mode)
-        # O_NONBLOCK: a FIFO put there in between must not hold up the boot until somebody writes to it.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        descriptor = os.open(path, READING | os.O_NOFOLLOW)
         try:
             status = os.fstat(descriptor)
             _check_kind(status.st_mode)

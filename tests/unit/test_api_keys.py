@@ -1,5 +1,8 @@
 import asyncio
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 import pytest
@@ -7,7 +10,7 @@ import pytest
 from hxp_enterprise_llm.cli import keys
 from hxp_enterprise_llm.services.core.service_manager.traffic import Traffic
 from hxp_enterprise_llm.utils import api_keys, config
-from hxp_enterprise_llm.utils.errors import CitadelError, NoSuchInstance, SettingsRefused
+from hxp_enterprise_llm.utils.errors import CitadelError, NoSuchInstance, NotPermitted, SettingsRefused
 
 from .conftest import Root
 
@@ -52,6 +55,88 @@ def test_keys_written_by_hand_stay_as_they_are(instance: Root) -> None:
     keys.revoke("m", "alice", str(instance))
     assert file.read_text() == "# ours\nby-hand-1\n\n"
     assert [one.digest for one in keys.listed("m", str(instance))] == [api_keys.digest("by-hand-1")]
+
+
+def test_two_at_once_lose_no_key(instance: Root) -> None:
+    """Neither a key nor the settings' line that names their file; tests/system has them be processes."""
+
+    def add(who: str) -> None:
+        for number in range(20):
+            keys.add("m", f"{who}{number}", str(instance))
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(add, "ab"))
+    names = {one.name for one in keys.listed("m", str(instance))}
+    assert names == {f"{who}{number}" for who in "ab" for number in range(20)}
+    assert Path(config.instance_file("m", str(instance))).read_text().count("API_KEY_FILE=") == 1
+
+
+def test_who_may_not_lock_is_told_so(instance: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("os.open", refuse)
+    with pytest.raises(NotPermitted, match="run it with sudo"):
+        keys.add("m", "alice", str(instance))
+    monkeypatch.undo()
+    (instance.path / "etc/citadel-llm").rmdir()
+    with pytest.raises(CitadelError, match="systemd-tmpfiles --create"):
+        keys.add("m", "alice", str(instance))
+
+
+def test_a_file_of_keys_is_on_the_disk_before_it_takes_the_place_of_the_old(
+    instance: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = instance.path / "keys"
+    file.write_text("by-hand\n")
+    file.chmod(0o640)
+    instance.instance("m", GOOD + f"API_KEY_FILE={file}\n")
+    done: list[str] = []
+    fsync, rename, fchown = os.fsync, Path.rename, os.fchown
+
+    def note(descriptor: int) -> None:
+        of_a_file = S_ISREG(os.fstat(descriptor).st_mode)
+        done.append(f"fsync {os.fstat(descriptor).st_size} bytes" if of_a_file else "fsync directory")
+        fsync(descriptor)
+
+    def move(self: Path, target: Path) -> Path:
+        done.append("rename")
+        return rename(self, target)
+
+    monkeypatch.setattr("os.fsync", note)
+    monkeypatch.setattr("os.fchown", lambda *words: (done.append(f"fchown {words[1:]}"), fchown(*words)))
+    monkeypatch.setattr(Path, "rename", move)
+    keys.add("m", "alice", str(instance))
+    before = file.stat()
+    assert done == [
+        f"fchown {(before.st_uid, before.st_gid)}",
+        f"fsync {before.st_size} bytes",
+        "rename",
+        "fsync directory",
+    ]
+    assert before.st_mode & 0o777 == 0o640
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(CitadelError, match="No space left"):
+        keys.revoke("m", "alice", str(instance))
+    assert [one.name for one in keys.listed("m", str(instance))] == ["", "alice"]
+    assert not list(instance.path.glob("*.new")), "no draft is left"
+
+
+def test_a_link_is_not_replaced_and_a_pipe_holds_up_nobody(instance: Root) -> None:
+    (instance.path / "real").write_text("k\n")
+    (instance.path / "link").symlink_to("real")
+    os.mkfifo(instance.path / "pipe")
+    instance.instance("m", GOOD + f"API_KEY_FILE={instance}/link\n")
+    assert len(keys.listed("m", str(instance))) == 1
+    with pytest.raises(CitadelError, match="is a symbolic link"):
+        keys.add("m", "alice", str(instance))
+    instance.instance("m", GOOD + f"API_KEY_FILE={instance}/pipe\n")
+    with pytest.raises(CitadelError, match="pipe: is not a regular file"):
+        keys.listed("m", str(instance))
 
 
 @pytest.mark.parametrize("line", ["two words", "sha256:short", "sha256:" + "0" * 64 + " a", "é", "a\0b"])

@@ -1,5 +1,8 @@
+import os
+import pwd
 import socket
 from pathlib import Path
+from stat import S_IFMT
 
 import pytest
 
@@ -71,6 +74,59 @@ def test_a_file_of_keys_that_is_missing_or_open_to_all(tmp_path: Path) -> None:
     assert host_checks.secrets(config(api_key_file=str(file))) == []
     assert "not a regular file" in host_checks.secrets(config(api_key_file=str(tmp_path)))[0].text
     assert host_checks.secrets(config()) == []
+
+
+def test_a_file_of_keys_that_the_services_user_could_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = tmp_path / "keys"
+    file = keys / "m.keys"
+    keys.mkdir()
+    file.write_text("k")
+    mine = (file.stat().st_uid, file.stat().st_gid)
+    # Above it there are directories of others, on a host where tests run as somebody.
+    safe = [*tmp_path.parents, tmp_path, keys, file]
+    bits = {place: (0 if place in tmp_path.parents else 0o700, *mine) for place in safe}
+    real = Path.stat
+
+    def stat(self: Path, **words: bool) -> os.stat_result:
+        if self not in bits:
+            return real(self, **words)
+        mode, user, group = bits[self]
+        kind = S_IFMT(real(self).st_mode)
+        return os.stat_result((kind | mode, 0, 0, 0, user, group, 0, 0, 0, 0))
+
+    monkeypatch.setattr(Path, "stat", stat)
+
+    def place() -> Path | None:
+        return host_checks.changeable_by(file, NOBODY, [NOBODY])
+
+    assert place() is None
+    for where, mode, user, group, found in (
+        (file, 0o600, NOBODY, 0, True),
+        (file, 0o620, 0, NOBODY, True),
+        (file, 0o660, 0, 0, False),
+        (file, 0o602, 0, 0, True),
+        (keys, 0o500, NOBODY, 0, True),
+        (keys, 0o777, 0, 0, True),
+        (keys, 0o770, 0, 0, False),
+        (keys, 0o1777, 0, 0, False),
+        (keys, 0o1700, NOBODY, 0, True),
+        (tmp_path, 0o777, 0, 0, True),
+    ):
+        before = bits[where]
+        bits[where] = (mode, user, group)
+        assert place() == (where if found else None), (where, oct(mode), user, group)
+        bits[where] = before
+    # A link is as good as the directories that it lies in and leads through.
+    link = tmp_path / "link"
+    link.symlink_to(file)
+    bits[tmp_path] = (0o777, 0, 0)
+    assert host_checks.changeable_by(link, NOBODY, [NOBODY]) == tmp_path
+    bits[tmp_path], bits[keys] = (0o755, 0, 0), (0o755, NOBODY, 0)
+    assert host_checks.changeable_by(link, NOBODY, [NOBODY]) == keys
+    monkeypatch.setattr("pwd.getpwnam", lambda _: pwd.struct_passwd(("x", "", NOBODY, NOBODY, "", "", "")))
+    monkeypatch.setattr("os.getgrouplist", lambda *_: [NOBODY])
+    (warning,) = host_checks.changeable(config(api_key_file=str(link)), ServiceManagerConfig())
+    assert not warning.fatal and f"may change {keys}; move the file" in warning.text
 
 
 def test_limits_beyond_the_host_are_a_warning_with_the_sum() -> None:

@@ -11,6 +11,7 @@ from hxp_enterprise_llm import reload_command
 from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
 from hxp_enterprise_llm.services.core.service_manager import reload
 from hxp_enterprise_llm.services.core.service_manager.reload import Request, Requests
+from hxp_enterprise_llm.utils import credentials
 from hxp_enterprise_llm.utils.credentials import LARGEST_BYTES, MISSING
 from hxp_enterprise_llm.utils.errors import SettingsRefused
 
@@ -105,6 +106,29 @@ def test_what_the_settings_name_is_handed_over(root: Root) -> None:
     assert reload_command.contents("m", str(root)) == {"api-key": "k\xff", "tls-cert": MISSING, "tls-key": MISSING}
     root.instance("m", GOOD + f"API_KEY_FILE={root}/keys\nPORT=none\n")
     assert reload_command.contents("m", str(root)) == {}, "refused settings name nothing"
+
+
+def test_a_device_is_not_opened_and_a_terminal_does_not_become_roots(
+    root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[tuple[str, int]] = []
+    really = os.open
+
+    def note(path: str, flags: int, *more: int) -> int:
+        opened.append((path, flags))
+        return really(path, flags, *more)
+
+    monkeypatch.setattr("os.open", note)
+    assert credentials.read("/dev/null") == MISSING.encode()
+    assert opened == []
+    (root.path / "keys").write_text("k")
+    assert credentials.read(f"{root}/keys") == b"k"
+    flags = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    assert opened == [(f"{root}/keys", os.O_RDONLY | flags)]
+    # One that takes its place after it was looked at.
+    os.mkfifo(root.path / "pipe")
+    monkeypatch.setattr("os.stat", lambda _: os.lstat(f"{root}/keys"))
+    assert credentials.read(f"{root}/pipe") == MISSING.encode()
 
 
 def test_what_takes_a_restart_and_what_no_new_server() -> None:

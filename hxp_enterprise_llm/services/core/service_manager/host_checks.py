@@ -66,6 +66,22 @@ def readable_by(path: Path, uid: int, groups: Iterable[int]) -> Path | None:
     return None
 
 
+def changeable_by(path: Path, uid: int, groups: Iterable[int]) -> Path | None:
+    """The first of the directories above `path`, and of it, that a user may change, and with it what is there for root.
+
+    By owner and mode bits, also where a link leads. None if there is none. Raises OSError.
+    """
+    groups, real = set(groups), path.resolve()
+    for place in [*reversed(path.parents), *reversed(real.parents), real]:
+        status = place.stat()
+        bits = stat.S_IWOTH | (stat.S_IWGRP if status.st_gid in groups else 0)
+        # In a directory with the sticky bit, nobody takes the place of another's file.
+        held = place != real and status.st_mode & stat.S_ISVTX
+        if status.st_uid == uid or (status.st_mode & bits and not held):
+            return place
+    return None
+
+
 def account(name: str, manager: ServiceManagerConfig) -> list[Finding]:
     """Whether the user and group of the services exist."""
     found = []
@@ -96,6 +112,26 @@ def permissions(config: ServiceConfigSchema, manager: ServiceManagerConfig) -> l
             text = f"permission denied: {manager.user} may not read {closed}; {remedy}"
             return [Finding(config.name, text)]
     return []
+
+
+def changeable(config: ServiceConfigSchema, manager: ServiceManagerConfig) -> list[Finding]:
+    """Whether the files of keys, certificate and token are safe from the services' user, as far as this one can see.
+
+    A stolen model server could let itself in at its neighbours, or have root take another file for theirs.
+    """
+    user = pwd.getpwnam(manager.user)
+    groups = os.getgrouplist(user.pw_name, user.pw_gid)
+    found = []
+    for name, file in credentials.files_of(config).items():
+        with suppress(OSError):
+            place = changeable_by(Path(file), user.pw_uid, groups)
+            if place:
+                text = f"{KEYS[name]}={file}: {manager.user}, so a stolen model server too, may change {place}"
+                remedy = f"chown root {place}; chmod go-w {place}"
+                if place.is_dir():
+                    remedy = "move the file to a directory that is root's alone, such as /etc/citadel-llm"
+                found.append(Finding(config.name, f"{text}; {remedy}", fatal=False))
+    return found
 
 
 def secrets(config: ServiceConfigSchema) -> list[Finding]:

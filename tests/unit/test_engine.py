@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -71,21 +72,31 @@ def test_the_cache_takes_what_the_limit_leaves_and_a_limit_too_small_is_refused(
 def test_the_environment_is_clean_and_the_settings_win(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SECRET", "x")
     monkeypatch.setenv("LANG", "C.UTF-8")
-    values = engine.environment(config(environment={"OMP_NUM_THREADS": "7"}), tmp_path)
+    values = engine.environment(config(environment={"OMP_NUM_THREADS": "7"}), "/m", tmp_path)
     assert "SECRET" not in values
     assert values["LANG"] == "C.UTF-8"
     assert values["HF_HUB_OFFLINE"] == "1"
     assert values["VLLM_TARGET_DEVICE"] == "cpu"
     assert values["OMP_NUM_THREADS"] == "7"
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", "/run/c")
-    fetching = engine.environment(config(allow_download=True, hub_token_file="/t"), tmp_path)  # noqa: S106
+    fetching = engine.environment(config(allow_download=True, hub_token_file="/t"), "/m", tmp_path)  # noqa: S106
     assert (fetching["HF_HUB_OFFLINE"], fetching["HF_TOKEN_PATH"]) == ("0", "/run/c/hub-token")
-    assert "HF_TOKEN_PATH" not in engine.environment(config(hub_token_file="/t"), tmp_path)  # noqa: S106
-    assert engine.environment(config(gpu_devices="0,1"), tmp_path)["CUDA_VISIBLE_DEVICES"] == "0,1"
-    assert "OMP_NUM_THREADS" not in engine.environment(config(start_method="spawn"), tmp_path)
+    assert "HF_TOKEN_PATH" not in engine.environment(config(hub_token_file="/t"), "/m", tmp_path)  # noqa: S106
+    assert engine.environment(config(gpu_devices="0,1"), "/m", tmp_path)["CUDA_VISIBLE_DEVICES"] == "0,1"
+    assert "OMP_NUM_THREADS" not in engine.environment(config(start_method="spawn"), "/m", tmp_path)
     for cache in ("VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR", "HOME"):
         assert values[cache].startswith(str(tmp_path)), "lost at a restart"
     assert values["TORCHDYNAMO_DISABLE"] == "1"
-    own = engine.environment(config(environment={"TORCHDYNAMO_DISABLE": "0"}), tmp_path)
+    own = engine.environment(config(environment={"TORCHDYNAMO_DISABLE": "0"}), "/m", tmp_path)
     assert own["TORCHDYNAMO_DISABLE"] == "0"
-    assert "TORCHDYNAMO_DISABLE" not in engine.environment(config(gpu_devices="0"), tmp_path)
+    assert "TORCHDYNAMO_DISABLE" not in engine.environment(config(gpu_devices="0"), "/m", tmp_path)
+
+
+def test_a_small_model_leaves_a_core_to_the_api_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)))
+    weights = tmp_path / "model.safetensors"
+    for size, cores, expected in ((1, 2, 1), (1, 1, 1), (1, 4, 3), (engine.SMALL_MODEL_BYTES, 2, 2), (1, 64, 7)):
+        with weights.open("wb") as file:
+            file.truncate(size)
+        assert engine.threads(config(cpu_cores=cores), str(tmp_path)) == expected
+    assert engine.threads(config(cpu_cores=2), "org/name") == 2, "a model that is yet to be downloaded"

@@ -31,7 +31,7 @@ def run(name: str, notifier: Notifier) -> None:
     given = credentials.judge(config, credentials.handed_over(config))
     # Nothing has been started yet.
     isolation.enter(engine.ports(config))
-    environment = engine.environment(config)
+    environment = engine.environment(config, model)
     run_time = Path(os.environ.get("RUNTIME_DIRECTORY", tempfile.gettempdir()))
     pid_file = run_time / "pid"
     pid_file.write_text(f"{os.getpid()}\n", encoding="ascii")

@@ -28,6 +28,8 @@ LEAST_OVERHEAD_GB = 0.6
 CACHE_SHARE = 0.8
 """Share of the memory that is then left which the KV cache gets; the rest is for activations and requests."""
 SMALLEST_CACHE_GB = 0.0625
+SMALL_MODEL_BYTES = 32 << 20
+"""Weights below which a core is worth more to the API server than to the model (docs/decisions/0017)."""
 DRAWN_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 """From which port to which the kernel draws one for who asks for none."""
 WITH_PORTS = ("port", "nnodes", "distributed", "data-parallel", "-dp", "transfer", "events", "--config")
@@ -142,12 +144,14 @@ def arguments(config: ServiceConfigSchema, model: str) -> list[str]:
     return [*words, *config.vllm_args]
 
 
-def threads(config: ServiceConfigSchema) -> int:
+def threads(config: ServiceConfigSchema, model: str) -> int:
     """OpenMP threads of the engine: as many as the quota lets run, and not more than there are cores.
 
-    More threads than the quota allows are stopped in the middle of a step, and every step waits for the slowest.
+    More threads than the quota allows are stopped in the middle of a step, and every step waits for the slowest. A
+    small model leaves a core to the API server: its threads would wait for each other longer than they compute.
     """
-    return max(1, min(int(config.cpu_cores), len(os.sched_getaffinity(0))))
+    cores = min(int(config.cpu_cores), len(os.sched_getaffinity(0)))
+    return max(1, cores - (0 < weights_bytes(model) < SMALL_MODEL_BYTES))
 
 
 def ports(config: ServiceConfigSchema) -> list[int] | None:
@@ -159,8 +163,8 @@ def ports(config: ServiceConfigSchema) -> list[int] | None:
     return [0, config.port, *range(first, last + 1)]
 
 
-def environment(config: ServiceConfigSchema, cache: Path = CACHE) -> dict[str, str]:
-    """The whole environment of vLLM's processes.
+def environment(config: ServiceConfigSchema, model: str, cache: Path = CACHE) -> dict[str, str]:
+    """The whole environment of vLLM's processes, for the model that `find_model` has found.
 
     Of the unit's own it has the locale, the temporary directory, and what vLLM knows (`systemctl edit` may set that).
     """
@@ -195,17 +199,17 @@ def environment(config: ServiceConfigSchema, cache: Path = CACHE) -> dict[str, s
     elif config.gpu_devices != ("all",):
         values["CUDA_VISIBLE_DEVICES"] = ",".join(config.gpu_devices)
     if config.start_method == "fork" and not config.gpu_devices:
-        values |= _forked_on_cpu(config)
+        values |= _forked_on_cpu(config, model)
     return values | config.environment
 
 
-def _forked_on_cpu(config: ServiceConfigSchema) -> dict[str, str]:
+def _forked_on_cpu(config: ServiceConfigSchema, model: str) -> dict[str, str]:
     """What vLLM would set for the processes it spawns, and a forked one can no longer take in.
 
     libgomp reads its variables when it is loaded, and only a library that is preloaded serves all of torch
     (vLLM issue 27369; `platforms/cpu.py` and `utils/ompmultiprocessing.py` of vLLM 0.32).
     """
-    values = {"OMP_NUM_THREADS": str(threads(config))}
+    values = {"OMP_NUM_THREADS": str(threads(config, model))}
     if "--tensor-parallel-size" not in " ".join(config.vllm_args):
         # The engine runs its model itself instead of through one more process that imports vLLM again.
         values["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"

@@ -140,7 +140,7 @@ class Supervisor:
         return ServerProcess(
             config.start_method,
             engine.arguments(config, self._model),
-            engine.environment(config),
+            engine.environment(config, self._model),
             listener,
             self._credentials.and_key(digest(self._key)),
         )

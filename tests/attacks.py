@@ -26,6 +26,8 @@ SHM_BYTES = 4096
 PIDFD_GETFD, BPF, PERF_EVENT_OPEN = 438, 321, 298  # x86-64
 FREE_PORT = 11598
 WHOLE_WORD = b"the secret of "
+FOR_ALL = ("/home/other", "/var/lib/other", "/var/cache/other", "/var/log/other", "/var/www/other", "/srv/other")
+"""Directories with a file that every user may read."""
 _kept: list[Any] = []
 
 
@@ -54,7 +56,11 @@ def _key(name: str) -> int:
 
 
 def hold(name: str) -> dict[str, int]:
-    """Start a process that holds secrets; its pid, and the address of one of them."""
+    """Start a process that holds secrets, and end the one before; its pid, and the address of one of them."""
+    while _kept:
+        before = _kept.pop()
+        before.kill()
+        before.wait()
     code = f"import attacks, json; print(json.dumps(attacks.secrets({name!r})), flush=True); input()"
     holder = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -268,6 +274,10 @@ def on_host(name: str, limit: str, outside: str) -> dict[str, Callable[[], str]]
         "write what the monitor remembers": lambda: _write("/var/lib/citadel-llm/monitor/new"),
         "write a log": lambda: _write("/var/log/citadel-llm/new"),
         "read root's home directory": lambda: _list("/root"),
+        **{f"read a file for all in {place}": lambda place=place: _read(f"{place}/for-all") for place in FOR_ALL},
+        "read what the monitor remembers": lambda: _read("/var/lib/citadel-llm/monitor/monitor.sqlite"),
+        "read another's settings": lambda: _read("/etc/default/citadel-llm-test"),
+        "read /etc/passwd": lambda: _read("/etc/passwd"),
         "raise its own memory limit": lambda: _write(limit),
         "reach systemd over D-Bus": lambda: _connect("/run/dbus/system_bus_socket"),
         "connect beyond loopback": lambda: _connect((outside, 9)),

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from hxp_enterprise_llm.services.core.service_manager.isolation import SIGNALS_SINCE, landlock_version
+from hxp_enterprise_llm.services.core.service_manager.isolation import PORTS_SINCE, SIGNALS_SINCE, landlock_version
 from hxp_enterprise_llm.services.core.service_manager.systemd import Systemd
 from hxp_enterprise_llm.utils.errors import CitadelError
 from hxp_enterprise_llm.utils.processes import run
@@ -72,8 +72,9 @@ def isolation(version: Callable[[], int] = landlock_version) -> Diagnosis:
     if found >= SIGNALS_SINCE:
         text = f"models cannot read or signal each other (Landlock {found})"
         return Diagnosis("isolation", Verdict.GOOD, text)
+    ports = "" if found >= PORTS_SINCE else ", and listen on the port of one that is stopped"
     text = (
-        f"models cannot read each other, but end each other: the kernel has Landlock {found}, and it takes "
+        f"models cannot read each other, but end each other{ports}: the kernel has Landlock {found}, and it takes "
         f"{SIGNALS_SINCE} (Linux 6.12); a newer kernel, such as the backport of the distribution, mends it"
     )
     return Diagnosis("isolation", Verdict.WARNING, text)

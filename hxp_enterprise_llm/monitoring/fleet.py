@@ -194,7 +194,7 @@ class Fleet:
     def _hear(self, instance: Instance, now: float) -> None:
         """Take in what the main process says of itself."""
         said = state_file.read(self._run_time, instance.name)
-        instance.served = said.address if said else None
+        instance.served, instance.expires = (said.address, said.certificate_expires) if said else (None, None)
         if said is not None:
             self.store.happened(instance.name, *self.store.ledger(instance.name).take_state(said, now))
 

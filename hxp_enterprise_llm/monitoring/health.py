@@ -43,6 +43,7 @@ class ServiceHealth(BaseModel):
     host: str | None = Field(description="address of its API")
     port: int | None = Field(description="port of its API; null if its settings are refused and it does not run")
     tls: bool | None = Field(description="whether its API speaks HTTPS")
+    certificate_expires: datetime | None = Field(description="when the certificate that clients see does")
     model: str | None = Field(description="directory of the model, or its hub id")
     pid: int | None = Field(description="main process of the unit")
     since: datetime | None = Field(description="when the unit's state last changed")

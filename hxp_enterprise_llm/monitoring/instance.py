@@ -37,7 +37,8 @@ class Instance:
 
     `trouble` is "" if its endpoint answers, else why not. `known` says whether systemd's word on it is of now, `seen`
     whether it was when systemd told of it last. `config` is None while its settings are refused; `read` tells which
-    files they are from. `served` is where its main process says that it is reached.
+    files they are from. `served` is where its main process says that it is reached, `expires` when it says that the
+    certificate does which clients see then (seconds since the epoch).
     """
 
     def __init__(self, name: str, presence: Presence) -> None:
@@ -46,6 +47,7 @@ class Instance:
         self.config: ServiceConfigSchema | None = None
         self.read: Stamps | None = None
         self.served: Address | None = None
+        self.expires: float | None = None
         self.properties: dict[str, Any] = {}
         self.usage = Usage()
         self.trouble = NOT_ASKED
@@ -142,6 +144,7 @@ class Instance:
             host=address.host if address else None,
             port=address.port if address else None,
             tls=address.tls if address else None,
+            certificate_expires=datetime.fromtimestamp(self.expires, UTC) if self.up and self.expires else None,
             model=config.model if config else None,
             pid=self._figure("MainPID") or None if self.known else None,
             since=datetime.fromtimestamp(self.since, UTC) if self.since else None,

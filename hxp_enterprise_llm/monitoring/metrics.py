@@ -38,6 +38,10 @@ GAUGES: dict[str, tuple[str, Callable[[ServiceHealth], Value]]] = {
     "cpu_limit_cores": ("CPU time that the service may use, in cores.", lambda one: one.cpu_limit_cores),
     "tasks": ("Processes and threads of the service.", lambda one: one.tasks),
     "tasks_limit": ("Processes and threads that the service may have.", lambda one: one.tasks_limit),
+    "certificate_expiry_seconds": (
+        "When the certificate that clients see expires, in seconds since the epoch.",
+        lambda one: one.certificate_expires.timestamp() if one.certificate_expires else None,
+    ),
 }
 COUNTERS: dict[str, tuple[str, Callable[[Ledger], float]]] = {
     "restarts": ("Restarts of the service by systemd.", lambda ledger: ledger.restarts),

@@ -34,7 +34,8 @@ class LastFailure(BaseModel):
 
 
 class InstanceState(BaseModel):
-    """Where it is reached, its start-up time (seconds), and the failures that its main process has mended.
+    """Where it is reached, its start-up time (seconds), the failures that its main process has mended, and when its
+    certificate expires (seconds since the epoch).
 
     `address` is None if it is none of this host: the monitor, and Prometheus by its word, ask there.
     """
@@ -43,6 +44,7 @@ class InstanceState(BaseModel):
 
     address: Address | None = None
     startup_seconds: float | None = Field(default=None, ge=0, lt=1e7, allow_inf_nan=False)
+    certificate_expires: float | None = Field(default=None, ge=0, lt=1e11, allow_inf_nan=False)
     failures: dict[Kind, Count] = {}
     last_failure: LastFailure | None = None
 

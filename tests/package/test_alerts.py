@@ -23,7 +23,7 @@ ALERTS = re.findall(r"^ *- alert: (\w+)$", RULES.read_text(encoding="utf-8"), re
 METRICS = [
     "up", "ready", "state", "startup_seconds", "uptime_ratio", "restarts_total", "failures_total", "memory_bytes",
     "memory_limit_bytes", "cpu_seconds_total", "cpu_limit_cores", "tasks", "tasks_limit", "oom_kills_total",
-    "last_exit_code",
+    "last_exit_code", "certificate_expiry_seconds",
 ]  # fmt: skip
 BEGIN = re.compile(r"^ {6}- (?:alert|record): (\w.*)$", re.MULTILINE)
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import attacks
 import pytest
 
 from .conftest import SUMMARY, TINY_MODEL, Host
@@ -23,10 +24,15 @@ OPEN = {
     "CPU affinity of it": "slows it down, within its CPU_CORES",
     "connect to its port": "loopback is open to all; API_KEY_FILE asks for a key",
     "writable, executable memory": "docs/decisions/0003",
+    "read a file for all in /srv/other": "models may lie anywhere but where other programs keep theirs",
+    "read another's settings": "they hold no secrets: all may read them",
+    "read /etc/passwd": "libraries look names up in it",
 }
 """What is not refused, and why."""
 SIGNALS = {"signal 0 to it", "SIGURG to it", "SIGURG by a pidfd", "abstract socket", "SIGKILL to it"}
 """What takes Landlock 6 (Linux 6.12) to refuse."""
+PORTS_OF_OTHERS = {"listen on a free port"}
+"""What takes Landlock 4 (Linux 6.7) to refuse."""
 
 RUNNER = """
 import json, os
@@ -58,6 +64,7 @@ sys.path.insert(0, "/opt/citadel/env/lib/python3.11/site-packages")
 import attacks
 print(json.dumps(eval(sys.argv[1])))
 """
+NO_LANDLOCK = "[Service]\nSystemCallFilter=~landlock_create_ruleset\n"
 PACKET = "import socket; socket.create_connection(('192.0.2.1', 9), 3)"
 Outcomes = dict[str, list[str]]
 
@@ -70,6 +77,8 @@ class Pair:
         self.keys: dict[str, str] = {}
 
     def start(self) -> None:
+        for place in attacks.FOR_ALL:
+            self.machine.write(f"{place}/for-all", "a file of another program, which forgot to close it\n")
         for name, port in PORTS.items():
             self.host.settings(
                 name,
@@ -123,6 +132,7 @@ def pair(machine: Any) -> Iterator[Pair]:
     finally:
         for instance in sorted(host.made):
             host.forget(instance)
+        machine.run("rm", "-r", *attacks.FOR_ALL)
         for name in PORTS:
             machine.inside(f"/etc/citadel-llm/{name}.keys").unlink(missing_ok=True)
         for module in ("runner", "attacks"):
@@ -150,8 +160,14 @@ def judge(what: str, outcomes: Outcomes, controls: dict[str, Outcomes], allowed:
     return wrong
 
 
-def test_a_model_reaches_nothing_of_its_neighbour(pair: Pair) -> None:
-    version = landlock(pair)
+def open_without(landlock: int) -> dict[str, str]:
+    """What is not refused on a kernel with this version of Landlock; all other attacks have to be."""
+    missing = (SIGNALS if landlock < 6 else set()) | (PORTS_OF_OTHERS if landlock < 4 else set())
+    return OPEN | dict.fromkeys(missing, f"this kernel has Landlock {landlock}")
+
+
+def attack_neighbour(pair: Pair, landlock: int) -> None:
+    """The thief goes for the victim, all attacks of the table."""
     before = pair.machine.show(f"citadel-llm@{VICTIM}", "MainPID", "NRestarts")
 
     def at(name: str, held: str, holder: dict[str, int]) -> str:
@@ -168,22 +184,20 @@ def test_a_model_reaches_nothing_of_its_neighbour(pair: Pair) -> None:
         ),
     }
     outcomes = pair.inside(THIEF, at(VICTIM, VICTIM, held[VICTIM]))
-    allowed = dict(OPEN)
-    if version < 6:
-        allowed |= dict.fromkeys(SIGNALS, f"this kernel has Landlock {version}")
-    SUMMARY.append(f"Landlock {version}")
-    assert not judge("a model to its neighbour", outcomes, controls, allowed)
+    SUMMARY.append(f"Landlock {landlock}")
+    assert not judge("a model to its neighbour", outcomes, controls, open_without(landlock))
     assert pair.machine.show(f"citadel-llm@{VICTIM}", "MainPID", "NRestarts") == before
 
 
-def test_a_model_changes_nothing_of_its_host(pair: Pair) -> None:
+def attack_host(pair: Pair, landlock: int) -> None:
+    """The thief goes for the host, all attacks of the table."""
     machine = pair.machine
     group = machine.show(f"citadel-llm@{THIEF}", "ControlGroup")["ControlGroup"]
     files = [f"/sys/fs/cgroup/memory{group}/memory.limit_in_bytes", f"/sys/fs/cgroup{group}/memory.max"]
     limit = next(file for file in files if machine.inside(file).exists())
     machine.run("ip", "address", "add", f"{BEYOND}/32", "dev", "lo")
     listen = f"import socket, time; s = socket.create_server(('{BEYOND}', 9)); time.sleep(600)"
-    machine.run("systemd-run", "--quiet", "--unit=beyond", "/usr/bin/python3", "-c", listen)
+    machine.run("systemd-run", "--quiet", "--collect", "--unit=beyond", "/usr/bin/python3", "-c", listen)
     try:
         machine.run("sh", "-c", f"until ss -ltn | grep -q {BEYOND}:9; do sleep 0.1; done", timeout=10)
         # Filtering packets takes BPF, which a container may not have; then a plain unit has no filter either.
@@ -195,23 +209,33 @@ def test_a_model_changes_nothing_of_its_host(pair: Pair) -> None:
     finally:
         machine.run("systemctl", "stop", "beyond")
         machine.run("ip", "address", "del", f"{BEYOND}/32", "dev", "lo")
-    allowed = dict(OPEN)
-    if landlock(pair) < 4:
-        allowed["listen on a free port"] = "this kernel has no Landlock for ports (Linux 6.7)"
+    allowed = open_without(landlock)
     if not filters:
         allowed["connect beyond loopback"] = "not here: systemd in this container filters no packets"
     assert not judge("a model to its host", outcomes, controls, allowed)
 
 
-def test_without_landlock_a_model_serves_and_says_what_is_missing(pair: Pair) -> None:
-    """As on an older kernel: the system call is refused."""
-    unit = f"citadel-llm@{VICTIM}"
+def test_a_model_reaches_nothing_of_its_neighbour(pair: Pair) -> None:
+    attack_neighbour(pair, landlock(pair))
+
+
+def test_a_model_changes_nothing_of_its_host(pair: Pair) -> None:
+    attack_host(pair, landlock(pair))
+
+
+def test_without_landlock_a_model_says_what_is_missing_and_the_other_walls_hold(pair: Pair) -> None:
+    """As on an older kernel: the system call is refused. No attack is left out."""
+    unit = f"citadel-llm@{THIEF}"
     drop_in = f"/run/systemd/system/{unit}.service.d/old.conf"
-    pair.machine.write(drop_in, "[Service]\nSystemCallFilter=~landlock_create_ruleset\n")
+    pair.machine.write(drop_in, NO_LANDLOCK)
     try:
         pair.machine.run("systemctl", "daemon-reload")
         pair.machine.run("systemctl", "restart", unit)
-        assert "Models can signal each other: this kernel has Landlock 0" in pair.host.journal(VICTIM)
+        said = pair.host.journal(THIEF)
+        assert "Models can signal each other: this kernel has Landlock 0" in said
+        assert f"also that of a model that is stopped, and not {PORTS[THIEF]}, " in said
+        attack_neighbour(pair, 0)
+        attack_host(pair, 0)
     finally:
         pair.machine.inside(drop_in).unlink()
         pair.machine.run("systemctl", "daemon-reload")

@@ -1,25 +1,46 @@
 """Keys of the API on a booted host: made by the command, asked for everywhere, kept nowhere."""
 
 import json
+import re
+import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 
-from .conftest import TINY_MODEL, Host
+from hxp_enterprise_llm.utils.api_keys import digest
+
+from .conftest import SUMMARY, TINY_MODEL, Host
 
 PORT = 11590
-PATHS = (
-    "/v1/models",
-    "/metrics",
-    "/tokenize",
-    "/invocations",
-    "/version",
-    "/ping",
-    "/openapi.json",
-    "/docs",
-    "/nothing",
-)
+URL = f"http://127.0.0.1:{PORT}"
+LEFT_OUT = ("/metrics", "/tokenize", "/invocations", "/ping", "/openapi.json", "/docs", "/redoc", "/nothing")
+"""Paths that vLLM's own description of its API may not name, or that it has left open."""
+NEEDLES, HEADER, PLANTED = "/root/needles", "/root/header", "/var/tmp/planted"
+LEAKS = f"""
+places() {{ grep -aqF -f {NEEDLES} && echo "$1"; }}
+cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n' | places processes
+systemctl show --all 'citadel-llm*' | places properties
+systemctl cat 'citadel-llm*' | places units
+journalctl --sync
+journalctl --output=export | places journal
+for of in key\\ list show check status; do citadel-llm $of locked 2>&1; done | places commands
+curl -s http://127.0.0.1:8000/health/services http://127.0.0.1:8000/ http://127.0.0.1:9090/metrics | places monitor
+curl -s -H @{HEADER} {URL}/metrics {URL}/v1/models {URL}/openapi.json {URL}/version | places model
+find /run /var /etc /tmp /dev/shm -type f -perm -004 -size -64M -exec grep -laF -f {NEEDLES} {{}} +
+true
+"""
+"""Prints each place, of those that others than root may look at, that holds one of the needles."""
+ADD = """
+import sys
+from hxp_enterprise_llm.cli import keys
+for number in range(20):
+    keys.add("locked", f"{sys.argv[1]}{number}")
+"""
+TOGETHER = """
+for who in a b; do /opt/citadel/env/bin/python -I -c "$1" $who & all="$all $!"; done
+for one in $all; do wait $one || exit 1; done
+"""
 
 
 KEYS = "/etc/citadel-llm/locked.keys"
@@ -29,53 +50,120 @@ KEYS = "/etc/citadel-llm/locked.keys"
 def keys(host: Host) -> Iterator[None]:
     """No test finds the keys of another, also not of one that failed."""
     yield
-    host.machine.inside(KEYS).unlink(missing_ok=True)
+    for file in (KEYS, NEEDLES, HEADER):
+        host.machine.inside(file).unlink(missing_ok=True)
+
+
+def statuses(host: Host, paths: Iterable[str], key: str = "", method: str = "GET") -> dict[str, str]:
+    """What each path answers to a request with no body."""
+    words = ["-H", f"Authorization: Bearer {key}"] if key else []
+    words += [word for path in paths for word in ("-o", "/dev/null", f"{URL}{path}")]
+    asked = ["curl", "-s", "--max-time", "20", "-X", method, "-w", "%{url_effective} %{http_code}\\n", *words]
+    lines = host.machine.output(*asked).splitlines()
+    return {url.removeprefix(URL): code for url, code in map(str.split, lines)}
 
 
 def status(host: Host, path: str, key: str = "") -> str:
-    words = ["-H", f"Authorization: Bearer {key}"] if key else []
-    return host.machine.output(
-        "curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", *words, f"http://127.0.0.1:{PORT}{path}"
-    )
+    return statuses(host, [path], key)[path]
 
 
-def test_keys_are_made_asked_for_and_revoked(host: Host) -> None:
+def leaks(host: Host, needles: list[str]) -> list[str]:
+    """Where one of these is found that others than root may look at."""
+    host.machine.write(NEEDLES, "".join(f"{needle}\n" for needle in needles))
+    host.machine.run("chmod", "600", NEEDLES)
+    return host.machine.output("sh", "-c", LEAKS).splitlines()
+
+
+def start(host: Host, by_hand: str) -> tuple[str, str]:
+    """Start `locked` with a key written by hand and two that the command makes; those two."""
     machine = host.machine
-    host.settings("locked", MODEL=TINY_MODEL, PORT=PORT, KV_CACHE_GB=0.25)
+    machine.write(KEYS, f"# of the chat\n{by_hand}\n")
+    machine.run("chmod", "600", KEYS)
+    host.settings("locked", MODEL=TINY_MODEL, PORT=PORT, KV_CACHE_GB=0.25, API_KEY_FILE=KEYS)
     alice = machine.output("citadel-llm", "key", "add", "locked", "--name", "alice")
     bob = machine.output("citadel-llm", "key", "add", "citadel-llm@locked", "--name", "bob")
     assert machine.output("stat", "-c", "%U %a", KEYS) == "root 600"
     names = [one["name"] for one in json.loads(machine.output("citadel-llm", "key", "list", "locked", "--json"))]
-    assert names == ["alice", "bob"]
+    assert names == ["", "alice", "bob"]
     machine.run("systemctl", "start", "citadel-llm@locked")
-    assert {path: status(host, path) for path in PATHS} == dict.fromkeys(PATHS, "401")
+    return alice, bob
+
+
+def test_keys_are_made_asked_for_and_revoked(host: Host) -> None:
+    machine = host.machine
+    by_hand = f"by-hand-{secrets.token_hex(16)}"
+    alice, bob = start(host, by_hand)
+    given = (by_hand, alice, bob)
+    # What vLLM says that it has, and what it does not say.
+    described = json.loads(machine.output("curl", "-s", "-H", f"Authorization: Bearer {alice}", f"{URL}/openapi.json"))
+    paths = {re.sub(r"{\w+}", "1", path): methods for path, methods in described["paths"].items()}
+    assert len(paths) > 15 and "/v1/chat/completions" in paths, sorted(paths)
+    asked = sorted({*paths, *LEFT_OUT} - {"/health"})
+    methods = sorted({"GET", *(method.upper() for one in paths.values() for method in one)})
+    for method in methods:
+        assert statuses(host, asked, method=method) == dict.fromkeys(asked, "401"), method
+    SUMMARY.append(f"{len(asked)} paths, by {', '.join(methods)}: each asks for a key")
+    assert "401" not in statuses(host, asked, alice).values()
     assert status(host, "/health") == "200"
-    for key in (alice, bob):
-        assert (status(host, "/v1/models", key), status(host, "/metrics", key)) == ("200", "200")
-    assert status(host, "/v1/models", "wrong") == "401"
+    for key in given:
+        assert list(statuses(host, ["/v1/models", "/metrics"], key).values()) == ["200", "200"]
+    # Neither a digest nor what the file has is a key.
+    for wrong in ("wrong", digest(by_hand), f"sha256:{digest(alice)}", "#"):
+        assert status(host, "/v1/models", wrong) == "401"
     # The monitor needs none, and tells none.
     end = time.monotonic() + 10
     while not json.loads(machine.output("curl", "-s", "http://127.0.0.1:8000/health/services/locked")).get("ready"):
         assert time.monotonic() < end, "the monitor does not say that it is ready"
         time.sleep(0.2)
-    seen = machine.output("systemctl", "show", "citadel-llm@locked") + host.journal("locked")
-    seen += machine.output("curl", "-s", "http://127.0.0.1:8000/health/services", "http://127.0.0.1:9090/metrics")
-    everywhere = "cat /proc/[0-9]*/cmdline /proc/[0-9]*/environ /run/citadel-llm/*/* 2>/dev/null | tr '\\0' ' '; true"
-    seen += machine.output("sh", "-c", everywhere)
-    assert alice not in seen and bob not in seen
+    machine.write(HEADER, f"Authorization: Bearer {by_hand}\n")
+    machine.run("chmod", "600", HEADER)
+    assert leaks(host, [*given, *map(digest, given)]) == []
     server = host.server("locked")
     machine.run("citadel-llm", "key", "revoke", "locked", "alice")
     carol = machine.output("citadel-llm", "key", "add", "locked", "--name", "carol")
     machine.run("citadel-llm", "reload", "locked")
-    assert [status(host, "/v1/models", key) for key in (alice, bob, carol)] == ["401", "200", "200"]
+    assert [status(host, "/v1/models", key) for key in (*given, carol)] == ["200", "401", "200", "200"]
+    assert leaks(host, [*given, carol, *map(digest, (*given, carol))]) == [], "a reload hands keys over too"
     # Without a key left it is closed, not open.
     for name in ("bob", "carol"):
         machine.run("citadel-llm", "key", "revoke", "locked", name)
+    machine.write(KEYS, machine.inside(KEYS).read_text().replace(by_hand, ""))
     machine.run("citadel-llm", "reload", "locked")
-    assert [status(host, path, bob) for path in ("/v1/models", "/metrics", "/health")] == ["401", "401", "200"]
+    assert [status(host, path, by_hand) for path in ("/v1/models", "/metrics", "/health")] == ["401", "401", "200"]
     assert host.server("locked") == server, "other keys take no other server"
     assert machine.run("systemctl", "restart", "citadel-llm@locked", check=False).returncode != 0
     assert "holds no key" in machine.show("citadel-llm@locked", "StatusText")["StatusText"]
+
+
+def test_a_leak_would_be_found(host: Host) -> None:
+    """The search of the test above, for what is in an environment, in the journal, in a description and in a file."""
+    canary = f"canary-{secrets.token_hex(16)}"
+    host.settings("locked", MODEL=TINY_MODEL, PORT=PORT, SERVED_MODEL_NAME=canary)
+    unit = ["systemd-run", "--quiet", "--unit=canary", f"--setenv=CANARY={canary}", f"--description={canary}"]
+    host.machine.run(*unit, "sleep", "60")
+    host.machine.write(PLANTED, canary)
+    try:
+        found = leaks(host, [canary])
+    finally:
+        host.machine.run("systemctl", "stop", "canary")
+        host.machine.run("rm", PLANTED)
+    settings = "/etc/default/citadel-llm-locked"
+    assert {*found} >= {"processes", "journal", "commands", PLANTED, settings}, found
+
+
+def test_two_processes_that_add_keys_at_once_lose_none(host: Host) -> None:
+    host.settings("locked", MODEL=TINY_MODEL, PORT=PORT, KV_CACHE_GB=0.25)
+    host.machine.run("sh", "-c", TOGETHER, "sh", ADD)
+    listed = json.loads(host.machine.output("citadel-llm", "key", "list", "locked", "--json"))
+    assert {one["name"] for one in listed} == {f"{who}{number}" for who in "ab" for number in range(20)}
+    # What the command says of where keys lie, where a stolen model could change them.
+    host.machine.run("chown", "agent0", "/etc/citadel-llm")
+    try:
+        said = host.machine.run("citadel-llm", "check", "locked", check=False).stderr
+    finally:
+        host.machine.run("chown", "root", "/etc/citadel-llm")
+    assert "agent0, so a stolen model server too, may change /etc/citadel-llm; move the file" in said, said
+    assert "a stolen model" not in host.machine.run("citadel-llm", "check", "locked", check=False).stderr
 
 
 def test_what_cannot_be_done_with_a_key_is_said(host: Host) -> None:

@@ -13,6 +13,7 @@ from .conftest import TINY_MODEL, Host
 PORT = 11596
 UNIT = "citadel-llm@secure"
 CERTIFICATE, KEY = "/srv/keys/secure.pem", "/srv/keys/secure.key"
+END = "2100-01-01T00:00:00Z"
 MOUNT = """
 [Mount]
 What=/var/keys
@@ -88,6 +89,10 @@ def test_https_from_a_start_to_a_renewal_under_load(secure: Secure) -> None:
     health = "http://127.0.0.1:8000/health"
     until(lambda: json.loads(machine.output("curl", "-s", f"{health}/services/secure")).get("ready"))
     assert json.loads(machine.output("curl", "-s", f"{health}/services/secure"))["tls"]
+    # Whether a renewal is due, it knows without a look into the file.
+    assert json.loads(machine.output("curl", "-s", f"{health}/services/secure"))["certificate_expires"] == END
+    expiry = 'citadel_llm_service_certificate_expiry_seconds{service="secure"} 4.1024448e+09'
+    assert expiry in machine.output("curl", "-s", "http://127.0.0.1:9090/metrics")
     targets = json.loads(machine.output("curl", "-s", f"{health}/targets"))
     labels = {"service": "secure", "__scheme__": "https"}
     assert {"targets": [f"127.0.0.1:{PORT}"], "labels": labels} in targets

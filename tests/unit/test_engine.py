@@ -1,4 +1,5 @@
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,28 @@ def test_a_model_is_found_by_directory_and_by_hub_id(model: Path) -> None:
     nested.mkdir(parents=True)
     (nested / "config.json").write_text("{}")
     assert engine.find_model(config(model="org/name"), model / "models") == str(nested)
+
+
+def test_a_model_where_services_see_nothing(tmp_path: Path) -> None:
+    """Also for a root that checks, and could read it."""
+    for place in ("/home/me/model", "/root", "/var/lib/other/model", "/var/cache/model"):
+        with pytest.raises(ModelMissing, match=r"services see nothing in /\w+.*copy the model to /var/lib/c"):
+            engine.find_model(config(model=place))
+    (tmp_path / "link").symlink_to("/home/me/model")
+    with pytest.raises(ModelMissing, match="services see nothing in /home"):
+        engine.find_model(config(model=str(tmp_path / "link")))
+    for place in ("/var/lib/citadel-llm/models/none", "/srv/none", "/var/models", "/homes/none"):
+        with pytest.raises(ModelMissing, match="no such directory"):
+            engine.find_model(config(model=place))
+
+
+def test_what_the_template_hides_is_known_here() -> None:
+    template = (Path(__file__).parents[2] / "systemd/citadel-llm@.service").read_text(encoding="utf-8")
+    words = re.findall(r"^(?:TemporaryFileSystem|InaccessiblePaths)=(.*)$", template, re.MULTILINE)
+    hidden = {word.removeprefix("-").split(":")[0] for line in words for word in line.split()}
+    # systemd.exec(5) names the three of ProtectHome=.
+    hidden |= {"/home", "/root", "/run/user"} if "\nProtectHome=yes\n" in template else set()
+    assert {*engine.HIDDEN} == {place for place in hidden if place not in ("/dev/shm", "/run/dbus", "/run/citadel-llm")}
 
 
 def test_a_missing_model_says_what_to_do(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from hxp_enterprise_llm.services.core.service_manager import engine, isolation
     [
         (7, Verdict.GOOD, "cannot read or signal each other (Landlock 7)"),
         (6, Verdict.GOOD, "Landlock 6"),
-        (2, Verdict.WARNING, "has Landlock 2, and it takes 6 (Linux 6.12)"),
+        (4, Verdict.WARNING, "but end each other: the kernel has Landlock 4"),
+        (2, Verdict.WARNING, "the port of one that is stopped: the kernel has Landlock 2, and it takes 6 (Linux 6.12)"),
         (0, Verdict.WARNING, "has Landlock 0"),
     ],
 )
@@ -40,15 +41,21 @@ def test_what_a_kernel_refuses_is_said_and_the_rest_is_done(
     assert "Limits of other models on this host can be set from here" in caplog.text
     monkeypatch.setattr(isolation, "_restrict", refuse)
     isolation.enter(None)
-    assert "can be signalled from here: Landlock: Operation not permitted" in caplog.text
+    assert "can be signalled from here" in caplog.text and "Landlock: Operation not permitted" in caplog.text
     monkeypatch.setattr(isolation, "landlock_version", lambda: 5)
     monkeypatch.setattr(isolation, "_refuse_limits_of_others", lambda: done.append("limits"))
     monkeypatch.setattr(isolation, "_restrict", lambda *asked: done.append(asked))
     isolation.enter([1])
-    monkeypatch.setattr(isolation, "landlock_version", lambda: 3)
-    isolation.enter([1])
-    assert done[1:] == ["limits", (0, [1]), "limits", (0, None)]
     assert "Models can signal each other: this kernel has Landlock 5" in caplog.text
+    assert "free TCP port" not in caplog.text
+    monkeypatch.setattr(isolation, "landlock_version", lambda: 3)
+    isolation.enter([0, 11500, *range(32768, 61000), 61002])
+    assert done[1:] == ["limits", (0, [1]), "limits", (0, None)]
+    (said,) = (record.getMessage() for record in caplog.records if "free TCP port" in record.getMessage())
+    assert "not 11500, 32768-60999, 61002 alone: this kernel has Landlock 3, and it takes 4 (Linux 6.7)" in said
+    caplog.clear()
+    isolation.enter(None)
+    assert "free TCP port" not in caplog.text, "its own settings may take any"
 
 
 @pytest.mark.parametrize(

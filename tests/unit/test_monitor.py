@@ -5,6 +5,7 @@ import json
 import os
 import sqlite3
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,7 @@ def test_what_the_main_process_says_is_read(tmp_path: Path) -> None:
         '{"address": {"scheme": "http", "host": "127.0.0.1", "port": "11500"}}',
         "", "{", "[]", "null", '{"failures": {"engine-died": -1}}', '{"failures": {"engine-died": 1e99}}',
         '{"failures": {"engine-died": true}}', '{"startup_seconds": NaN}',
+        '{"certificate_expires": 1e12}', '{"certificate_expires": -1}', '{"certificate_expires": NaN}',
         '{"startup_seconds": 1e308}', '{"startup_seconds": -1}', '{"failures": {"engine-died": ' + "9" * 5000 + "}}",
         '{"last_failure": {"kind": "engine-died", "reason": "x", "at": Infinity}}', "[" * 60000, " " * 65537 + "{}",
         '{"last_failure": {"kind": "engine-died", "reason": ["x"], "at": 1}}',
@@ -559,7 +561,9 @@ def test_one_that_becomes_ready_is_believed_at_once(root: Root, tmp_path: Path) 
 def test_one_is_asked_where_it_says_that_it_is_whatever_its_settings_say_since(
     root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edit: str
 ) -> None:
-    told = InstanceState(address=Address(scheme="https", host="127.0.0.1", port=11700))
+    told = InstanceState(
+        address=Address(scheme="https", host="127.0.0.1", port=11700), certificate_expires=4102444800.0
+    )
     monkeypatch.setattr(state_file, "read", lambda *_: told)
 
     async def scenario() -> None:
@@ -572,6 +576,9 @@ def test_one_is_asked_where_it_says_that_it_is_whatever_its_settings_say_since(
         fleet.present(set(fleet.names()))
         (a,) = fleet.services().services
         assert (a.port, a.tls) == (11700, True)
+        assert a.certificate_expires == datetime(2100, 1, 1, tzinfo=UTC)
+        expiry = b'citadel_llm_service_certificate_expiry_seconds{service="a"} 4.1024448e+09'
+        assert expiry in metrics.Exposition(fleet, "1").text("")[1]
         answering.said = "answers 500"
         answering.ports.clear()
         fleet.probe_all()
@@ -581,7 +588,9 @@ def test_one_is_asked_where_it_says_that_it_is_whatever_its_settings_say_since(
         (target,) = fleet.targets()
         assert (target.targets, target.labels) == (("127.0.0.1:11700",), {"service": "a", "__scheme__": "https"})
         fleet.changed("a", {"ActiveState": "inactive", "SubState": "dead"}, 1)
-        assert fleet.services().services[0].port != 11700, "what it said of a run that has ended"
+        (a,) = fleet.services().services
+        assert a.port != 11700 and a.certificate_expires is None, "what it said of a run that has ended"
+        assert expiry not in metrics.Exposition(fleet, "1").text("")[1]
 
     asyncio.run(scenario())
 

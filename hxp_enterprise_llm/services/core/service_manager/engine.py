@@ -17,6 +17,11 @@ from hxp_enterprise_llm.utils.settings_keys import GIBIBYTE, HIGH_GAP_BYTES, PAS
 
 MODELS = Path("/var/lib/citadel-llm/models")
 CACHE = Path("/var/cache/citadel-llm")
+HIDDEN = (
+    "/home", "/root", "/run/user", "/var/lib", "/var/cache", "/var/log", "/var/spool", "/var/mail", "/var/backups",
+    "/var/www", "/var/opt", "/var/local",
+)  # fmt: skip
+"""What the template hides from models, but for MODELS and a model's own cache."""
 
 OVERHEAD_GB = 1.3
 """Memory of an instance beside weights and KV cache: main process, API server and engine with their libraries (GiB).
@@ -43,6 +48,10 @@ def find_model(config: ServiceConfigSchema, models: Path = MODELS) -> str:
     A hub id `organisation/name` lives in the directory of that name below `models`. Raises ModelMissing.
     """
     directory = Path(config.model) if config.model.startswith("/") else models / config.model
+    real = Path(os.path.realpath(directory))
+    hidden = next((place for place in HIDDEN if real.is_relative_to(place)), "")
+    if hidden and not real.is_relative_to(os.path.realpath(models)):
+        raise ModelMissing(f"MODEL={config.model}: services see nothing in {hidden}; copy the model to {models}")
     try:
         if stat.S_ISREG((directory / "config.json").stat().st_mode):
             closed = [file for file in sorted(directory.iterdir()) if not os.access(file, os.R_OK)]

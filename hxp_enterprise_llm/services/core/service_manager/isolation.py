@@ -61,11 +61,34 @@ def enter(ports: Iterable[int] | None) -> None:
             version,
             SIGNALS_SINCE,
         )
+    if ports is not None and version < PORTS_SINCE:
+        log.info(
+            "Any free TCP port can be listened on from here, also that of a model that is stopped, and not %s alone: "
+            "this kernel has Landlock %d, and it takes %d (Linux 6.7) to refuse that",
+            _ranges(ports),
+            version,
+            PORTS_SINCE,
+        )
     scopes = ABSTRACT_SOCKETS | SIGNALS if version >= SIGNALS_SINCE else 0
     try:
         _restrict(scopes, ports if version >= PORTS_SINCE else None)
     except OSError as error:
-        log.warning("Other models on this host can be signalled from here: Landlock: %s", error.strerror)
+        log.warning(
+            "Other models on this host can be signalled from here, and their ports taken while they are stopped: "
+            "Landlock: %s",
+            error.strerror,
+        )
+
+
+def _ranges(ports: Iterable[int]) -> str:
+    """Ports in words; 0, one that the kernel draws, is among the others."""
+    found: list[list[int]] = []
+    for port in sorted({*ports} - {0}):
+        if found and port == found[-1][-1] + 1:
+            found[-1][1:] = [port]
+        else:
+            found.append([port])
+    return ", ".join("-".join(map(str, ends)) for ends in found)
 
 
 def _restrict(scopes: int, ports: Iterable[int] | None) -> None:

@@ -25,14 +25,18 @@ class StateFile:
         self._file = directory / NAME
         self._state: dict[str, Any] = {"address": None, "startup_seconds": None, "failures": {}, "last_failure": None}
 
-    def started(self, seconds: float, address: Address) -> None:
-        """Note how long the last start, or recovery, took until the model had answered, and where."""
+    def started(self, seconds: float, address: Address, expires: float) -> None:
+        """Note how long the last start, or recovery, took until the model had answered; the others as in `serves`."""
         self._state["startup_seconds"] = round(seconds, 3)
-        self.serves(address)
+        self.serves(address, expires)
 
-    def serves(self, address: Address) -> None:
-        """Note where clients reach it: the settings may say something else by now."""
+    def serves(self, address: Address, expires: float) -> None:
+        """Note where clients reach it, and when its certificate expires (seconds since the epoch, 0 for none).
+
+        The settings and their files may say something else by now.
+        """
         self._state["address"] = address.model_dump()
+        self._state["certificate_expires"] = expires or None
         self._write()
 
     def failed(self, kind: str, reason: str) -> None:

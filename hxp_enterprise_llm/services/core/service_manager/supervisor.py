@@ -167,7 +167,7 @@ class Supervisor:
         await server.open()
         self._previous, self._was_ready = None, True
         took = time.monotonic() - self._begin
-        self._state.started(took, Address.of(config))
+        self._state.started(took, Address.of(config), self._credentials.expires)
         self._say(f"Ready: {config.api_name} on {Address.of(config).url}, started in {took:.1f} s", READY=1)
         return True
 
@@ -291,7 +291,7 @@ class Supervisor:
         await server.take(given.and_key(digest(self._key)))
         if model != old_model or not reload.same_server(old, config):
             return old, old_model
-        self._state.serves(Address.of(config))
+        self._state.serves(Address.of(config), given.expires)
         self._say(f"Ready: {config.api_name} on {Address.of(config).url}, with the new keys and certificate", READY=1)
         return None
 

@@ -85,17 +85,7 @@ def test_https_from_a_start_to_a_renewal_under_load(secure: Secure) -> None:
     assert f"Address: {address}" in machine.output("citadel-llm", "status", "secure")
     assert machine.output("curl", "-s", "--cacert", CERTIFICATE, "-w", "%{http_code}", f"{address}/health") == "200"
     assert machine.run("curl", "-s", f"http://127.0.0.1:{PORT}/health", check=False).returncode != 0
-    # The monitor, and Prometheus by its word.
-    health = "http://127.0.0.1:8000/health"
-    until(lambda: json.loads(machine.output("curl", "-s", f"{health}/services/secure")).get("ready"))
-    assert json.loads(machine.output("curl", "-s", f"{health}/services/secure"))["tls"]
-    # Whether a renewal is due, it knows without a look into the file.
-    assert json.loads(machine.output("curl", "-s", f"{health}/services/secure"))["certificate_expires"] == END
-    expiry = 'citadel_llm_service_certificate_expiry_seconds{service="secure"} 4.1024448e+09'
-    assert expiry in machine.output("curl", "-s", "http://127.0.0.1:9090/metrics")
-    targets = json.loads(machine.output("curl", "-s", f"{health}/targets"))
-    labels = {"service": "secure", "__scheme__": "https"}
-    assert {"targets": [f"127.0.0.1:{PORT}"], "labels": labels} in targets
+    watched(secure)
     # The key is nowhere but in its file, which the service's own user may not read.
     nowhere(secure)
 
@@ -148,6 +138,20 @@ def test_https_from_a_start_to_a_renewal_under_load(secure: Secure) -> None:
             machine.inside(KEY).unlink()
         assert said in secure.refused("restart")
         assert machine.show(UNIT, "ExecMainStatus", "NRestarts") == {"ExecMainStatus": "78", "NRestarts": "0"}
+
+
+def watched(secure: Secure) -> None:
+    """The monitor asks it by HTTPS, as does Prometheus by its word, and knows when the certificate ends."""
+    machine = secure.machine
+    health = "http://127.0.0.1:8000/health"
+    until(lambda: json.loads(machine.output("curl", "-s", f"{health}/services/secure")).get("ready"))
+    assert json.loads(machine.output("curl", "-s", f"{health}/services/secure"))["tls"]
+    assert json.loads(machine.output("curl", "-s", f"{health}/services/secure"))["certificate_expires"] == END
+    expiry = 'citadel_llm_service_certificate_expiry_seconds{service="secure"} 4.1024448e+09'
+    assert expiry in machine.output("curl", "-s", "http://127.0.0.1:9090/metrics")
+    targets = json.loads(machine.output("curl", "-s", f"{health}/targets"))
+    labels = {"service": "secure", "__scheme__": "https"}
+    assert {"targets": [f"127.0.0.1:{PORT}"], "labels": labels} in targets
 
 
 def nowhere(secure: Secure) -> None:

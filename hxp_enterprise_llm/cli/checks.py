@@ -5,18 +5,10 @@ from collections.abc import Iterator, Sequence
 import click
 
 from hxp_enterprise_llm.cli import output, strays
-from hxp_enterprise_llm.services.core.service_manager import ServiceManager, host_checks
+from hxp_enterprise_llm.services.core.service_manager import ServiceManager, host_checks, start_check
 from hxp_enterprise_llm.services.core.service_manager.host_checks import Finding
-from hxp_enterprise_llm.services.core.service_manager.prestart import prepare
-from hxp_enterprise_llm.services.core.service_manager.service import Service
 from hxp_enterprise_llm.utils import config as settings
-from hxp_enterprise_llm.utils.errors import (
-    CitadelError,
-    ExitStatus,
-    NoSuchInstance,
-    SettingsRefused,
-    SystemdUnreachable,
-)
+from hxp_enterprise_llm.utils.errors import ExitStatus, NoSuchInstance, SystemdUnreachable
 
 
 def check(names: Sequence[str], for_program: bool = False) -> ExitStatus:
@@ -58,31 +50,8 @@ def _look(names: Sequence[str]) -> Iterator[Finding]:
     together = [service for service in services.values() if service.enabled or service.running or service.name in names]
     around += host_checks.memory([service.config for service in together if service.config])
     for name in names or everything:
-        yield from _of_one(name, manager, services.get(name))
+        service = services.get(name)
+        yield from start_check.findings(name, running=bool(service and service.pid))
         yield from (finding for finding in around if finding.instance == name)
     yield from (Finding("host", warning, fatal=False) for warning in strays.warnings())
     yield from (finding for finding in around if finding.instance not in everything)
-
-
-def _of_one(name: str, manager: ServiceManager, service: Service | None) -> list[Finding]:
-    try:
-        config, _ = settings.load(name)
-    except SettingsRefused as error:
-        return _findings(name, error)
-    found = host_checks.account(name, manager.config)
-    if not found:
-        found += host_checks.permissions(config, manager.config)
-        found += host_checks.changeable(config, manager.config)
-    found += host_checks.secrets(config)
-    try:
-        prepare(name)
-    except CitadelError as error:
-        found += _findings(name, error)
-    if not (service and service.pid):
-        # One that runs holds its port itself.
-        found += host_checks.port(config)
-    return found
-
-
-def _findings(name: str, error: CitadelError) -> list[Finding]:
-    return [Finding(name, line, status=error.exit_status) for line in str(error).splitlines()]

@@ -158,7 +158,7 @@ def test_what_a_user_may_not_read_is_named(tmp_path: Path) -> None:
     assert host_checks.readable_by(file, NOBODY, []) == inner
 
 
-def test_a_port_that_is_taken_names_its_holder() -> None:
+def test_a_port_that_is_taken_names_its_holder(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -166,6 +166,11 @@ def test_a_port_that_is_taken_names_its_holder() -> None:
         (finding,) = host_checks.port(taken)
         assert finding.status == 69
         assert "(pid " in finding.text
+        # It is not that of the instance, which runs: its settings name another port than it was started with.
+        assert host_checks.port(taken, running=True) == [finding]
+        with monkeypatch.context() as patch:
+            patch.setattr(host_checks, "_instance", lambda pid: "m")
+            assert host_checks.port(taken, running=True) == []
     assert host_checks.port(taken) == []
 
 

@@ -18,10 +18,18 @@ from hxp_enterprise_llm.utils.errors import CitadelError, ExitStatus
 log = logging.getLogger("citadel-llm")
 
 
-def check(name: str) -> None:
-    """Check instance `name` as a start would, and print what it would serve. A port it may hold itself is not tried."""
-    config, model = prepare(name)
-    print(f"{name}: settings are good; would serve {model} as {config.api_name} on {config.host}:{config.port}")
+def check(name: str) -> ExitStatus:
+    """Say whether instance `name` would start, or start again if it runs: what `citadel-llm check` says of it alone."""
+    # The main process itself has no use for these, and keeps what it has imported.
+    from hxp_enterprise_llm.services.core.service_manager import start_check
+
+    found = start_check.findings(name, running=True)
+    for finding in found:
+        log.log(logging.ERROR if finding.fatal else logging.WARNING, "%s", finding.text)
+    faults = [finding.status for finding in found if finding.fatal]
+    if not faults:
+        print(f"{name}: settings are good, and what a start needs is there")
+    return max(faults, default=ExitStatus.DONE)
 
 
 def run(name: str, notifier: Notifier) -> None:
@@ -51,7 +59,7 @@ def main(arguments: list[str]) -> ExitStatus:
         description="Main process of a citadel-llm@MODEL.service unit. Administrators use systemctl or citadel-llm.",
     )
     parser.add_argument("model", help="name of the instance: its settings are in /etc/default/citadel-llm-MODEL")
-    parser.add_argument("--check", action="store_true", help="check settings and model, start nothing")
+    parser.add_argument("--check", action="store_true", help="check what a start needs, start nothing")
     options = parser.parse_args(arguments)
     handler: logging.Handler = logging.StreamHandler(sys.stdout)
     if "JOURNAL_STREAM" in os.environ:
@@ -62,9 +70,8 @@ def main(arguments: list[str]) -> ExitStatus:
     notifier = Notifier.take()
     try:
         if options.check:
-            check(options.model)
-        else:
-            run(options.model, notifier)
+            return check(options.model)
+        run(options.model, notifier)
     except CitadelError as error:
         for line in str(error).splitlines():
             log.error("%s", line, extra=error.fields)

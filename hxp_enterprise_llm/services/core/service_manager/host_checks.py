@@ -1,6 +1,6 @@
 """What a start needs of the host, and of the instances beside it: accounts, permissions, ports, memory, disk, order.
 
-`prestart` checks one instance as the service itself can; these are for `citadel-llm check`, which sees more as root.
+`prestart` checks one instance as the service itself can; these see more as root. `start_check` asks both.
 """
 
 import grp
@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import psutil
 
+from hxp_enterprise_llm.generator import unit_name
 from hxp_enterprise_llm.orchestration.service_orchestrator import dependencies, order
 from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
 from hxp_enterprise_llm.services.core.service_manager import credentials, engine
@@ -167,8 +168,8 @@ def secrets(config: ServiceConfigSchema) -> list[Finding]:
     return found
 
 
-def port(config: ServiceConfigSchema) -> list[Finding]:
-    """Whether the address is one of this host, and whether something listens on the port now, and what."""
+def port(config: ServiceConfigSchema, running: bool = False) -> list[Finding]:
+    """Whether the address is one of this host, and whether something else listens on the port now, and what."""
     try:
         with socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET) as probe:
             probe.bind((config.host, 0))
@@ -179,6 +180,8 @@ def port(config: ServiceConfigSchema) -> list[Finding]:
         if connection.status != psutil.CONN_LISTEN or not connection.laddr or connection.laddr.port != config.port:
             continue
         if connection.laddr.ip in (config.host, *EVERY_ADDRESS) or config.host in EVERY_ADDRESS:
+            if running and _may_be(config.name, connection.pid):
+                continue
             holder = _holder(connection.pid)
             text = f"port conflict: PORT={config.port} is taken by {holder}; stop that or choose another PORT"
             return [Finding(config.name, text, status=ExitStatus.UNAVAILABLE)]
@@ -190,12 +193,25 @@ def _holder(pid: int | None, proc: Path = Path("/proc")) -> str:
     if pid is None:
         return "a process that only root may see"
     try:
-        unit = OUR_UNIT.search((proc / str(pid) / "cgroup").read_text(encoding="utf-8"))
-        if unit:
-            return f"the instance {unit[1]} ({unit[0]}, pid {pid})"
+        instance = _instance(pid, proc)
+        if instance:
+            return f"the instance {instance} ({unit_name(instance)}, pid {pid})"
         return f"{psutil.Process(pid).name()} (pid {pid})"
     except (OSError, psutil.Error):
         return f"pid {pid}, which has ended since"
+
+
+def _may_be(instance: str, pid: int | None) -> bool:
+    try:
+        return pid is None or _instance(pid) == instance
+    except OSError:
+        return False
+
+
+def _instance(pid: int, proc: Path = Path("/proc")) -> str:
+    """The instance that a process belongs to, "" for none. Raises OSError if it has ended."""
+    unit = OUR_UNIT.search((proc / str(pid) / "cgroup").read_text(encoding="utf-8"))
+    return unit[1] if unit else ""
 
 
 def memory(configs: Iterable[ServiceConfigSchema]) -> list[Finding]:

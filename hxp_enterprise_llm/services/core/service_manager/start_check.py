@@ -1,0 +1,34 @@
+"""Everything that one instance needs to start: for `citadel-llm check`, and for an upgrade before it restarts one."""
+
+from hxp_enterprise_llm.services.core.service_manager import host_checks
+from hxp_enterprise_llm.services.core.service_manager.config import ServiceManagerConfig
+from hxp_enterprise_llm.services.core.service_manager.host_checks import Finding
+from hxp_enterprise_llm.services.core.service_manager.prestart import prepare
+from hxp_enterprise_llm.utils import config as settings
+from hxp_enterprise_llm.utils.errors import CitadelError, SettingsRefused
+
+
+def findings(name: str, running: bool) -> list[Finding]:
+    """What is wrong with an instance's settings and model, with what only root can judge of them, and with its port.
+
+    One that is `running` may hold the port itself, also where only root may see who does.
+    """
+    try:
+        config, _ = settings.load(name)
+        manager = ServiceManagerConfig.load()
+    except SettingsRefused as error:
+        return _of(name, error)
+    found = host_checks.account(name, manager)
+    if not found:
+        found += host_checks.permissions(config, manager)
+        found += host_checks.changeable(config, manager)
+    found += host_checks.secrets(config)
+    try:
+        prepare(name)
+    except CitadelError as error:
+        found += _of(name, error)
+    return found + host_checks.port(config, running)
+
+
+def _of(name: str, error: CitadelError) -> list[Finding]:
+    return [Finding(name, line, status=error.exit_status) for line in str(error).splitlines()]

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+import certificates as made
 from machine import Machine
 from variants import CHANGED, COMMENT
 
@@ -21,16 +22,27 @@ COLUMNS = {
     "bravo": "enabled, runs, after the first",
     "idle": "enabled, stopped",
     BROKEN: "failed",
-    "masked": "masked",
+    "masked": "enabled, masked",
     MONITOR: "monitor",
 }
 EDITED = "/etc/default/citadel-llm-test"
 EDIT = "# An administrator's.\n"
 UNEDITED = f"/{CHANGED[0]}"
+MODEL = "/var/lib/citadel-llm/models/zulu"
+KEYS = "/etc/citadel-llm/mine.key"
+CERTIFICATE, PRIVATE_KEY = "/etc/citadel-llm/bravo.pem", "/etc/citadel-llm/bravo.key"
+"""What only one of the models has: zulu its directory, alpha a file of keys, bravo a certificate."""
+
+SETTINGS = {
+    "alpha": ["REQUIRES=zulu", f"API_KEY_FILE={KEYS}"],
+    "bravo": ["AFTER=zulu", f"TLS_CERT_FILE={CERTIFICATE}", f"TLS_KEY_FILE={PRIVATE_KEY}"],
+}
 KEPT = {
     "/var/lib/citadel-llm/models/mine/config.json": "{}",
     "/var/log/citadel-llm/mine.log": "a line\n",
-    "/etc/citadel-llm/mine.key": "a-key\n",
+    KEYS: "a-key\n",
+    CERTIFICATE: made.CERTIFICATE,
+    PRIVATE_KEY: made.KEY,
     "/etc/default/citadel-llm-mine": "MODEL=/var/lib/citadel-llm/models/mine\nPORT=11589\n",
 }
 """What the administrator has put there, for every step but a purge to leave as it is."""
@@ -94,17 +106,18 @@ class Cycle:
     def prepare(self) -> None:
         """Instances in every state, files of the administrator's, and an edited conffile. Three models run then."""
         machine = self.machine
-        for name, port in PORTS.items():
-            more = {"alpha": ["REQUIRES=zulu"], "bravo": ["AFTER=zulu"]}.get(name, [])
-            options = [word for line in ["KV_CACHE_GB=0.25", *more] for word in ("--set", line)]
-            machine.run("citadel-llm", "create", name, "--model", TINY_MODEL, "--port", str(port), *options)
-        machine.write(f"/etc/default/citadel-llm-{BROKEN}", "MODEL=/missing\nPORT=11588\n")
         for path, text in KEPT.items():
             machine.write(path, text)
+        machine.run("cp", "-rT", TINY_MODEL, MODEL)
+        for name, port in PORTS.items():
+            options = [word for line in ["KV_CACHE_GB=0.25", *SETTINGS.get(name, [])] for word in ("--set", line)]
+            model = MODEL if name == "zulu" else TINY_MODEL
+            machine.run("citadel-llm", "create", name, "--model", model, "--port", str(port), *options)
+        machine.write(f"/etc/default/citadel-llm-{BROKEN}", "MODEL=/missing\nPORT=11588\n")
         with machine.inside(EDITED).open("a") as file:
             file.write(EDIT)
         machine.run("systemctl", "daemon-reload")
-        machine.run("systemctl", "enable", *map(unit, ("zulu", "bravo", "idle", BROKEN)))
+        machine.run("systemctl", "enable", *map(unit, ("zulu", "bravo", "idle", "masked", BROKEN)))
         machine.run("systemctl", "mask", unit("masked"))
         machine.run("systemctl", "start", unit(BROKEN), check=False)
         machine.run("systemctl", "start", *map(unit, ("alpha", "bravo")))
@@ -150,7 +163,8 @@ class Cycle:
         runs = {name for name, seen in now.items() if seen.state == "active"}
         # Links, mounts, ports, processes: nothing but what runs has.
         assert self._list("find", "/etc/systemd", "/run/systemd/system", "-xtype", "l") <= self._links
-        assert self._list("findmnt", "-rno", "TARGET") <= self._mounts
+        credentials = {f"/run/credentials/{unit(name)}" for name in runs}
+        assert self._list("findmnt", "-rno", "TARGET") <= self._mounts | credentials
         listening = {int(port) for port in re.findall(r"127\.0\.0\.1:(\d+) ", machine.output("ss", "-Hltn"))}
         ours = {port for name, port in PORTS.items() if name in runs} | (MONITOR_PORTS if MONITOR in runs else set())
         assert listening & {*PORTS.values(), *MONITOR_PORTS} == ours

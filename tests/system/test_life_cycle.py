@@ -114,9 +114,11 @@ def test_every_step_in_a_chroot_without_systemd(versions: Versions) -> None:
         chroot("apt-get", "install", "/root/old.deb")
         assert (root / "var/lib/citadel-llm/models").stat().st_uid != 0
         assert (wants / "multi-user.target.wants/citadel-llm.target").is_symlink()
-        chroot("systemctl", "enable", "citadel-llm@test")
+        enabled, masked = "citadel-llm@test.service", "citadel-llm@phi-3-mini.service"
+        chroot("systemctl", "enable", enabled, masked)
+        chroot("systemctl", "mask", masked)
         chroot("systemctl", "disable", "citadel-llm-monitor")
-        link = wants / "citadel-llm.target.wants/citadel-llm@test.service"
+        links = [wants / "citadel-llm.target.wants" / unit for unit in (enabled, masked)]
         with (root / EDITED[1:]).open("a") as file:
             file.write(EDIT)
         steps = {
@@ -128,7 +130,7 @@ def test_every_step_in_a_chroot_without_systemd(versions: Versions) -> None:
         }
         for step, arguments in steps.items():
             chroot("apt-get", *arguments)
-            assert link.is_symlink() == (step != "remove"), step
+            assert [link.is_symlink() for link in links] == [step != "remove"] * 2, step
             assert (wants / "multi-user.target.wants/citadel-llm.target").is_symlink() == (step != "remove"), step
             assert not (wants / "multi-user.target.wants/citadel-llm-monitor.service").is_symlink(), step
             assert (root / EDITED[1:]).read_text().endswith(EDIT), step

@@ -6,15 +6,17 @@ The table that this prints stands in docs/lifecycle.md. The tests build on each 
 import contextlib
 from collections.abc import Iterator
 
+import certificates as made
 import pytest
 from machine import Machine
 from variants import NEW_WORDS, Versions
 
 from .conftest import TINY_MODEL
-from .life_cycle import MONITOR, Cycle, apart, served_through, unit
+from .life_cycle import CERTIFICATE, KEPT, KEYS, MODEL, MONITOR, Cycle, apart, served_through, unit
 
 OLD, NEW = "/root/old.deb", "/root/new.deb"
 POLICY = "/usr/sbin/policy-rc.d"
+MASKED_AND_ENABLED = f"/etc/systemd/system/citadel-llm.target.wants/{unit('masked')}"
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +83,45 @@ def test_a_downgrade_restarts_what_would_come_back(cycle: Cycle) -> None:
     assert old in said, said
     cycle.row("downgrade; the model of one is missing", "ii", "it and what it requires go on; apt names them",
               zulu="same", alpha="same", bravo="new", monitor="new")  # fmt: skip
+
+
+def left_alone(name: str, see: str) -> str:
+    """What apt says of a model that an upgrade does not stop."""
+    return f"{name} would not start again and is left as it is; see: {see}"
+
+
+def test_an_upgrade_stops_no_model_whose_files_have_gone_bad(cycle: Cycle) -> None:
+    """Its last key is revoked, its certificate has expired, or its user may not read it, and root may."""
+    machine = cycle.machine
+    machine.write(KEYS, "")
+    machine.write(CERTIFICATE, made.EXPIRED)
+    machine.run("chmod", "700", MODEL)
+    said = cycle.apt("--reinstall", "install", OLD)
+    machine.write(KEYS, KEPT[KEYS])
+    machine.write(CERTIFICATE, KEPT[CERTIFICATE])
+    machine.run("chmod", "755", MODEL)
+    for name in ("alpha", "bravo", "zulu"):
+        assert left_alone(name, f"citadel-llm check {name}") in said, said
+    cycle.row("reinstall; no key, an expired certificate, a model that `agent0` may not read", "ii", "apt names them",
+              zulu="same", alpha="same", bravo="same", monitor="new")  # fmt: skip
+
+
+def test_an_upgrade_stops_no_model_for_one_that_would_not_start(cycle: Cycle) -> None:
+    """One is masked while it runs, and what another requires since it was started has failed."""
+    machine = cycle.machine
+    settings = machine.inside("/etc/default/citadel-llm-bravo")
+    good = settings.read_text()
+    settings.write_text(good + "REQUIRES=broken\n")
+    machine.run("systemctl", "mask", unit("zulu"))
+    said = cycle.apt("--reinstall", "install", OLD)
+    settings.write_text(good)
+    machine.run("systemctl", "unmask", unit("zulu"))
+    for name in ("alpha", "zulu"):
+        assert left_alone(name, f"systemctl status {unit('zulu')}, which is masked") in said, said
+    assert left_alone("bravo", "citadel-llm check broken") in said, said
+    cycle.row("reinstall; the first masked while it runs, the third requires the failed one", "ii",
+              "they and what requires them go on; apt names them",
+              zulu="same", alpha="same", bravo="same", monitor="new")  # fmt: skip
 
 
 def test_an_upgrade_that_restarts_nothing(cycle: Cycle) -> None:
@@ -167,7 +208,9 @@ def test_a_removal_and_an_installation_are_like_a_switch(cycle: Cycle) -> None:
     active = machine.run("systemctl", "is-active", "citadel-llm.slice", "citadel-llm.target", check=False)
     assert active.stdout.split() == ["inactive", "inactive"]
     cycle.row("remove", "rc", "settings, models, logs and keys stay")
-    cycle.apt("install", OLD)
+    said = cycle.apt("install", OLD)
+    assert "is masked" not in said and "not any more" not in said, said
+    assert machine.inside(MASKED_AND_ENABLED).is_symlink()
     cycle.row("install again", "ii", "enabled ones are enabled again, and start", zulu="new", idle="new", monitor="new")
 
 
@@ -213,5 +256,29 @@ def test_purge(cycle: Cycle) -> None:
     cycle.before = cycle.look()
     cycle.apt("purge", "citadel-llm")
     cycle.row("fresh install, a model started, purge", "", "models and users stay")
-    left = machine.output("sh", "-c", "find / -xdev -name '*citadel-llm*' -not -path '/proc/*' -not -path '/var/log/*'")
-    assert left.splitlines() == ["/var/lib/citadel-llm"]
+    assert left(machine) == ["/var/lib/citadel-llm"]
+
+
+def test_dpkg_purges_what_is_installed(cycle: Cycle) -> None:
+    """With models in every state, one of them masked while it runs, and a drop-in of the administrator's."""
+    machine = cycle.machine
+    mine = f"/etc/systemd/system/{unit('idle')}.d"
+    cycle.apt("install", OLD)
+    cycle.prepare()
+    machine.write(f"{mine}/override.conf", "[Service]\nNice=5\n")
+    machine.run("systemctl", "mask", unit("zulu"))
+    machine.run("systemctl", "mask", "--runtime", unit("bravo"))
+    machine.run("systemctl", "set-property", unit("alpha"), "MemoryMax=3G")
+    cycle.row("fresh install, models in every state, two masked while they run", "ii", "",
+              zulu="same", alpha="same", bravo="same", monitor="same")  # fmt: skip
+    said = machine.output("dpkg", "--purge", "citadel-llm")
+    assert "the models are kept in /var/lib/citadel-llm/models" in said
+    assert machine.inside(f"{MODEL}/config.json").exists()
+    cycle.row("`dpkg --purge` of all that", "", "models, users and drop-ins stay")
+    assert left(machine) == [mine, "/var/lib/citadel-llm"]
+
+
+def left(machine: Machine) -> list[str]:
+    """What a purge has left, outside of logs that are the system's own."""
+    where = "find / /run -xdev -name '*citadel-llm*' -not -path '/proc/*' -not -path '/var/log/*'"
+    return sorted(machine.output("sh", "-c", where).splitlines())

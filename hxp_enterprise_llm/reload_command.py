@@ -2,6 +2,7 @@
 
 It runs as root and trusts the settings only: whoever took over the main process gets the files of that instance, which
 it has anyway, and can answer what it likes. Nothing is written where the service's user may write.
+`citadel-llm key revoke` asks in the same way.
 Standard library only, see `utils.settings_file`.
 """
 
@@ -11,7 +12,7 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from hxp_enterprise_llm.utils import credentials
 from hxp_enterprise_llm.utils.settings import load_host, load_instance
@@ -20,6 +21,10 @@ SOCKET = "reload"
 """Name of the main process's socket in the unit's run-time directory."""
 TAKEN = b"taken"
 LONGEST_ANSWER = 65536
+RELOAD, KEYS = b"reload", b"keys"
+"""What is asked: to take in the settings anew with the files that they name, or the file of keys and nothing else."""
+ANSWER_SEC = 60.0
+"""How long the answer may take: a server gets 30 s to take its keys (DOOR_SEC of `server_process`)."""
 
 
 @contextlib.contextmanager
@@ -38,9 +43,24 @@ def contents(name: str, root: str = "/") -> dict[str, str]:
     return {key: credentials.read(file).decode("latin-1") for key, file in files.items()}
 
 
-def ask(run_time: str, pid: int, files: dict[str, str]) -> str:
-    """Have the main process `pid` reload; empty if it has taken it up, else why not. Raises OSError."""
+def ask(
+    run_time: str, pid: int, files: dict[str, str], what: bytes = RELOAD, sent: Callable[[], None] = lambda: None
+) -> str:
+    """Ask the main process `pid` for `what`; empty if it has taken it up, else why not. It does not raise.
+
+    `sent` is called once no other question can come before this one any more.
+    """
+    try:
+        return _ask(run_time, pid, files, what, sent)
+    except TimeoutError:
+        return f"the main process has not answered within {ANSWER_SEC:g} s; restart the service"
+    except OSError as error:
+        return f"the main process cannot be asked ({error.strerror}); restart the service"
+
+
+def _ask(run_time: str, pid: int, files: dict[str, str], what: bytes, sent: Callable[[], None]) -> str:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC) as channel:
+        channel.settimeout(ANSWER_SEC)
         with short_path(run_time) as directory:
             channel.connect(f"{directory}/{SOCKET}")
         peer, _, _ = struct.unpack("3i", channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
@@ -53,9 +73,10 @@ def ask(run_time: str, pid: int, files: dict[str, str]) -> str:
             with open(message, "w", encoding="utf-8", closefd=False) as stream:
                 json.dump(files, stream)
             os.lseek(message, 0, os.SEEK_SET)
-            socket.send_fds(channel, [b"reload"], [message])
+            socket.send_fds(channel, [what], [message])
         finally:
             os.close(message)
+        sent()
         answer = channel.recv(LONGEST_ANSWER)
     if answer == TAKEN:
         return ""
@@ -65,10 +86,12 @@ def ask(run_time: str, pid: int, files: dict[str, str]) -> str:
 def main(arguments: Sequence[str]) -> int:
     """The one argument is the instance; the rest is in the environment that systemd gives an ExecReload=."""
     (name,) = arguments
-    try:
-        refused = ask(os.environ["RUNTIME_DIRECTORY"], int(os.environ["MAINPID"]), contents(name))
-    except OSError as error:
-        refused = f"the main process cannot be asked ({error.strerror}); restart the service"
+    with contextlib.ExitStack() as alone:
+        # Else keys that are read now could arrive after those that `citadel-llm key revoke` leaves.
+        with contextlib.suppress(FileNotFoundError):
+            alone.callback(os.close, credentials.lock())
+        run_time, pid = os.environ["RUNTIME_DIRECTORY"], int(os.environ["MAINPID"])
+        refused = ask(run_time, pid, contents(name), sent=alone.close)
     if refused:
         print(refused, file=sys.stderr)
     return bool(refused)

@@ -262,13 +262,14 @@ def key_list(name: str, for_program: bool) -> None:
 @click.argument("name", type=NAME)
 @click.argument("label")
 def key_revoke(name: str, label: str) -> None:
-    """Forget the key called LABEL."""
+    """Forget the key called LABEL: it opens nothing any more, also of what runs."""
     from hxp_enterprise_llm.cli import keys
 
     left = keys.revoke(name, label)
-    click.echo(f"{name}: {label} is revoked, {left} left; it opens nothing any more after: citadel-llm reload {name}")
+    click.echo(f"{name}: {label} is revoked, {left} left")
+    keys.hand_over(name)
     if not left:
-        output.complain(f"{name} has no key now: a reload closes it to all, a start fails; citadel-llm key add {name}")
+        output.complain(f"{name} has no key now: it is closed to all, a start fails; citadel-llm key add {name}")
 
 
 @cli.command()

@@ -1,17 +1,16 @@
 """`citadel-llm key`: the keys that requests to an instance may carry."""
 
-import fcntl
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from hxp_enterprise_llm import reload_command
+from hxp_enterprise_llm.services.core.service_manager import ServiceManager
 from hxp_enterprise_llm.utils import api_keys, config, credentials
 from hxp_enterprise_llm.utils.api_keys import ApiKey
 from hxp_enterprise_llm.utils.errors import CitadelError, NoSuchInstance, NotPermitted
-
-DIRECTORY = Path("/etc/citadel-llm")
 
 
 def file_of(name: str, root: str = "/") -> tuple[Path, bool]:
@@ -21,7 +20,7 @@ def file_of(name: str, root: str = "/") -> tuple[Path, bool]:
     settings, _ = config.load(name, root)
     if settings.api_key_file:
         return Path(settings.api_key_file), True
-    return _directory(root) / f"{name}.keys", False
+    return Path(root, credentials.DIRECTORY[1:], f"{name}.keys"), False
 
 
 def listed(name: str, root: str = "/") -> list[ApiKey]:
@@ -59,26 +58,36 @@ def revoke(name: str, label: str, root: str = "/") -> int:
     return len(keys) - 1
 
 
-def _directory(root: str) -> Path:
-    return Path(root, *DIRECTORY.parts[1:])
+def hand_over(name: str, root: str = "/") -> None:
+    """Have the main process of an instance, if it runs, ask for the keys in its file and no others from now on.
+
+    Without systemd, which would first let a reload that is under way end. Raises CitadelError if it does not.
+    """
+    manager = ServiceManager(root=root)
+    pid = manager.status(name).pid
+    if not pid:
+        return
+    with ExitStack() as alone:
+        alone.enter_context(_alone(root))
+        file, _ = file_of(name, root)
+        contents = {"api-key": credentials.read(str(file)).decode("latin-1")}
+        run_time = f"{manager.config.pid_path}/{name}"
+        refused = reload_command.ask(run_time, pid, contents, reload_command.KEYS, sent=alone.close)
+    if refused:
+        raise CitadelError(f"{name} has not taken the keys in {file}, and asks for those that it had: {refused}")
 
 
 @contextmanager
 def _alone(root: str) -> Iterator[None]:
-    """Let one at a time read keys and write them back; others wait.
-
-    The lock is on the directory of keys, whichever files they are in: no rename replaces it, and since nobody but root
-    may open it, nobody else can hold the lock and so keep a key from being revoked.
-    """
-    directory = _directory(root)
+    """Let one at a time read keys and write them back, or hand them over; others wait."""
+    directory = Path(root, credentials.DIRECTORY[1:])
     try:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = credentials.lock(root)
     except PermissionError:
         raise NotPermitted(f"{directory} can be read by root only; run it with sudo") from None
     except OSError as error:
         raise CitadelError(f"{directory}: {error.strerror}; systemd-tmpfiles --create makes it again") from None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)

@@ -5,6 +5,7 @@ Standard library only, see `settings_file`.
 """
 
 import errno
+import fcntl
 import os
 import stat
 from collections.abc import Mapping
@@ -22,8 +23,22 @@ KEYS = {
 """The credentials by the name that systemd knows them by, and the key of the settings that names the file of each."""
 LARGEST_BYTES = 1 << 20
 """What systemd takes as a credential."""
+DIRECTORY = "/etc/citadel-llm"
+"""Where files of keys are, unless the settings say otherwise."""
 MISSING = "not there"
 """What a service gets for a file that is not there. It is neither a key, nor PEM, nor a token: no file can mean it."""
+
+
+def lock(root: str = "/") -> int:
+    """Let one at a time read keys and write them back, or hand them over; others wait until it closes this descriptor.
+
+    The lock is on the directory of keys, whichever files they are in: no rename replaces it, and since nobody but root
+    may open it, nobody else can hold the lock and so keep a key from being revoked. Raises OSError.
+    """
+    directory = os.path.join(root, DIRECTORY.lstrip("/"))
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return descriptor
 
 
 def files(values: Mapping[str, Any]) -> dict[str, str]:

@@ -3,8 +3,9 @@
 import json
 import re
 import secrets
+import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 
@@ -41,8 +42,14 @@ TOGETHER = """
 for who in a b; do /opt/citadel/env/bin/python -I -c "$1" $who & all="$all $!"; done
 for one in $all; do wait $one || exit 1; done
 """
-
-
+LATE = r"""
+exec 3<>/dev/tcp/127.0.0.1/$0
+echo connected
+read -r key
+printf 'GET /v1/models HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %s\r\n\r\n' "$key" >&3
+head -n 1 <&3
+"""
+"""A client that connects, and asks with the key that it reads once that is there."""
 KEYS = "/etc/citadel-llm/locked.keys"
 
 
@@ -124,15 +131,65 @@ def test_keys_are_made_asked_for_and_revoked(host: Host) -> None:
     machine.run("citadel-llm", "reload", "locked")
     assert [status(host, "/v1/models", key) for key in (*given, carol)] == ["200", "401", "200", "200"]
     assert leaks(host, [*given, carol, *map(digest, (*given, carol))]) == [], "a reload hands keys over too"
+    assert host.server("locked") == server, "other keys take no other server"
+    while_servers_change(host, bob, carol)
     # Without a key left it is closed, not open.
-    for name in ("bob", "carol"):
-        machine.run("citadel-llm", "key", "revoke", "locked", name)
+    server = host.server("locked")
     machine.write(KEYS, machine.inside(KEYS).read_text().replace(by_hand, ""))
     machine.run("citadel-llm", "reload", "locked")
     assert [status(host, path, by_hand) for path in ("/v1/models", "/metrics", "/health")] == ["401", "401", "200"]
     assert host.server("locked") == server, "other keys take no other server"
     assert machine.run("systemctl", "restart", "citadel-llm@locked", check=False).returncode != 0
     assert "holds no key" in machine.show("citadel-llm@locked", "StatusText")["StatusText"]
+
+
+def while_servers_change(host: Host, bob: str, carol: str) -> None:
+    """Revoked keys open nothing, neither where a server loads and the one before serves on, nor where one retires."""
+    machine, seen = host.machine, {}
+    # One client that the old server has let in, and that has asked nothing yet.
+    words = ["nsenter", f"--target={machine.leader}", "--net", "bash", "-c", LATE, str(PORT)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as silent:
+        assert silent.stdin and silent.stdout
+        assert silent.stdout.readline() == "connected\n"
+        old = host.server("locked")
+        host.settings("locked", MODEL=TINY_MODEL, PORT=PORT, KV_CACHE_GB=0.25, API_KEY_FILE=KEYS, MAX_MODEL_LEN=1000)
+        machine.run("systemctl", "reload", "--no-block", "citadel-llm@locked")
+        until(lambda: " " in host.server("locked"))
+        # The new server stands still before it has loaded.
+        new = next(pid for pid in host.server("locked").split() if pid != old)
+        machine.run("kill", "-STOP", new)
+        try:
+            seen["another loads"] = refused_after(host, "bob", bob)
+            assert machine.show("citadel-llm@locked", "ActiveState")["ActiveState"] == "reloading"
+        finally:
+            machine.run("kill", "-CONT", new)
+        assert status(host, "/v1/models", carol) == "200"
+        until(lambda: machine.show("citadel-llm@locked", "ActiveState")["ActiveState"] == "active")
+        assert host.server("locked").split() == sorted([old, new], key=int), "the old one waits for its client"
+        assert [status(host, "/v1/models", key) for key in (bob, carol)] == ["401", "200"]
+        seen["one retires"] = refused_after(host, "carol", carol)
+        assert old in host.server("locked")
+        answer, _ = silent.communicate(f"{carol}\n", timeout=10)
+        assert "401" in answer, answer
+    until(lambda: host.server("locked") == new)
+    SUMMARY.append(f"a revoked key is refused, from the command on: {seen}")
+
+
+def refused_after(host: Host, name: str, key: str) -> str:
+    """How long after the command a key is refused (seconds)."""
+    begin = time.monotonic()
+    host.machine.run("citadel-llm", "key", "revoke", "locked", name)
+    assert status(host, "/v1/models", key) == "401"
+    took = time.monotonic() - begin
+    assert took < 2
+    return f"{took:.2f} s"
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_a_leak_would_be_found(host: Host) -> None:

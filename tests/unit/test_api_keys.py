@@ -1,12 +1,16 @@
 import asyncio
+import fcntl
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from stat import S_ISREG
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from hxp_enterprise_llm import reload_command
 from hxp_enterprise_llm.cli import keys
 from hxp_enterprise_llm.services.core.service_manager.traffic import Traffic
 from hxp_enterprise_llm.utils import api_keys, config
@@ -45,6 +49,44 @@ def test_keys_are_made_listed_and_revoked_and_only_digests_are_kept(
         keys.revoke("m", "alice", str(instance))
     with pytest.raises(NoSuchInstance):
         keys.add("none", "alice", str(instance))
+
+
+def test_what_is_left_is_handed_to_the_main_process_that_runs(instance: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    (instance.path / "etc/citadel-llm/m.keys").write_text("by-hand\n")
+    asked: list[tuple[object, ...]] = []
+    refused, pid = "", 7
+
+    class Manager:
+        config = SimpleNamespace(pid_path="/run/elsewhere")
+
+        def __init__(self, root: str) -> None:
+            pass
+
+        def status(self, name: str) -> SimpleNamespace:
+            return SimpleNamespace(pid=pid)
+
+    def ask(*words: object, sent: Callable[[], None]) -> str:
+        asked.append(words)
+        # Whoever reads keys now waits, so that older ones do not arrive later.
+        directory = os.open(instance.path / "etc/citadel-llm", os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # A main process that does not answer holds up nobody else's keys.
+        sent()
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(directory)
+        return refused
+
+    monkeypatch.setattr(keys, "ServiceManager", Manager)
+    monkeypatch.setattr(reload_command, "ask", ask)
+    keys.hand_over("m", str(instance))
+    assert asked == [("/run/elsewhere/m", 7, {"api-key": "by-hand\n"}, b"keys")]
+    refused = "it does not listen"
+    with pytest.raises(CitadelError, match=r"has not taken the keys in .*: it does not listen"):
+        keys.hand_over("m", str(instance))
+    pid = 0
+    keys.hand_over("m", str(instance))
+    assert len(asked) == 2, "who does not run is not asked"
 
 
 def test_keys_written_by_hand_stay_as_they_are(instance: Root) -> None:

@@ -1,17 +1,28 @@
 """How a reload is asked for: who is heard, what is handed over, what is answered. No process: both ends are here."""
 
 import asyncio
+import errno
+import json
 import os
-from collections.abc import Awaitable, Callable
+import socket
+import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import certificates as made
 import pytest
 
 from hxp_enterprise_llm import reload_command
 from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
-from hxp_enterprise_llm.services.core.service_manager import reload
-from hxp_enterprise_llm.services.core.service_manager.reload import Request, Requests
+from hxp_enterprise_llm.services.core.service_manager import reload, server_process
+from hxp_enterprise_llm.services.core.service_manager.credentials import Credentials
+from hxp_enterprise_llm.services.core.service_manager.reload import InEffect, Request, Requests
+from hxp_enterprise_llm.services.core.service_manager.server_process import Pulse, ServerProcess
+from hxp_enterprise_llm.services.core.service_manager.supervisor import Supervisor
 from hxp_enterprise_llm.utils import credentials
+from hxp_enterprise_llm.utils.api_keys import digest
 from hxp_enterprise_llm.utils.credentials import LARGEST_BYTES, MISSING
 from hxp_enterprise_llm.utils.errors import SettingsRefused
 
@@ -23,19 +34,14 @@ GOOD = "MODEL=/srv/m\nPORT=11500\n"
 def asked(directory: Path, do: Callable[[Request], str], pid: int = 0, files: dict[str, str] | None = None) -> str:
     """What the command says of a reload that a main process, which is this one, treats with `do`."""
 
-    async def serve() -> str:
-        async with Requests(directory) as requests:
-            asking = asyncio.create_task(
-                asyncio.to_thread(reload_command.ask, str(directory), pid or os.getpid(), files or {})
-            )
-            waiting = asyncio.create_task(requests.due.wait())
-            await asyncio.wait((asking, waiting), return_when=asyncio.FIRST_COMPLETED)
-            if not asking.done():
-                request = requests.take()
-                request.answer(do(request))
-            return await asyncio.wait_for(asking, 30)
+    async def answer(request: Request) -> None:
+        request.answer(do(request))
 
-    return asyncio.run(serve())
+    async def serve() -> str:
+        async with Requests(directory, answer):
+            return await asyncio.to_thread(reload_command.ask, str(directory), pid or os.getpid(), files or {})
+
+    return asyncio.run(asyncio.wait_for(serve(), 30))
 
 
 @pytest.fixture(autouse=True)
@@ -66,35 +72,86 @@ def test_nobody_but_root_is_heard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(reload, "ROOT", os.getuid() + 1)
-    with pytest.raises(ConnectionError):
-        asked(tmp_path, lambda _: "")
+    assert asked(tmp_path, lambda _: "") != ""
     assert "only root may" in caplog.text
 
 
 def test_who_waits_when_it_ends_is_told(tmp_path: Path) -> None:
     async def end() -> str:
-        async with Requests(tmp_path) as requests:
+        taken = asyncio.Event()
+
+        async def never(_: Request) -> None:
+            taken.set()
+            await asyncio.sleep(3600)
+
+        async with Requests(tmp_path, never):
             asking = asyncio.create_task(asyncio.to_thread(reload_command.ask, str(tmp_path), os.getpid(), {}))
-            await requests.due.wait()
+            await taken.wait()
         return await asyncio.wait_for(asking, 30)
 
     assert asyncio.run(end()) == "the service has stopped"
 
 
-def test_a_second_one_takes_the_place_of_the_first(tmp_path: Path) -> None:
-    async def twice() -> list[str]:
-        async with Requests(tmp_path) as requests:
-            asking: list[Awaitable[str]] = []
-            for _ in range(2):
-                asking.append(
-                    asyncio.create_task(asyncio.to_thread(reload_command.ask, str(tmp_path), os.getpid(), {}))
-                )
-                await requests.due.wait()
-                requests.due.clear()
-            requests.take().answer()
-            return [await one for one in asking]
+def test_who_is_not_answered_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reload_command, "ANSWER_SEC", 0.2)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as deaf:
+        deaf.bind(str(tmp_path / reload_command.SOCKET))
+        deaf.listen()
+        assert "has not answered within 0.2 s" in reload_command.ask(str(tmp_path), os.getpid(), {})
+    assert "cannot be asked" in reload_command.ask(str(tmp_path), os.getpid(), {})
 
-    assert asyncio.run(twice()) == ["another reload was asked for before this one was taken up", ""]
+
+@pytest.mark.parametrize("fault", [OSError(errno.EMFILE, "Too many open files"), "[]", "7", "no JSON"])
+def test_it_listens_on_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: OSError | str
+) -> None:
+    """Want of file descriptors and messages that are none end nothing."""
+    monkeypatch.setattr(reload, "PAUSE_SEC", 0.0)
+    texts = [fault] if isinstance(fault, str) else []
+    errors = [fault] if isinstance(fault, OSError) else []
+
+    def dump(_: object, stream: Any) -> None:
+        stream.write(texts.pop() if texts else "{}")
+
+    async def answer(request: Request) -> None:
+        request.answer()
+
+    async def ask() -> list[str]:
+        loop = asyncio.get_running_loop()
+        accept = loop.sock_accept
+
+        async def failing(listener: socket.socket) -> Any:
+            if errors:
+                raise errors.pop()
+            return await accept(listener)
+
+        monkeypatch.setattr(loop, "sock_accept", failing)
+        monkeypatch.setattr(reload_command.json, "dump", dump)
+        async with Requests(tmp_path, answer):
+            return [await asyncio.to_thread(reload_command.ask, str(tmp_path), os.getpid(), {}) for _ in range(2)]
+
+    first, second = asyncio.run(asyncio.wait_for(ask(), 30))
+    assert (bool(first), second) == (isinstance(fault, str), "")
+    assert caplog.records
+
+
+def test_an_answer_that_fails_is_told_and_ends_nothing(tmp_path: Path) -> None:
+    todo = [OSError(errno.EMFILE, "Too many open files")]
+
+    def do(_: Request) -> str:
+        if todo:
+            raise todo.pop()
+        return ""
+
+    async def answer(request: Request) -> None:
+        request.answer(do(request))
+
+    async def ask() -> list[str]:
+        async with Requests(tmp_path, answer):
+            return [await asyncio.to_thread(reload_command.ask, str(tmp_path), os.getpid(), {}) for _ in range(2)]
+
+    first, second = asyncio.run(asyncio.wait_for(ask(), 30))
+    assert "cannot be taken up" in first and second == ""
 
 
 def test_what_the_settings_name_is_handed_over(root: Root) -> None:
@@ -142,3 +199,149 @@ def test_what_takes_a_restart_and_what_no_new_server() -> None:
     reload.check(old, keyed)
     assert reload.same_server(old, keyed)
     assert not reload.same_server(old, old.model_copy(update={"max_model_len": 5}))
+
+
+def keyed(**more: object) -> ServiceConfigSchema:
+    return ServiceConfigSchema(name="m", model="/m", port=11500, api_key_file="/a", **more)  # type: ignore[arg-type]
+
+
+def request(keys: str, keys_only: bool = False, **more: str) -> tuple[Request, socket.socket]:
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    return Request(near, {"api-key": keys, **more}, keys_only), far
+
+
+def taken_in(now: InEffect, keys: str, keys_only: bool = False) -> bool:
+    one, far = request(keys, keys_only)
+    with far:
+        return asyncio.run(now.take_in(one))
+
+
+def test_other_keys_count_at_once_and_another_server_when_it_is_its_turn() -> None:
+    settings = [keyed()]
+    now = InEffect(keyed(), "/m", Credentials((digest("a"),)), lambda: (settings[0], "/m"))
+    assert not taken_in(now, "b")
+    assert now.credentials.key_digests == (digest("b"),)
+    assert taken_in(now, "b"), "a reload without any change is for another server"
+    settings[0] = keyed(max_model_len=5)
+    assert taken_in(now, "c")
+    assert (now.credentials.key_digests, now.config.max_model_len) == ((digest("c"),), None)
+    before = now.turn()
+    assert (before[0].max_model_len, now.config.max_model_len) == (None, 5)
+    now.back(*before)
+    assert now.config.max_model_len is None
+
+
+def test_a_key_that_is_revoked_while_the_settings_change() -> None:
+    """Of the settings as they are now it takes nothing, whatever they are."""
+
+    def broken() -> tuple[ServiceConfigSchema, str]:
+        raise SettingsRefused([])
+
+    tls = {"tls_cert_file": "/c", "tls_key_file": "/k"}
+    now = InEffect(keyed(**tls), "/m", Credentials((digest("a"), digest("b")), made.CERTIFICATE, made.KEY), broken)
+    assert not taken_in(now, "b", keys_only=True)
+    assert now.credentials == Credentials((digest("b"),), made.CERTIFICATE, made.KEY)
+    with pytest.raises(SettingsRefused, match="not there"):
+        taken_in(now, MISSING, keys_only=True)
+    assert now.credentials.key_digests == (digest("b"),), "a file that is not there opens nothing"
+    open_to_all = InEffect(ServiceConfigSchema(name="m", model="/m", port=11500), "/m", Credentials(), broken)
+    with pytest.raises(SettingsRefused, match="until a reload"):
+        taken_in(open_to_all, "b", keys_only=True)
+
+
+def test_a_reload_after_a_key_was_revoked_takes_no_other_server() -> None:
+    now = InEffect(keyed(), "/m", Credentials((digest("a"), digest("b"))), lambda: (keyed(), "/m"))
+    taken_in(now, "b", keys_only=True)
+    assert not taken_in(now, "b")
+
+
+class Server:
+    """What a supervisor knows of one."""
+
+    gone = False
+
+    def __init__(self) -> None:
+        self.keys: tuple[str, ...] = ()
+
+    async def take(self, credentials: Credentials) -> None:
+        self.keys = credentials.key_digests
+
+
+@pytest.mark.parametrize("keys_only", [True, False])
+def test_every_server_hears_of_a_revoked_key_while_another_loads(tmp_path: Path, keys_only: bool) -> None:
+    said: list[dict[str, object]] = []
+    notifier = SimpleNamespace(send=lambda **state: said.append(state))
+
+    async def ask() -> list[Server]:
+        main = Supervisor(
+            keyed(), "/m", Credentials((digest("a"), digest("b"))), notifier,  # type: ignore[arg-type]
+            reread=lambda: (keyed(max_model_len=None if keys_only else 5), "/m"), run_time=tmp_path,
+        )  # fmt: skip
+        main._servers = servers = [Server(), Server(), Server()]  # type: ignore[assignment]
+        # No part of a start or a stop is told to look for it, as it is while a server loads or retires.
+        one, far = request("b", keys_only)
+        with far:
+            await asyncio.wait_for(main._asked(one), 5)
+            assert far.recv(99) == reload_command.TAKEN
+        assert main._now.due.is_set() is not keys_only
+        return servers  # type: ignore[return-value]
+
+    for server in asyncio.run(ask()):
+        assert server.keys[0] == digest("b") and digest("a") not in server.keys
+        assert len(server.keys) == 2, "and the main process's own"
+    # READY=1 or a status of its own would end the reload that is under way for systemd.
+    assert said == ([] if keys_only else [{"RELOADING": 1}])
+
+
+@pytest.fixture
+def one_server(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A server without a process, and the signals that it is sent."""
+    monkeypatch.setattr(server_process, "DOOR_SEC", 0.2)
+    server = ServerProcess("spawn", [], {}, socket.socket(), Credentials())
+    signals: list[int] = []
+    monkeypatch.setattr(server, "_runs", lambda: not signals)
+    monkeypatch.setattr(server, "_signal", signals.append)
+    return SimpleNamespace(it=server, signals=signals)
+
+
+def pulse(taken: int) -> Pulse:
+    return Pulse(time.monotonic(), 0, 0, True, taken, [])
+
+
+def test_a_server_that_loads_hears_of_its_keys_before_it_opens(one_server: Any) -> None:
+    async def run() -> None:
+        await one_server.it.take(Credentials(("k",)))
+        one_server.it.pulse = pulse(2)
+        await one_server.it.open()
+
+    asyncio.run(run())
+    told = []
+    for _ in range(2):
+        word, descriptors, _, _ = socket.recv_fds(one_server.it._far_end, 99, 1)
+        told.append(json.loads(word))
+        for descriptor in descriptors:
+            with os.fdopen(descriptor) as file:
+                assert json.load(file)["key_digests"] == ["k"]
+    assert told == ["take", "open"]
+    assert one_server.signals == []
+
+
+def test_a_server_that_does_not_take_its_keys_is_ended(one_server: Any) -> None:
+    async def run() -> None:
+        one_server.it.pulse = pulse(1)
+        await one_server.it.open()
+        await one_server.it.take(Credentials(("k",)))
+
+    asyncio.run(run())
+    assert one_server.signals == [9]
+
+
+def test_a_server_that_cannot_be_told_never_opens(one_server: Any) -> None:
+    one_server.it._channel.close()
+
+    async def run() -> None:
+        await one_server.it.take(Credentials(("k",)))
+        await one_server.it.open()
+
+    with pytest.raises(server_process.EngineDied, match="could not be told"):
+        asyncio.run(run())

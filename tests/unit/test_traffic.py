@@ -1,17 +1,23 @@
 """What the middleware counts, with an application and a client that a test makes up."""
 
 import asyncio
+import gc
 import json
 import socket
-from collections.abc import Iterator
+import ssl
+from collections.abc import Awaitable, Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import certificates as made
 import pytest
+import uvicorn
 
 from hxp_enterprise_llm.services.core.service_manager import pulse
+from hxp_enterprise_llm.services.core.service_manager.credentials import Credentials
 from hxp_enterprise_llm.services.core.service_manager.server_process import LARGEST_MESSAGE
-from hxp_enterprise_llm.services.core.service_manager.traffic import Traffic
+from hxp_enterprise_llm.services.core.service_manager.traffic import POLICY_VIOLATION, Traffic
+from hxp_enterprise_llm.utils.api_keys import digest
 
 PART, REST = {"type": "http.request", "more_body": True}, {"type": "http.request", "more_body": False}
 
@@ -20,6 +26,8 @@ PART, REST = {"type": "http.request", "more_body": True}, {"type": "http.request
 def nothing_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("requests", 0), ("sent", 0), ("_leaving", False), ("key_digests", ())):
         monkeypatch.setattr(Traffic, name, value)
+    for name in ("taken", "_tls", "_server", "is_open"):
+        monkeypatch.setattr(Traffic, name, getattr(Traffic, name))
 
 
 def scope(method: str, path: str) -> dict[str, Any]:
@@ -86,3 +94,150 @@ def test_no_error_is_too_long_to_be_told(error: Exception) -> None:
     with near, far:
         pulse.tell_failure(near, error)
         assert json.loads(far.recv(LARGEST_MESSAGE))["failed"]["settings"] is True
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def at_a_real_server(tls: bool, do: Callable[[socket.socket], Awaitable[None]]) -> None:
+    """Have uvicorn serve behind the middleware, and do something with a client that has connected, and no more."""
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    async def run() -> None:
+        config = uvicorn.Config(Traffic(application), lifespan="off", log_config=None)
+        config.load()
+        server = uvicorn.Server(config)
+        server.lifespan = config.lifespan_class(config)
+        private, listener = (socket.create_server(("127.0.0.1", 0)) for _ in range(2))
+        await server.startup(sockets=[private])
+        Traffic._server = server
+        Traffic.take(Credentials((), made.CERTIFICATE, made.KEY) if tls else Credentials())
+        await Traffic.open(listener)
+        scopes = SimpleNamespace(state=SimpleNamespace(server=server))
+        plain = config.loaded_app
+
+        async def with_app(scope: Any, receive: Any, send: Any) -> None:
+            await plain({**scope, "app": scopes}, receive, send)
+
+        config.loaded_app = with_app
+        with listener, socket.socket() as client:
+            client.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(client, listener.getsockname())
+            client.settimeout(5)
+            await do(client)
+        await server.shutdown(sockets=[private])
+
+    asyncio.run(run())
+
+
+def answer_to(client: socket.socket, tls: bool) -> bytes:
+    """What a client is answered who now begins to speak."""
+    if tls:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        client = context.wrap_socket(client)
+    with client:
+        client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        return b"".join(iter(lambda: client.recv(4096), b""))
+
+
+@pytest.mark.parametrize("tls", [True, False])
+def test_a_client_that_has_not_spoken_yet_is_served_by_who_leaves(tls: bool) -> None:
+    async def speak_late(client: socket.socket) -> None:
+        await until(lambda: Traffic.connections() == 1)
+        Traffic.leave()
+        await asyncio.sleep(0.1)
+        assert Traffic.connections() == 1, "the main process would end it now"
+        answer = await asyncio.to_thread(answer_to, client, tls)
+        assert answer.startswith(b"HTTP/1.1 200") and b"connection: close" in answer and answer.endswith(b"ok")
+        await until(lambda: Traffic.connections() == 0)
+
+    at_a_real_server(tls, speak_late)
+
+
+@pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x00\x05"])
+def test_a_client_whose_handshake_fails_holds_nobody_up(said: bytes) -> None:
+    async def fail(client: socket.socket) -> None:
+        await until(lambda: Traffic.connections() == 1)
+        Traffic.leave()
+        client.sendall(said)
+        client.close()
+        # uvloop, which a server has, lets go of it at once, and asyncio's own loop with the next collection.
+        await until(lambda: gc.collect() >= 0 and Traffic.connections() == 0)
+
+    at_a_real_server(True, fail)
+
+
+class Talk:
+    """A WebSocket with an application that answers each message until its client is gone."""
+
+    def __init__(self, key: str) -> None:
+        self.sent: list[dict[str, Any]] = []
+        self.seen: list[str] = []
+        self._coming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        authorization = [(b"authorization", f"Bearer {key}".encode())]
+        self._scope = {"type": "websocket", "path": "/v1/realtime", "headers": authorization}
+
+    async def run(self) -> None:
+        await Traffic(self._application)(self._scope, self._coming.get, self._send)
+
+    async def say(self) -> None:
+        await self._coming.put({"type": "websocket.receive"})
+        await asyncio.sleep(0.01)
+
+    async def _application(self, _: Any, receive: Any, send: Any) -> None:
+        await send({"type": "websocket.accept"})
+        while "websocket.disconnect" not in self.seen:
+            self.seen.append((await receive())["type"])
+            await send({"type": "websocket.send"})
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        if self.sent and self.sent[-1]["type"] == "websocket.close":
+            raise RuntimeError("as uvicorn does")
+        self.sent.append(message)
+        if message["type"] == "websocket.close":
+            await self._coming.put({"type": "websocket.disconnect"})
+
+
+def test_a_websocket_ends_with_its_key() -> None:
+    async def revoke() -> tuple[Talk, Talk]:
+        first, second = Talk("first"), Talk("second")
+        Traffic.take(Credentials((digest("first"), digest("second"))))
+        tasks = [asyncio.create_task(talk.run()) for talk in (first, second)]
+        await asyncio.sleep(0)
+        await first.say()
+        Traffic.take(Credentials((digest("second"),)))
+        await asyncio.wait_for(tasks[0], 5)
+        await second.say()
+        assert not tasks[1].done()
+        # Open to all: it needs no key, and goes on.
+        Traffic.take(Credentials())
+        await second.say()
+        tasks[1].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return first, second
+
+    first, second = asyncio.run(revoke())
+    assert first.sent[1:] == [{"type": "websocket.send"}, {"type": "websocket.close", "code": POLICY_VIOLATION}]
+    assert first.seen == ["websocket.receive", "websocket.disconnect"]
+    assert second.seen == ["websocket.receive", "websocket.receive"]
+
+
+def test_what_a_client_said_before_it_heard_of_the_end_of_its_key_is_not_worked_on() -> None:
+    async def revoke() -> Talk:
+        talk = Talk("first")
+        Traffic.take(Credentials((digest("first"),)))
+        task = asyncio.create_task(talk.run())
+        await asyncio.sleep(0)
+        Traffic.take(Credentials((digest("second"),)))
+        await talk.say()
+        await asyncio.wait_for(task, 5)
+        return talk
+
+    assert asyncio.run(revoke()).seen == ["websocket.disconnect"]

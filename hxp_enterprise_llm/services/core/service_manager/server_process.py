@@ -92,6 +92,9 @@ class ServerProcess:
         self._method = method
         self._handle = -1  # pidfd of the server
         self._engines: dict[int, int] = {}  # pid to pidfd
+        self._opened = False
+        # How often it was given credentials, the first time with its start; `_untold` if once that could not be.
+        self._given, self._untold = 1, False
         self.pulse: Pulse | None = None
         self.failure: Failure | None = None
 
@@ -123,19 +126,34 @@ class ServerProcess:
 
     async def open(self) -> None:
         """Have it accept the connections of the public listener. Raises EngineDied if it does not."""
+        if self._untold:
+            raise EngineDied("the server could not be told of new keys")
+        self._opened = True
         self._tell("open")
         await self._until(lambda pulse: pulse.open, "begun to accept connections")
 
     async def take(self, credentials: Credentials) -> None:
-        """Have it ask for other keys and show another certificate from now on. Raises EngineDied if it does not."""
-        before = self.pulse.taken if self.pulse else 0
+        """Have it ask for other keys and show another certificate from now on; nothing if it has ended.
+
+        One that does not is ended, since a key that was revoked must open nothing any more. One that has not opened its
+        door need not be waited for: it hears of them before it is told to open.
+        """
+        self._given += 1
+        given = self._given
         # In memory, and without a limit on its length.
         descriptor = os.memfd_create("credentials", os.MFD_CLOEXEC)
         with os.fdopen(descriptor, "w+", encoding="utf-8") as file:
             json.dump(dataclasses.asdict(credentials), file)
             file.seek(0)
-            self._tell("take", file.fileno())
-        await self._until(lambda pulse: pulse.taken > before, "taken its new keys")
+            self._untold |= not self._tell("take", file.fileno())
+        if not self._opened:
+            return
+        try:
+            await self._until(lambda pulse: pulse.taken >= given, "taken its new keys")
+        except EngineDied as error:
+            if self._runs():
+                log.error("%s and is ended", error)
+                self._signal(signal.SIGKILL)
 
     async def _until(self, done: Callable[[Pulse], bool], what: str) -> None:
         """Wait until it tells that it has done what it was told. Raises EngineDied if it does not."""
@@ -143,6 +161,8 @@ class ServerProcess:
         while not (self.pulse and done(self.pulse)):
             if time.monotonic() - begin > DOOR_SEC:
                 raise EngineDied(f"the server has not {what} within {DOOR_SEC:g} s")
+            if not self._runs():
+                raise EngineDied(f"the server has not {what} before its end")
             await asyncio.sleep(LOOK_SEC)
 
     async def leave(self, limit: float) -> bool:
@@ -201,8 +221,7 @@ class ServerProcess:
         """Ask it to finish its requests and end; whether it did within `timeout` seconds."""
         if self._handle < 0:
             return True
-        with suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._handle, signal.SIGTERM)
+        self._signal(signal.SIGTERM)
         try:
             await asyncio.wait_for(first_end({self._handle: 0}), timeout)
         except TimeoutError:
@@ -211,7 +230,7 @@ class ServerProcess:
 
     def kill(self) -> None:
         """End whatever is left of it, at once; nothing the second time."""
-        if self._channel.fileno() < 0:
+        if self.gone:
             return
         asyncio.get_running_loop().remove_reader(self._channel)
         family = self._descendants()
@@ -228,9 +247,21 @@ class ServerProcess:
             end.close()
         fork_server.end_stopped()
 
-    def _tell(self, word: str, *descriptors: int) -> None:
-        with suppress(OSError):
+    @property
+    def gone(self) -> bool:
+        """Whether it was killed, so that nothing is left of it."""
+        return self._channel.fileno() < 0
+
+    def _signal(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._handle, number)
+
+    def _tell(self, word: str, *descriptors: int) -> bool:
+        try:
             socket.send_fds(self._channel, [json.dumps(word).encode()], descriptors)
+        except OSError:
+            return False
+        return True
 
     def _runs(self) -> bool:
         return self._handle >= 0 and not select.select([self._handle], [], [], 0)[0]

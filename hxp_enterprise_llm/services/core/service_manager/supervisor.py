@@ -18,7 +18,7 @@ from typing import Any
 from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
 from hxp_enterprise_llm.services.core.service_manager import engine, fork_server, reload
 from hxp_enterprise_llm.services.core.service_manager.address import Address
-from hxp_enterprise_llm.services.core.service_manager.credentials import Credentials, judge
+from hxp_enterprise_llm.services.core.service_manager.credentials import Credentials
 from hxp_enterprise_llm.services.core.service_manager.hang import HangWatch
 from hxp_enterprise_llm.services.core.service_manager.listener import listen
 from hxp_enterprise_llm.services.core.service_manager.memory_events import oom_kills
@@ -58,16 +58,17 @@ class Supervisor:
         reread: Callable[[], tuple[ServiceConfigSchema, str]],
         run_time: Path,
     ) -> None:
-        self._config, self._model = config, model
+        self._now = reload.InEffect(config, model, credentials, reread)
         # The main process asks for its token with a key of its own.
         self._key = secrets.token_urlsafe()
-        self._credentials = credentials
-        self._notifier, self._reread = notifier, reread
+        self._notifier = notifier
+        self._servers: list[ServerProcess] = []
         # What to go back to if the settings of a reload turn out to start no server.
         self._previous: tuple[ServiceConfigSchema, str] | None = None
         self._begin = 0.0
         self._retiring: asyncio.Task[None] | None = None
-        self._stop, self._reloads = asyncio.Event(), reload.Requests(run_time)
+        self._stop, self._reloads = asyncio.Event(), reload.Requests(run_time, self._asked)
+        self._undisturbed = False  # whether nothing but serving goes on, of which a start or a stop would tell
         self._recoveries = Recoveries()
         self._was_ready = False
         self._oom_kills = oom_kills()
@@ -79,7 +80,7 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, log.warning, "SIGHUP does nothing; use systemctl reload")
-        listener = listen(self._config)
+        listener = listen(self._now.config)
         try:
             async with self._reloads:
                 while not self._stop.is_set():
@@ -96,7 +97,8 @@ class Supervisor:
         except CitadelError as error:
             if self._previous:
                 log.error("%s; going back to the settings before the reload", error, extra=error.fields)
-                (self._config, self._model), self._previous = self._previous, None
+                self._now.back(*self._previous)
+                self._previous = None
             elif self._was_ready:
                 # These settings have served: what vLLM takes for a fault of theirs is something else.
                 await self._recover(error if isinstance(error, RECOVERABLE) else EngineDied(str(error)))
@@ -115,10 +117,8 @@ class Supervisor:
                     listener.close()
                     await self._drain(server)
                     return
-                before = await self._reread_settings(server)
-                if before is None:
-                    continue
-                if not reload.beside(*before, self._config, self._model):
+                before = self._now.turn()
+                if not reload.beside(*before, self._now.config, self._now.model):
                     self._previous = before
                     self._say("Reloading: answering what has been asked; new requests wait")
                     await self._fed(self._retire(server, before[0]))
@@ -135,26 +135,28 @@ class Supervisor:
             server.kill()
 
     def _new_server(self, listener: socket.socket) -> ServerProcess:
-        config = self._config
+        config = self._now.config
         self._begin = time.monotonic()
-        return ServerProcess(
+        server = ServerProcess(
             config.start_method,
-            engine.arguments(config, self._model),
-            engine.environment(config, self._model),
+            engine.arguments(config, self._now.model),
+            engine.environment(config, self._now.model),
             listener,
-            self._credentials.and_key(digest(self._key)),
+            self._now.credentials.and_key(digest(self._key)),
         )
+        self._servers = [server, *(other for other in self._servers if not other.gone)]
+        return server
 
     async def _start(self, server: ServerProcess) -> bool:
         """Bring the server up to its first answer and open its door; False if a stop came first."""
-        config, size = self._config, engine.weights_bytes(self._model) / 1e6
+        config, size = self._now.config, engine.weights_bytes(self._now.model) / 1e6
         extension = round((config.start_timeout_sec + STALL_MARGIN_SEC) * 1e6)
         self._say(IMPORTING)
         ready = await bring_up(
             server,
             self._stop,
             config.start_timeout_sec,
-            on_import=lambda: self._say(f"{LOADING} {self._model} ({size:.0f} MB)"),
+            on_import=lambda: self._say(f"{LOADING} {self._now.model} ({size:.0f} MB)"),
             answer=lambda: first_answer(server.url, config.api_name, self._key),
             feed=lambda progress: self._notifier.send(
                 WATCHDOG=1, **({"EXTEND_TIMEOUT_USEC": extension} if progress else {})
@@ -167,8 +169,9 @@ class Supervisor:
         await server.open()
         self._previous, self._was_ready = None, True
         took = time.monotonic() - self._begin
-        self._state.started(took, Address.of(config), self._credentials.expires)
-        self._say(f"Ready: {config.api_name} on {Address.of(config).url}, started in {took:.1f} s", READY=1)
+        address = Address.of(self._now.config)
+        self._state.started(took, address, self._now.credentials.expires)
+        self._say(f"Ready: {config.api_name} on {address.url}, started in {took:.1f} s", READY=1)
         return True
 
     async def _replace(
@@ -181,7 +184,7 @@ class Supervisor:
         except CitadelError as error:
             successor.kill()
             log.error("%s; the server with the settings before the reload goes on", error, extra=error.fields)
-            self._config, self._model = old, old_model
+            self._now.back(old, old_model)
             self._say(f"Ready with the old settings, the new ones start no server: {error}", READY=1)
             return server
         if not started:
@@ -204,8 +207,8 @@ class Supervisor:
         return self._retiring
 
     async def _reload_due(self) -> None:
-        """Wait until a reload is asked for, and the server that the last one replaced has gone."""
-        await self._reloads.due.wait()
+        """Wait until a reload wants another server, and the one that the last replaced has gone."""
+        await self._now.due.wait()
         if self._retiring:
             await asyncio.wait((self._retiring,))
 
@@ -217,11 +220,12 @@ class Supervisor:
 
     async def _until_something_happens(self, server: ServerProcess) -> None:
         """Wait for a stop or a reload. Raises EngineDied at the server's end, EngineHung if it gets nowhere."""
-        watch = HangWatch(self._config, server, lambda: self._notifier.send(WATCHDOG=1))
+        watch = HangWatch(self._now.config, server, lambda: self._notifier.send(WATCHDOG=1))
         ending, watching = asyncio.create_task(server.ended()), asyncio.create_task(watch.run())
         events = [asyncio.create_task(self._stop.wait()), asyncio.create_task(self._reload_due())]
         keeping = asyncio.create_task(fork_server.keep())
         tasks: list[asyncio.Task[Any]] = [ending, watching, *events, keeping]
+        self._undisturbed = True
         try:
             await asyncio.wait((ending, watching, *events), return_when=asyncio.FIRST_COMPLETED)
             if self._stop.is_set():
@@ -231,6 +235,7 @@ class Supervisor:
             if ending.done():
                 raise EngineDied(ending.result())
         finally:
+            self._undisturbed = False
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -254,11 +259,11 @@ class Supervisor:
         before, self._oom_kills = self._oom_kills, oom_kills()
         if self._oom_kills == before:
             return ""
-        return f"MEMORY_LIMIT_GB={self._config.memory_limit_gb:g} is too little; raise it, or lower KV_CACHE_GB"
+        return f"MEMORY_LIMIT_GB={self._now.config.memory_limit_gb:g} is too little; raise it, or lower KV_CACHE_GB"
 
     async def _drain(self, server: ServerProcess) -> None:
         self._notifier.send(STOPPING=1)
-        limit = self._config.drain_timeout_sec
+        limit = self._now.config.drain_timeout_sec
         self._say(f"Stopping: waiting up to {limit:g} s for requests in flight")
         others = [self._retiring] if self._retiring else []
         drained, *_ = await asyncio.gather(server.drain(limit + DRAIN_GRACE_SEC), *others, return_exceptions=True)
@@ -266,34 +271,27 @@ class Supervisor:
             log.warning("Requests were still in flight after %g s and have been cut", limit)
         self._say("Stopped")
 
-    async def _reread_settings(self, server: ServerProcess) -> tuple[ServiceConfigSchema, str] | None:
-        """Take in the settings file and those of keys and certificate as they are now.
-
-        Settings and model before if they want another server; None if this one will do, or if they are refused.
-        """
-        request = self._reloads.take()
-        self._notifier.send(RELOADING=1)
-        old, old_model, had = self._config, self._model, self._credentials
+    async def _asked(self, request: reload.Request) -> None:
+        """Take in what root asks for. Keys and certificate count once it is answered, for every server there is."""
+        now, refused, another = self._now, "", False
         try:
-            config, model = await asyncio.to_thread(self._reread)
-            reload.check(old, config)
-            given = judge(config, request.contents, running=True)
+            another = await now.take_in(request)
+            keys = now.credentials.and_key(digest(self._key))
+            await asyncio.gather(*(server.take(keys) for server in self._servers))
+            address = Address.of(now.config)
+            status = f"Ready: {now.config.api_name} on {address.url}, with the new keys and certificate"
+            if self._was_ready:
+                self._state.serves(address, now.credentials.expires)
         except CitadelError as error:
             log.error("%s", error, extra=error.fields)
-            request.answer(str(error))
-            self._say(f"Ready with the old settings, the reload was refused: {error}", READY=1)
-            return None
-        request.answer()
-        self._config, self._model, self._credentials = config, model, given
-        if given == had:
-            return old, old_model
-        # At once and whatever becomes of a new server: a key that was revoked must open nothing any more.
-        await server.take(given.and_key(digest(self._key)))
-        if model != old_model or not reload.same_server(old, config):
-            return old, old_model
-        self._state.serves(Address.of(config), given.expires)
-        self._say(f"Ready: {config.api_name} on {Address.of(config).url}, with the new keys and certificate", READY=1)
-        return None
+            refused, status = str(error), f"Ready with the old settings, the reload was refused: {error}"
+        if another:
+            # Before the answer: systemctl then waits until the other server is ready.
+            self._notifier.send(RELOADING=1)
+            now.due.set()
+        elif self._undisturbed:
+            self._say(status)
+        request.answer(refused)
 
     def _say(self, status: str, **state: int) -> None:
         log.info("%s", status)

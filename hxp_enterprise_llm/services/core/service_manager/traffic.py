@@ -8,7 +8,10 @@ import hmac
 import json
 import socket
 import ssl
-from typing import Any
+import weakref
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, ClassVar
 
 from hxp_enterprise_llm.services.core.service_manager import tls
 from hxp_enterprise_llm.services.core.service_manager.credentials import Credentials
@@ -40,6 +43,47 @@ class _Work:
         self._counted = False
 
 
+class _Talk:
+    """A WebSocket, which one key may hold open for hours."""
+
+    def __init__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.scope = scope
+        self._receive, self._send = receive, send
+        self._closed = False
+
+    async def receive(self) -> Any:
+        message = await self._receive()
+        # What came before the client has heard of it counts no more either.
+        return {"type": "websocket.disconnect", "code": POLICY_VIOLATION} if self._closed else message
+
+    async def send(self, message: Any) -> None:
+        if not self._closed:
+            await self._send(message)
+
+    async def close(self) -> None:
+        self._closed = True
+        # It may be closed already, by either side.
+        with suppress(OSError, RuntimeError):
+            await self._send({"type": "websocket.close", "code": POLICY_VIOLATION})
+
+
+class _Arrival(asyncio.Protocol):
+    """A client from its TCP connection to the end of its TLS handshake, if there is one; then uvicorn counts it.
+
+    Of one whose handshake fails nobody is told, but its transport lets go of this.
+    """
+
+    def __init__(self, make: Callable[[], asyncio.Protocol]) -> None:
+        self._make = make
+        Traffic.arriving.add(self)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        protocol = self._make()
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+        Traffic.arriving.discard(self)
+
+
 class Traffic:
     """ASGI middleware, of which a server has one.
 
@@ -54,6 +98,9 @@ class Traffic:
     requests = 0
     sent = 0
     is_open = False
+    arriving: ClassVar[weakref.WeakSet[_Arrival]] = weakref.WeakSet()
+    _talks: ClassVar[set[_Talk]] = set()
+    _closing: ClassVar[set[asyncio.Task[None]]] = set()
     _leaving = False
     _server: Any = None  # uvicorn's
 
@@ -69,7 +116,12 @@ class Traffic:
             await self._refuse(scope, send)
             return
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            talk = _Talk(scope, receive, send)
+            Traffic._talks.add(talk)
+            try:
+                await self._app(scope, talk.receive, talk.send)
+            finally:
+                Traffic._talks.discard(talk)
             return
         Traffic._server = scope["app"].state.server
 
@@ -96,7 +148,8 @@ class Traffic:
             if work:
                 work.end()
 
-    def _may(self, scope: Any) -> bool:
+    @staticmethod
+    def _may(scope: Any) -> bool:
         """Whether a request carries one of the keys. vLLM itself would leave all but /v1 open, /metrics among them."""
         if not Traffic.key_digests or scope.get("path") == OPEN_PATH:
             return True
@@ -117,15 +170,23 @@ class Traffic:
 
     @classmethod
     def connections(cls) -> int:
-        """How many clients are connected, idle ones among them."""
-        return len(cls._server.server_state.connections) if cls._server else 0
+        """How many clients are connected, idle ones and those in their TLS handshake among them."""
+        return len(cls._server.server_state.connections) + len(cls.arriving) if cls._server else 0
 
     @classmethod
     def take(cls, credentials: Credentials) -> None:
-        """Ask for these keys from now on, and show this certificate to who connects once the door is opened (anew)."""
+        """Ask for these keys from now on, and show this certificate to who connects once the door is opened (anew).
+
+        WebSockets that none of the keys would open are closed.
+        """
         cls.key_digests = credentials.key_digests
         cls._tls = tls.server(credentials.certificate, credentials.private_key) if credentials.certificate else None
         cls.taken += 1
+        for talk in [talk for talk in cls._talks if not cls._may(talk.scope)]:
+            # A client that does not read keeps nobody waiting.
+            task = asyncio.get_running_loop().create_task(talk.close())
+            cls._closing.add(task)
+            task.add_done_callback(cls._closing.discard)
 
     @classmethod
     async def open(cls, listener: socket.socket) -> None:
@@ -143,7 +204,7 @@ class Traffic:
 
         loop = asyncio.get_running_loop()
         # A copy, which it closes in the end: the queue of those who wait stays where it is.
-        doors = await loop.create_server(protocol, sock=listener.dup(), ssl=cls._tls, backlog=BACKLOG)
+        doors = await loop.create_server(lambda: _Arrival(protocol), sock=listener.dup(), ssl=cls._tls, backlog=BACKLOG)
         for before in server.servers:
             before.close()
         # uvicorn closes these when it ends.

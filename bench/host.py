@@ -1,10 +1,11 @@
 """The measurements without a model that runs: generator, command, monitor, exposure, package, installation."""
 
+import contextlib
+import itertools
 import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from fakes import Fakes
@@ -46,7 +47,7 @@ def generator(machine: Machine, say: Say) -> list[Row]:
     return rows
 
 
-@contextmanager
+@contextlib.contextmanager
 def _aside(machine: Machine) -> Iterator[None]:
     """Take the settings files of instances away for a while, and those that were made meanwhile for ever."""
     kept = {file.name: file.read_bytes() for file in machine.inside("/etc/default").glob("citadel-llm-*")}
@@ -161,20 +162,21 @@ def installation(path: Path, wheels: Path, rounds: int, say: Say) -> list[Row]:
     lock = PROJECT / "requirements/cpu.txt"
     pip = ["/root/env/bin/pip", "install", "-q", "--no-index", "--find-links", "/root/wheels", "--no-deps",
            "--require-hashes", "-r", "/root/cpu.txt"]  # fmt: skip
-    for _ in range(rounds):
-        for ours in (False, True):
-            with Machine.boot("install") as machine:
-                machine.run("apt-get", "-qy", "install", "--no-install-recommends", "python3-venv", *package_depends())
-                if ours:
-                    machine.copy_in(path, f"/root/{path.name}")
-                    steps = [["apt-get", "-qy", "install", f"/root/{path.name}"]]
-                else:
-                    machine.copy_in(wheels, "/root/wheels")
-                    machine.copy_in(lock, "/root/cpu.txt")
-                    steps = [["python3", "-m", "venv", "/root/env"], pip]
-                # What was copied in is to be on the disk before the clock runs, not written meanwhile.
-                machine.run("sync")
-                took = sum(_timed(machine, *step) for step in steps)
+    with contextlib.ExitStack() as machines:
+        for turn, ours in itertools.product(range(rounds), (False, True)):
+            # All stay until the end: for minutes after a tree is deleted, an ext4 without a journal is slow to make files.
+            machine = machines.enter_context(Machine.boot(f"install-{turn}-{ours:d}"))
+            machine.run("apt-get", "-qy", "install", "--no-install-recommends", "python3-venv", *package_depends())
+            if ours:
+                machine.copy_in(path, f"/root/{path.name}")
+                steps = [["apt-get", "-qy", "install", f"/root/{path.name}"]]
+            else:
+                machine.copy_in(wheels, "/root/wheels")
+                machine.copy_in(lock, "/root/cpu.txt")
+                steps = [["python3", "-m", "venv", "/root/env"], pip]
+            # What was copied in is to be on the disk before the clock runs, not written meanwhile.
+            machine.run("sync")
+            took = sum(_timed(machine, *step) for step in steps)
             pair[ours].append(took)
             say(f"{'apt' if ours else 'pip'} install: {took:.0f} s")
     return [Row("package", "apt install (plain: pip install of the same lock)", "s", *pair, [Bound(20)])]

@@ -164,7 +164,7 @@ def installation(path: Path, wheels: Path, rounds: int, say: Say) -> list[Row]:
            "--require-hashes", "-r", "/root/cpu.txt"]  # fmt: skip
     with contextlib.ExitStack() as machines:
         for turn, ours in itertools.product(range(rounds), (False, True)):
-            # All stay until the end: for minutes after a tree is deleted, an ext4 without a journal is slow to make files.
+            # All stay until the end: an ext4 without a journal makes files slowly for minutes after many are deleted.
             machine = machines.enter_context(Machine.boot(f"install-{turn}-{ours:d}"))
             machine.run("apt-get", "-qy", "install", "--no-install-recommends", "python3-venv", *package_depends())
             if ours:

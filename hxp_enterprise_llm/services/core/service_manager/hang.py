@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
+from hxp_enterprise_llm.services.core.service_manager import process_use
 from hxp_enterprise_llm.services.core.service_manager.server_process import Pulse, ServerProcess
 from hxp_enterprise_llm.utils.errors import EngineHung
 
@@ -43,11 +44,15 @@ class HangWatch:
         while True:
             await asyncio.sleep(LOOK_SEC)
             now = time.monotonic()
-            stopped, effort = await asyncio.to_thread(lambda: (self._server.stopped(), self._server.effort()))
+            stopped, effort = await asyncio.to_thread(self._look)
             reason = self._judge(now, self._server.pulse, stopped, *effort)
             if reason:
                 raise EngineHung(reason)
             self._feed()
+
+    def _look(self) -> tuple[str, tuple[float, int]]:
+        # Not the effort of the API server: it is busy with whoever asks while the engine hangs.
+        return process_use.stopped(self._server.processes()), process_use.effort(self._server.engines())
 
     def _judge(self, now: float, pulse: Pulse | None, stopped: str, cpu: float, read: int = 0) -> str:
         """What hangs, empty if nothing does."""

@@ -112,7 +112,7 @@ class ServerProcess:
 
         vLLM's API server itself looks only every 5 s, and then ends with status 0.
         """
-        for process in self._descendants():
+        for process in self.processes():
             with suppress(psutil.NoSuchProcess, ProcessLookupError):
                 if process.pid not in {self._process.pid, *self._engines} and process.name().startswith(ENGINE_TITLE):
                     self._engines[process.pid] = os.pidfd_open(process.pid)
@@ -185,37 +185,29 @@ class ServerProcess:
         """Exit status of the server, negative for a signal, None while it runs or if nobody knows."""
         return self._process.exitcode
 
-    def memory_and_reads(self) -> tuple[int, int]:
-        """Resident memory of all processes (bytes), and what they have read since they started (bytes)."""
-        memory = reads = 0
-        for process in self._descendants():
-            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                memory += process.memory_info().rss
-                reads += process.io_counters().read_chars
-        return memory, reads
+    def processes(self) -> list[psutil.Process]:
+        """All that belong to it: the API server, engine and workers."""
+        if self._process.pid is None:
+            # Not forked yet: what runs is the fork server, which is still importing.
+            importing = fork_server.pid() if self._method == "fork" else None
+            with suppress(psutil.NoSuchProcess):
+                return [psutil.Process(importing)] if importing else []
+            return []
+        try:
+            server = psutil.Process(self._process.pid)
+            family = [server, *server.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            family = []
+        known = {process.pid for process in family}
+        # An engine outlives its server for a moment, and then is nobody's descendant.
+        for pid in self._engines.keys() - known:
+            with suppress(psutil.NoSuchProcess):
+                family.append(psutil.Process(pid))
+        return family
 
-    def effort(self) -> tuple[float, int]:
-        """CPU time of the engine's processes (seconds), and what they have read from disk, or had paged in (bytes).
-
-        Not of the API server: it is busy with whoever asks while the engine hangs.
-        """
-        seconds, read = 0.0, 0
-        for process in self._descendants():
-            if process.pid == self._process.pid:
-                continue
-            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                times = process.cpu_times()
-                seconds += times.user + times.system
-                read += process.io_counters().read_bytes
-        return seconds, read
-
-    def stopped(self) -> str:
-        """Name and pid of a process that a signal has stopped, empty if there is none."""
-        for process in self._descendants():
-            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                if process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP):
-                    return f"{process.name()} (pid {process.pid})"
-        return ""
+    def engines(self) -> list[psutil.Process]:
+        """Those that compute: all but the API server."""
+        return [process for process in self.processes() if process.pid != self._process.pid]
 
     async def drain(self, timeout: float) -> bool:
         """Ask it to finish its requests and end; whether it did within `timeout` seconds."""
@@ -233,7 +225,7 @@ class ServerProcess:
         if self.gone:
             return
         asyncio.get_running_loop().remove_reader(self._channel)
-        family = self._descendants()
+        family = self.processes()
         for process in family:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -285,25 +277,6 @@ class ServerProcess:
                 self.pulse = Pulse(at=time.monotonic(), **message)
         except (ValueError, TypeError) as error:
             log.warning("The server said something that is no message: %s", error)
-
-    def _descendants(self) -> list[psutil.Process]:
-        if self._process.pid is None:
-            # Not forked yet: what runs is the fork server, which is still importing.
-            importing = fork_server.pid() if self._method == "fork" else None
-            with suppress(psutil.NoSuchProcess):
-                return [psutil.Process(importing)] if importing else []
-            return []
-        try:
-            server = psutil.Process(self._process.pid)
-            family = [server, *server.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            family = []
-        known = {process.pid for process in family}
-        # An engine outlives its server for a moment, and then is nobody's descendant.
-        for pid in self._engines.keys() - known:
-            with suppress(psutil.NoSuchProcess):
-                family.append(psutil.Process(pid))
-        return family
 
     def _how(self) -> str:
         self._process.join(REPORT_SEC)

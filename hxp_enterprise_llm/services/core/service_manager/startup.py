@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from hxp_enterprise_llm.services.core.service_manager.process_use import memory_and_reads
 from hxp_enterprise_llm.services.core.service_manager.readiness import NotAnswered
 from hxp_enterprise_llm.services.core.service_manager.server_process import ServerProcess
 from hxp_enterprise_llm.utils.errors import EngineDied, EngineHung, SettingsRefused
@@ -89,7 +90,7 @@ async def _watch_progress(server: ServerProcess, limit: float, feed: Callable[[b
     feed(True)
     while time.monotonic() - moved < limit:
         await asyncio.sleep(min(PROGRESS_INTERVAL_SEC, limit / 4))
-        now = await asyncio.to_thread(server.memory_and_reads)
+        now = await asyncio.to_thread(lambda: memory_and_reads(server.processes()))
         progress = any(new - old >= PROGRESS_BYTES for new, old in zip(now, seen, strict=True))
         if progress:
             seen, moved = now, time.monotonic()

@@ -7,32 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import click
-from click.shell_completion import CompletionItem
 
 from hxp_enterprise_llm.cli import output, strays
+from hxp_enterprise_llm.cli.names import InstanceName, KeyName
 from hxp_enterprise_llm.generator import unit_name
 from hxp_enterprise_llm.services.core.service_manager import ServiceManager, engine
 from hxp_enterprise_llm.services.core.service_manager.service import Service
 from hxp_enterprise_llm.utils import config as settings
-from hxp_enterprise_llm.utils import settings_keys
 from hxp_enterprise_llm.utils.errors import CitadelError, ExitStatus, ModelMissing, NoSuchInstance
-from hxp_enterprise_llm.utils.settings import instance_names, load_host, load_instance
-
-
-class InstanceName(click.ParamType[str]):
-    """The name of an instance, or of its unit, which means the same; the shell completes the first."""
-
-    name = "instance"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """citadel-llm@test.service and citadel-llm@test are test."""
-        template = unit_name("").removesuffix(".service")
-        return value.removeprefix(template).removesuffix(".service") if value.startswith(template) else value
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Names of the instances that have a settings file."""
-        return [CompletionItem(name) for name in instance_names() if name.startswith(incomplete)]
-
+from hxp_enterprise_llm.utils.settings import load_host, load_instance
 
 NAME = InstanceName()
 json_option = click.option("--json", "for_program", is_flag=True, help="Print JSON for a program.")
@@ -228,15 +211,13 @@ def key() -> None:
 
 @key.command("add")
 @click.argument("name", type=NAME)
-@click.option("--name", "label", default="default", show_default=True, help="What the key is called, to revoke it by.")
+@click.option(
+    "--name", "label", type=KeyName(), default="default", show_default=True, help="What it is called, to revoke it by."
+)
 def key_add(name: str, label: str) -> None:
     """Make a key and print it, this once: only its digest is kept."""
     from hxp_enterprise_llm.cli import keys
 
-    try:
-        settings_keys.word(label)
-    except ValueError as error:
-        raise click.UsageError(f"--name {label}: write {error}") from None
     made, changed = keys.add(name, label)
     if changed:
         ServiceManager().settings_changed()
@@ -260,7 +241,7 @@ def key_list(name: str, for_program: bool) -> None:
 
 @key.command("revoke")
 @click.argument("name", type=NAME)
-@click.argument("label")
+@click.argument("label", type=KeyName())
 def key_revoke(name: str, label: str) -> None:
     """Forget the key called LABEL: it opens nothing any more, also of what runs."""
     from hxp_enterprise_llm.cli import keys

@@ -55,7 +55,7 @@ def revoke(name: str, label: str, root: str = "/") -> int:
             raise CitadelError(f"{name} has no key {label}; it has: {have}")
         # A line that is not one of ours stays as it is.
         _write(file, [line for line in _lines(file) if [key.name for key in api_keys.read(line)] != [label]])
-    return len(keys) - 1
+        return len(_keys(file))
 
 
 def hand_over(name: str, root: str = "/") -> None:

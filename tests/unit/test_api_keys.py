@@ -9,9 +9,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from hxp_enterprise_llm import reload_command
 from hxp_enterprise_llm.cli import keys
+from hxp_enterprise_llm.cli.commands import cli
 from hxp_enterprise_llm.services.core.service_manager.traffic import Traffic
 from hxp_enterprise_llm.utils import api_keys, config
 from hxp_enterprise_llm.utils.errors import CitadelError, NoSuchInstance, NotPermitted, SettingsRefused
@@ -49,6 +51,14 @@ def test_keys_are_made_listed_and_revoked_and_only_digests_are_kept(
         keys.revoke("m", "alice", str(instance))
     with pytest.raises(NoSuchInstance):
         keys.add("none", "alice", str(instance))
+
+
+def test_no_name_does_not_mean_every_key_written_by_hand(instance: Root) -> None:
+    file = instance.path / "etc/citadel-llm/m.keys"
+    file.write_text("one-by-hand\nanother-by-hand\n")
+    done = CliRunner().invoke(cli, ["key", "revoke", "m", ""])
+    assert done.exit_code == 2 and "a word of letters" in done.output
+    assert len(keys.listed("m", str(instance))) == 2
 
 
 def test_what_is_left_is_handed_to_the_main_process_that_runs(instance: Root, monkeypatch: pytest.MonkeyPatch) -> None:

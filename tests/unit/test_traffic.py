@@ -241,3 +241,33 @@ def test_what_a_client_said_before_it_heard_of_the_end_of_its_key_is_not_worked_
         return talk
 
     assert asyncio.run(revoke()).seen == ["websocket.disconnect"]
+
+
+def test_a_request_whose_key_is_revoked_before_it_came_in_full_is_not_worked_on() -> None:
+    seen: list[str] = []
+
+    async def app(_scope: Any, receive: Any, _send: Any) -> None:
+        seen.append((await receive())["type"])
+        seen.append((await receive())["type"])
+
+    async def revoke() -> int:
+        said: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        Traffic.take(Credentials((digest("first"),)))
+        asked = scope("POST", "/v1/completions") | {"headers": [(b"authorization", b"Bearer first")]}
+        task = asyncio.create_task(Traffic(app)(asked, said.get, None))
+        await said.put(PART)
+        await asyncio.sleep(0.01)
+        Traffic.take(Credentials((digest("second"),)))
+        await said.put(REST)
+        await asyncio.wait_for(task, 5)
+        return Traffic.requests
+
+    assert asyncio.run(revoke()) == 0
+    assert seen == ["http.request", "http.disconnect"]
+
+
+def test_a_server_that_is_ending_opens_no_door_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Traffic, "_server", SimpleNamespace(should_exit=True, servers=[]))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        asyncio.run(Traffic.open(listener))
+    assert Traffic._server.servers == []

@@ -129,6 +129,9 @@ class Traffic:
 
         async def received() -> Any:
             message = await receive()
+            if message["type"] == "http.request" and not self._may(scope):
+                # Its key was revoked after its head came: nothing has been worked on yet.
+                return {"type": "http.disconnect"}
             # What a client has not sent in full, the model cannot work on.
             if work and message["type"] == "http.request" and not message.get("more_body"):
                 work.begin()
@@ -192,9 +195,12 @@ class Traffic:
     async def open(cls, listener: socket.socket) -> None:
         """Accept connections from `listener` from now on, and no more by the way that they came before.
 
-        Those that are there already go on, with the certificate that they were shown.
+        Those that are there already go on, with the certificate that they were shown. Nothing happens once uvicorn has
+        been told to end: it has closed its doors, and would wait for new ones that nobody closes.
         """
         server = cls._server
+        if server.should_exit:
+            return
 
         def protocol() -> asyncio.Protocol:
             made: asyncio.Protocol = server.config.http_protocol_class(

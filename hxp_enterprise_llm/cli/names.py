@@ -1,0 +1,36 @@
+"""Names as the command line takes them."""
+
+import click
+from click.shell_completion import CompletionItem
+
+from hxp_enterprise_llm.generator import unit_name
+from hxp_enterprise_llm.utils import settings_keys
+from hxp_enterprise_llm.utils.settings import instance_names
+
+
+class InstanceName(click.ParamType[str]):
+    """The name of an instance, or of its unit, which means the same; the shell completes the first."""
+
+    name = "instance"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """citadel-llm@test.service and citadel-llm@test are test."""
+        template = unit_name("").removesuffix(".service")
+        return value.removeprefix(template).removesuffix(".service") if value.startswith(template) else value
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Names of the instances that have a settings file."""
+        return [CompletionItem(name) for name in instance_names() if name.startswith(incomplete)]
+
+
+class KeyName(click.ParamType[str]):
+    """What a key is called. Keys written by hand have no name: an empty one must not mean them all."""
+
+    name = "name"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """As a settings file would take it."""
+        try:
+            return settings_keys.word(value)
+        except ValueError as error:
+            self.fail(f"{value!r}: write {error}", param, ctx)

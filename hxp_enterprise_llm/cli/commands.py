@@ -248,7 +248,14 @@ def key_revoke(name: str, label: str) -> None:
 
     left = keys.revoke(name, label)
     click.echo(f"{name}: {label} is revoked, {left} left")
-    keys.hand_over(name)
+    failed = []
+    for each in keys.sharing(name):
+        try:
+            keys.hand_over(each)
+        except CitadelError as error:
+            failed.append(str(error))
+    if failed:
+        raise CitadelError("\n".join(failed))
     if not left:
         output.complain(f"{name} has no key now: it is closed to all, a start fails; citadel-llm key add {name}")
 

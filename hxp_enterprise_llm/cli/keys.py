@@ -58,6 +58,18 @@ def revoke(name: str, label: str, root: str = "/") -> int:
         return len(_keys(file))
 
 
+def sharing(name: str, root: str = "/") -> list[str]:
+    """An instance and those whose settings name the same file of keys; it comes first."""
+    file, _ = file_of(name, root)
+    others = []
+    for other in config.instance_names(root):
+        # What a refused file would name is not known: it starts nothing, and what runs was told by a reload of its own.
+        with suppress(CitadelError):
+            if other != name and file_of(other, root)[0] == file:
+                others.append(other)
+    return [name, *others]
+
+
 def hand_over(name: str, root: str = "/") -> None:
     """Have the main process of an instance, if it runs, ask for the keys in its file and no others from now on.
 

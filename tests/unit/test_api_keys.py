@@ -61,6 +61,28 @@ def test_no_name_does_not_mean_every_key_written_by_hand(instance: Root) -> None
     assert len(keys.listed("m", str(instance))) == 2
 
 
+def test_a_revocation_is_told_to_all_that_share_the_file(instance: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = instance.path / "etc/citadel-llm/m.keys"
+    for name, port in (("m", 1), ("n", 2)):
+        instance.instance(name, f"MODEL=/srv/m\nPORT=1150{port}\nAPI_KEY_FILE={file}\n")
+    instance.instance("other", f"MODEL=/srv/m\nPORT=11503\nAPI_KEY_FILE={file}2\n")
+    instance.instance("refused", f"MODEL=/srv/m\nPORT=none\nAPI_KEY_FILE={file}\n")
+    assert keys.sharing("n", str(instance)) == ["n", "m"]
+
+    told = []
+
+    def hand_over(name: str) -> None:
+        told.append(name)
+        raise CitadelError(f"{name} has not taken them")
+
+    monkeypatch.setattr(keys, "revoke", lambda *_: 1)
+    monkeypatch.setattr(keys, "sharing", lambda _: ["n", "m"])
+    monkeypatch.setattr(keys, "hand_over", hand_over)
+    done = CliRunner().invoke(cli, ["key", "revoke", "n", "alice"])
+    assert told == ["n", "m"]
+    assert str(done.exception) == "n has not taken them\nm has not taken them"
+
+
 def test_what_is_left_is_handed_to_the_main_process_that_runs(instance: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     (instance.path / "etc/citadel-llm/m.keys").write_text("by-hand\n")
     asked: list[tuple[object, ...]] = []

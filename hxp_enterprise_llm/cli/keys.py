@@ -82,7 +82,7 @@ def hand_over(name: str, root: str = "/") -> None:
     with ExitStack() as alone:
         alone.enter_context(_alone(root))
         file, _ = file_of(name, root)
-        contents = {"api-key": credentials.read(str(file)).decode("latin-1")}
+        contents = {credentials.API_KEY: credentials.read(str(file)).decode("latin-1")}
         run_time = f"{manager.config.pid_path}/{name}"
         refused = reload_command.ask(run_time, pid, contents, reload_command.KEYS, sent=alone.close)
     if refused:

@@ -13,9 +13,10 @@ from typing import Any
 
 from hxp_enterprise_llm.utils.settings_file import READING
 
+API_KEY = "api-key"
 HUB_TOKEN = "hub-token"  # noqa: S105  a name, no token
 KEYS = {
-    "api-key": "API_KEY_FILE",
+    API_KEY: "API_KEY_FILE",
     "tls-cert": "TLS_CERT_FILE",
     "tls-key": "TLS_KEY_FILE",
     HUB_TOKEN: "HUB_TOKEN_FILE",

@@ -9,7 +9,7 @@ from pathlib import Path
 from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
 from hxp_enterprise_llm.services.core.service_manager import tls
 from hxp_enterprise_llm.utils import api_keys
-from hxp_enterprise_llm.utils.credentials import HUB_TOKEN, KEYS, LARGEST_BYTES, MISSING, files
+from hxp_enterprise_llm.utils.credentials import API_KEY, HUB_TOKEN, KEYS, LARGEST_BYTES, MISSING, files
 from hxp_enterprise_llm.utils.errors import SettingsRefused
 from hxp_enterprise_llm.utils.settings import instance_file
 from hxp_enterprise_llm.utils.settings_file import Fault
@@ -72,9 +72,9 @@ def judge(config: ServiceConfigSchema, contents: Mapping[str, str], running: boo
             faults.append(f"{KEYS[name]}={file} is not there, no file, or larger than {MEGABYTE} MB; put it there")
         else:
             given[name] = content
-    if "api-key" in given:
+    if API_KEY in given:
         try:
-            found = api_keys.read(given["api-key"].encode("latin-1").decode("utf-8", "replace"))
+            found = api_keys.read(given[API_KEY].encode("latin-1").decode("utf-8", "replace"))
             keys = tuple(key.digest for key in found)
             said = "" if keys else f"holds no key; make one with citadel-llm key add {config.name}"
             if said and running:

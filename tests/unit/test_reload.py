@@ -2,10 +2,8 @@
 
 import asyncio
 import errno
-import json
 import os
 import socket
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,10 +14,9 @@ import pytest
 
 from hxp_enterprise_llm import reload_command
 from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
-from hxp_enterprise_llm.services.core.service_manager import reload, server_process
+from hxp_enterprise_llm.services.core.service_manager import reload
 from hxp_enterprise_llm.services.core.service_manager.credentials import Credentials
 from hxp_enterprise_llm.services.core.service_manager.reload import InEffect, Request, Requests
-from hxp_enterprise_llm.services.core.service_manager.server_process import Pulse, ServerProcess
 from hxp_enterprise_llm.services.core.service_manager.supervisor import Supervisor
 from hxp_enterprise_llm.utils import credentials
 from hxp_enterprise_llm.utils.api_keys import digest
@@ -291,57 +288,3 @@ def test_every_server_hears_of_a_revoked_key_while_another_loads(tmp_path: Path,
         assert len(server.keys) == 2, "and the main process's own"
     # READY=1 or a status of its own would end the reload that is under way for systemd.
     assert said == ([] if keys_only else [{"RELOADING": 1}])
-
-
-@pytest.fixture
-def one_server(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A server without a process, and the signals that it is sent."""
-    monkeypatch.setattr(server_process, "DOOR_SEC", 0.2)
-    server = ServerProcess("spawn", [], {}, socket.socket(), Credentials())
-    signals: list[int] = []
-    monkeypatch.setattr(server, "_runs", lambda: not signals)
-    monkeypatch.setattr(server, "_signal", signals.append)
-    return SimpleNamespace(it=server, signals=signals)
-
-
-def pulse(taken: int) -> Pulse:
-    return Pulse(time.monotonic(), 0, 0, True, taken, [])
-
-
-def test_a_server_that_loads_hears_of_its_keys_before_it_opens(one_server: Any) -> None:
-    async def run() -> None:
-        await one_server.it.take(Credentials(("k",)))
-        one_server.it.pulse = pulse(2)
-        await one_server.it.open()
-
-    asyncio.run(run())
-    told = []
-    for _ in range(2):
-        word, descriptors, _, _ = socket.recv_fds(one_server.it._far_end, 99, 1)
-        told.append(json.loads(word))
-        for descriptor in descriptors:
-            with os.fdopen(descriptor) as file:
-                assert json.load(file)["key_digests"] == ["k"]
-    assert told == ["take", "open"]
-    assert one_server.signals == []
-
-
-def test_a_server_that_does_not_take_its_keys_is_ended(one_server: Any) -> None:
-    async def run() -> None:
-        one_server.it.pulse = pulse(1)
-        await one_server.it.open()
-        await one_server.it.take(Credentials(("k",)))
-
-    asyncio.run(run())
-    assert one_server.signals == [9]
-
-
-def test_a_server_that_cannot_be_told_never_opens(one_server: Any) -> None:
-    one_server.it._channel.close()
-
-    async def run() -> None:
-        await one_server.it.take(Credentials(("k",)))
-        await one_server.it.open()
-
-    with pytest.raises(server_process.EngineDied, match="could not be told"):
-        asyncio.run(run())

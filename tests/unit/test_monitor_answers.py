@@ -1,0 +1,128 @@
+"""What the health port and the metrics port answer."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from hxp_enterprise_llm.monitoring import metrics, web
+from hxp_enterprise_llm.monitoring.fleet import Fleet
+from hxp_enterprise_llm.monitoring.instance import Instance
+from hxp_enterprise_llm.monitoring.presence import Presence
+
+from .conftest import Root
+from .monitored import KILLED, RUNS, Answering, fleet_of, settle
+
+
+class Client:
+    """Asks an application, without a network."""
+
+    def __init__(self, application: Any) -> None:
+        self.application = application
+
+    def get(self, path: str, method: str = "GET") -> httpx.Response:
+        async def ask() -> httpx.Response:
+            transport = httpx.ASGITransport(self.application)
+            async with httpx.AsyncClient(transport=transport, base_url="http://monitor") as client:
+                return await client.request(method, path)
+
+        return asyncio.run(ask())
+
+
+def client_of(root: Root, tmp_path: Path) -> tuple[Fleet, Client]:
+    fleet = fleet_of(root, tmp_path, Answering(), "a", "b")
+    fleet.connected("")
+    fleet.changed("b", {"ActiveState": "inactive", "UnitFileState": "disabled"}, 1)
+    return fleet, Client(web.application(fleet, "1.2"))
+
+
+def test_the_answers_of_the_health_port(root: Root, tmp_path: Path) -> None:
+    fleet, client = client_of(root, tmp_path)
+    answer = client.get("/health/services")
+    assert answer.status_code == 200
+    one = answer.json()["services"][0]
+    contract = (
+        "name state ready port pid since startup_seconds restarts memory_bytes memory_limit_bytes cpu_cores tasks"
+    )
+    assert {*contract.split(), "reason"} <= one.keys()
+    assert client.get("/health").json() == {"status": "healthy", "version": "1.2", "reason": ""}
+    assert client.get("/health/services/b").status_code == 503
+    assert client.get("/health/services/b").json()["name"] == "b"
+    for path in ("/health/services/none", "/health/services/%2e%2e", "/health/services/..%2fb", "/health/services/a/b"):
+        answer = client.get(path)
+        assert answer.status_code == 404 and answer.json()["detail"], path
+    fleet.connected("no bus")
+    answer = client.get("/health")
+    assert (answer.status_code, answer.json()["reason"]) == (503, "no bus")
+    assert client.get("/health/services").status_code == 503
+
+
+def test_head_is_answered_as_get_is(root: Root, tmp_path: Path) -> None:
+    _, client = client_of(root, tmp_path)
+    for path in ("/", "/health", "/health/services", "/health/services/b", "/health/services/none", "/health/targets"):
+        head, get = client.get(path, "HEAD"), client.get(path)
+        assert (head.status_code, head.headers) == (get.status_code, get.headers), path
+    assert client.get("/health", "POST").status_code == 405
+
+
+def test_the_page_may_run_its_own_script_only(root: Root, tmp_path: Path) -> None:
+    _, client = client_of(root, tmp_path)
+    answer = client.get("/")
+    assert answer.headers["content-type"].startswith("text/html")
+    rules = dict(rule.split(" ", 1) for rule in answer.headers["content-security-policy"].split("; "))
+    assert rules["default-src"] == "'none'"
+    for name in ("style-src", "script-src"):
+        assert rules[name].startswith("'sha256-") and "unsafe" not in rules[name]
+    digest = "LXEWQrcmsEQBYnyp+6wy9chTD7GQPMTbAiWHF5IaSIE="  # printf x | openssl dgst -sha256 -binary | base64
+    assert f"script-src 'sha256-{digest}';" in web.policy("<script>x</script>")
+
+
+def test_the_metrics_of_the_contract(root: Root, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        fleet = fleet_of(root, tmp_path, Answering(), "a")
+        fleet.connected("")
+        fleet.changed("a", RUNS | KILLED, 1)
+        assert fleet.services().services[0].reason == "systemd: signal; the main process was ended by signal 9"
+        fleet.changed("a", RUNS | {"InvocationID": "b", "NRestarts": 1, "MemoryMax": 99}, 1)
+        await settle(fleet)
+        exposition = metrics.Exposition(fleet, "1")
+        kind, content = exposition.text("application/openmetrics-text; version=1.0.0")
+        assert kind.startswith("application/openmetrics-text") and content.endswith(b"# EOF\n")
+        kind, content = exposition.text("")
+        assert kind.startswith("text/plain")
+        lines = content.decode().splitlines()
+        for sample in (
+            'up{service="a"} 1.0', 'ready{service="a"} 1.0', 'restarts_total{service="a"} 1.0',
+            'failures_total{result="signal",service="a"} 1.0', 'failures_total{result="watchdog",service="a"} 0.0',
+            'memory_limit_bytes{service="a"} 99.0', 'state{service="a",state="ready"} 1.0',
+            'state{service="a",state="failed"} 0.0', 'last_exit_code{service="a"} 137.0',
+            'startup_seconds{service="a"} 8.0', 'oom_kills_total{service="a"} 0.0',
+            'cpu_seconds_total{service="a"} 0.0',
+        ):  # fmt: skip
+            assert f"citadel_llm_service_{sample}" in lines, sample
+        assert exposition.text("")[1] is content, "made once a second"
+        for version in range(100):
+            exposition.text(f"application/openmetrics-text; version=1.{version}.0")
+        assert len(exposition._made) < 20
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("active", "status", "ready"),
+    [
+        ("active", "Ready: a on http://127.0.0.1:1, started in 1 s", True),
+        ("active", "Recovering: the engine (pid 7) ended", False),
+        ("active", "Importing vLLM", False),
+        ("active", "Loading /srv/m (2 MB)", False),
+        # The server before the reload answers meanwhile.
+        ("reloading", "Loading /srv/m (2 MB)", True),
+    ],
+)
+def test_one_that_mends_itself_is_not_ready(active: str, status: str, ready: bool) -> None:
+    one = Instance("a", Presence())
+    one.known, one.trouble = True, ""
+    one.properties = {**RUNS, "ActiveState": active, "StatusText": status}
+    assert one.ready is ready

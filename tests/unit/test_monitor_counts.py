@@ -1,0 +1,210 @@
+"""What the monitor counts of starts and failures, and the time that it does."""
+
+from typing import Any
+
+import pytest
+
+from hxp_enterprise_llm.monitoring import cgroups
+from hxp_enterprise_llm.monitoring.failures import Kind, exit_code, kind_of, reason_of
+from hxp_enterprise_llm.monitoring.instance import Instance
+from hxp_enterprise_llm.monitoring.ledger import Event, Ledger, Meter, Start
+from hxp_enterprise_llm.monitoring.presence import LONGEST_GAP_SEC, Presence
+from hxp_enterprise_llm.monitoring.state_file import InstanceState
+
+from .monitored import KILLED, RUNS, SECOND
+
+
+@pytest.mark.parametrize(
+    ("result", "status", "kind"),
+    [
+        ("success", 0, None), ("exit-code", 78, "settings-refused"), ("exit-code", 69, "unavailable"),
+        ("exit-code", 70, "engine-died"), ("exit-code", 71, "out-of-memory"), ("exit-code", 75, "engine-hung"),
+        ("exit-code", 1, "exit-code"), ("signal", 9, "signal"), ("watchdog", 6, "watchdog"), ("timeout", 15, "timeout"),
+        ("core-dump", 11, "core-dump"), ("oom-kill", 9, "out-of-memory"), ("start-limit-hit", 70, "start-limit-hit"),
+        ("resources", 0, "unavailable"), ("protocol", 0, "exit-code"),
+    ],
+)  # fmt: skip
+def test_kinds_of_failures(result: str, status: int, kind: str | None) -> None:
+    assert kind_of({"Result": result, "ExecMainStatus": status}) == kind
+
+
+def test_an_exit_code_is_told_as_shells_do() -> None:
+    assert exit_code(KILLED) == 137
+    assert exit_code(KILLED | {"ExecMainCode": 1, "ExecMainStatus": 70}) == 70
+    assert exit_code(RUNS) is None
+    assert reason_of(KILLED) == "systemd: signal; the main process was ended by signal 9"
+    died = {
+        "Result": "exit-code",
+        "ExecMainCode": 1,
+        "ExecMainStatus": 70,
+        "ExecMainExitTimestamp": 1,
+        "StatusText": "It died",
+    }
+    assert reason_of(died) == "It died"
+
+
+def test_a_start_is_counted_once_with_its_time() -> None:
+    ledger = Ledger()
+    assert ledger.take_unit(RUNS | {"ActiveState": "activating", "ActiveEnterTimestamp": 0}, 1, 105) == []
+    assert ledger.take_unit(RUNS, 1, 108) == [Start(at=108, seconds=8)]
+    assert ledger.take_unit(RUNS, 1, 109) == []
+    # A re-read ledger, as after a restart of the monitor, knows it still.
+    assert Ledger.model_validate_json(ledger.model_dump_json()).take_unit(RUNS, 1, 110) == []
+    assert ledger.startup_seconds == 8
+    assert ledger.take_state(InstanceState(startup_seconds=3.0), 120) == []
+    assert ledger.startup_seconds == 3
+
+
+def test_a_killed_main_process_is_one_failure_and_one_restart() -> None:
+    ledger = Ledger()
+    ledger.take_unit(RUNS, 1, 108)
+    (failure,) = ledger.take_unit(RUNS | KILLED, 1, 201)
+    assert failure == Event(at=200, what="signal", reason="systemd: signal; the main process was ended by signal 9")
+    assert ledger.take_unit(RUNS | KILLED, 1, 202) == []
+    again = RUNS | {
+        "InvocationID": "b",
+        "NRestarts": 1,
+        "ExecMainStartTimestamp": 210 * SECOND,
+        "ActiveEnterTimestamp": 218 * SECOND,
+    }
+    assert ledger.take_unit(again, 1, 218) == [Event(at=218, what="restart"), Start(at=218, seconds=8)]
+    assert (ledger.restarts, ledger.failures, ledger.exit_code) == (1, {Kind.SIGNAL: 1}, 137)
+
+
+@pytest.mark.parametrize(
+    ("before", "at_the_end", "kind"), [(1, 2, Kind.OUT_OF_MEMORY), (1, 1, Kind.SIGNAL), (1, None, Kind.SIGNAL)]
+)
+def test_the_kernels_count_tells_why_a_main_process_was_killed(before: int, at_the_end: int | None, kind: Kind) -> None:
+    ledger = Ledger()
+    ledger.take_unit(RUNS, 1, 108)
+    ledger.take_usage(cgroups.Usage(oom_kills=before))
+    (failure,) = ledger.take_unit(RUNS | KILLED, 1, 201, at_the_end)
+    assert isinstance(failure, Event) and (failure.what, failure.at) == (kind, 200)
+    assert ("memory limit" in failure.reason) is (kind is Kind.OUT_OF_MEMORY)
+    # Told again, when the group is gone or has been read meanwhile, it is still one failure.
+    ledger.take_usage(cgroups.Usage(oom_kills=at_the_end))
+    assert ledger.take_unit(RUNS | KILLED, 1, 202) == ledger.take_unit(RUNS | KILLED, 1, 203, at_the_end) == []
+    assert ledger.failures == {kind: 1}
+    other = RUNS | KILLED | {"InvocationID": "b", "ExecMainStatus": 15}
+    (failure,) = ledger.take_unit(other, 1, 300, 9)
+    assert isinstance(failure, Event) and failure.what == Kind.SIGNAL, "the kernel sends SIGKILL only"
+
+
+def test_a_clean_stop_counts_nothing() -> None:
+    ledger = Ledger()
+    ledger.take_unit(RUNS, 1, 108)
+    stopped = RUNS | {
+        "ActiveState": "inactive",
+        "ExecMainExitTimestamp": 300 * SECOND,
+        "ExecMainCode": 1,
+        "ExecMainStatus": 0,
+    }
+    assert ledger.take_unit(stopped, 1, 300) == []
+    assert (ledger.restarts, ledger.failures, ledger.exit_code) == (0, {}, 0)
+
+
+def test_a_start_limit_counts_beside_the_failure_before_it() -> None:
+    ledger = Ledger()
+    refused = RUNS | {"Result": "exit-code", "ExecMainStatus": 70, "ExecMainCode": 1, "ExecMainExitTimestamp": SECOND}
+    ledger.take_unit(refused, 1, 1)
+    ledger.take_unit(refused | {"Result": "start-limit-hit"}, 1, 2)
+    assert ledger.failures == {Kind.ENGINE_DIED: 1, Kind.START_LIMIT_HIT: 1}
+
+
+def test_restarts_only_rise() -> None:
+    ledger = Ledger()
+    for boot, seen, total in ((1, 2, 2), (1, 2, 2), (1, 3, 3), (1, 0, 3), (1, 1, 4), (2, 1, 5), (2, 1, 5)):
+        ledger.take_unit({"NRestarts": seen}, boot, 1)
+        assert ledger.restarts == total, (boot, seen)
+
+
+def test_what_the_main_process_mended_is_counted_once_for_each_of_its_lives() -> None:
+    ledger = Ledger()
+    ledger.take_unit(RUNS, 1, 108)
+    mended = InstanceState.model_validate(
+        {
+            "failures": {"engine-died": 2, "engine-hung": 0},
+            "last_failure": {"kind": "engine-died", "reason": "r", "at": 150},
+        }
+    )
+    assert ledger.take_state(mended, 160) == [Event(at=150, what="engine-died", reason="r", count=2)]
+    assert ledger.take_state(mended, 160) == []
+    # Lowering its count wins it nothing.
+    assert ledger.take_state(InstanceState(failures={Kind.ENGINE_DIED: 1}), 160) == []
+    assert ledger.take_state(mended, 160) == []
+    ledger.take_unit(RUNS | {"InvocationID": "b"}, 1, 300)
+    assert len(ledger.take_state(mended, 160)) == 1
+    assert ledger.failures == {Kind.ENGINE_DIED: 4}
+    assert ledger.last_failure and ledger.last_failure.reason == "r"
+
+
+def test_a_meter_never_falls() -> None:
+    meter = Meter()
+    for reading, total in ((5, 5), (7, 7), (None, 7), (2, 9), (3, 10)):
+        meter.read(reading)
+        assert meter.total == total
+
+
+def test_the_kernels_peak_counts_when_it_rises() -> None:
+    ledger = Ledger()
+    readings = [(10, 90), (10, 90), (20, 90), (10, 95)]
+    taken = [ledger.take_usage(cgroups.Usage(memory_bytes=now, memory_peak_bytes=peak)) for now, peak in readings]
+    assert taken == [90, 10, 20, 95]
+
+
+# Periods
+
+
+def test_periods_follow_each_other() -> None:
+    presence = Presence()
+    assert presence.seen(True, since=90, now=100) == [(True, 90, 100)]
+    assert presence.seen(True, 90, 110) == [(True, 90, 110)]
+    assert presence.seen(False, 110, 120) == [(True, 90, 120)]
+    assert presence.seen(True, 130, 130) == [(False, 120, 130)]
+    assert presence.seen(None, 140, 140) == [(True, 130, 140)]
+    assert presence.seen(None, 140, 150) == []
+    assert presence.seen(True, 160, 160) == []
+    assert presence.seen(True, 160, 170) == [(True, 160, 170)]
+
+
+def test_a_pause_of_the_monitor_is_filled_by_what_ran_on() -> None:
+    assert Presence(until=100).seen(True, since=50, now=500) == [(True, 100, 500)]
+    assert Presence(until=100).seen(True, since=400, now=500) == [(True, 400, 500)]
+    # Down since when, nobody saw.
+    assert Presence(until=100).seen(False, since=50, now=500) == []
+
+
+def test_a_jump_of_the_clock_is_no_time() -> None:
+    presence = Presence()
+    presence.seen(True, 90, 100)
+    assert presence.seen(True, 90, 100 + LONGEST_GAP_SEC + 1) == []
+    assert presence.seen(True, 90, 50) == []
+    assert presence.seen(True, 90, 60) == [(True, 50, 60)]
+
+
+def test_what_time_counts() -> None:
+    instance = Instance("a", Presence())
+
+    def then(active: str, sub: str, now: float, **properties: Any) -> bool | None:
+        instance.properties |= {"ActiveState": active, "SubState": sub, **properties}
+        return instance.uptime_counts(now)
+
+    assert instance.uptime_counts(0) is None, "nothing is known of it"
+    instance.known = True
+    assert then("inactive", "dead", 100) is None
+    assert then("activating", "start", 110, StateChangeTimestamp=105 * SECOND) is None, "a start takes its time"
+    assert then("activating", "start", 136) is False, "but not more than what is promised"
+    assert then("active", "running", 140) is None, "it has not been asked"
+    instance.trouble = ""
+    assert then("active", "running", 141) is True
+    assert then("reloading", "reload", 142) is True
+    assert then("deactivating", "stop", 143, Result="success") is None
+    assert then("deactivating", "stop", 143, Result="signal") is False
+    assert then("activating", "auto-restart", 144) is False
+    assert then("activating", "start", 145, StateChangeTimestamp=145 * SECOND) is False, "it mends a failure"
+    assert then("active", "running", 150) is True
+    instance.trouble = "answers 500"
+    assert then("active", "running", 150) is False
+    assert then("failed", "failed", 151) is False
+    assert then("inactive", "dead", 152) is None
+    assert then("activating", "start", 153, StateChangeTimestamp=153 * SECOND) is None

@@ -1,0 +1,197 @@
+"""Which instances are ready, of what systemd and their endpoints say."""
+
+import asyncio
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from hxp_enterprise_llm.monitoring import health, metrics, state_file, units
+from hxp_enterprise_llm.monitoring.failures import Kind
+from hxp_enterprise_llm.monitoring.state_file import InstanceState
+from hxp_enterprise_llm.services.core.service_manager.address import Address
+from hxp_enterprise_llm.services.core.service_manager.service import State
+
+from .conftest import Root
+from .monitored import KILLED, RUNS, Answering, fleet_of, settle, write
+
+
+def test_bus_paths_are_instances() -> None:
+    from hxp_enterprise_llm.services.core.service_manager.systemd import unit_path
+
+    for name in ("test", "openchat-3.5", "7b", "A_b"):
+        assert units.instance_of(unit_path(f"citadel-llm@{name}.service")) == name
+    for unit in ("ssh.service", "citadel-llm-monitor.service", "citadel-llm@.service", "citadel-llm@a/b.service"):
+        assert units.instance_of(unit_path(unit)) is None
+    assert units.instance_of("/org/freedesktop/systemd1") is None
+
+
+def test_ready_is_what_systemd_and_the_endpoint_agree_on(root: Root, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        answering = Answering()
+        fleet = fleet_of(root, tmp_path, answering, "a", "b")
+        assert fleet.services().status == "unhealthy", "systemd has not been asked yet"
+        assert {one.state for one in fleet.services().services} == {State.UNKNOWN}
+        fleet.connected("")
+        fleet.changed("a", RUNS | {"UnitFileState": "enabled"}, 1)
+        fleet.changed("b", {"ActiveState": "inactive", "UnitFileState": "disabled"}, 1)
+        assert not fleet.services().services[0].ready, "it ran before the monitor: its endpoint has to be asked"
+        await settle(fleet)
+        found = fleet.services()
+        a, b = found.services
+        assert (a.ready, a.port, a.pid, a.startup_seconds, a.enabled, a.reason) == (True, 11500, 7, 8, True, "Ready")
+        assert (b.ready, b.state, b.enabled) == (False, State.STOPPED, False)
+        assert found.status == health.Status.HEALTHY, "b need not run"
+        answering.said = "answers 500"
+        fleet.probe_all()
+        await settle(fleet)
+        a = fleet.services().services[0]
+        assert (a.ready, a.state, fleet.services().status) == (False, State.READY, "unhealthy")
+        assert a.reason == "systemd says that it runs, but answers 500"
+        fleet.changed("a", {"ActiveState": "inactive", "SubState": "dead"}, 1)
+        assert fleet.services().status == "unhealthy", "it is enabled and down"
+        fleet.changed("a", {"UnitFileState": "disabled"}, 1)
+        assert fleet.services().status == "healthy"
+
+    asyncio.run(scenario())
+
+
+def test_one_that_becomes_ready_is_believed_at_once(root: Root, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        fleet = fleet_of(root, tmp_path, Answering(), "a")
+        fleet.connected("")
+        fleet.changed("a", RUNS | {"ActiveState": "activating", "SubState": "start"}, 1)
+        assert not fleet.services().services[0].ready
+        fleet.changed("a", {"ActiveState": "active", "SubState": "running"}, 1)
+        assert fleet.services().services[0].ready
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("edit", ["PORT=$nonsense\n", "MODEL=/srv/m\nPORT=11999\n"])
+def test_one_is_asked_where_it_says_that_it_is_whatever_its_settings_say_since(
+    root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edit: str
+) -> None:
+    told = InstanceState(
+        address=Address(scheme="https", host="127.0.0.1", port=11700), certificate_expires=4102444800.0
+    )
+    monkeypatch.setattr(state_file, "read", lambda *_: told)
+
+    async def scenario() -> None:
+        answering = Answering()
+        fleet = fleet_of(root, tmp_path, answering, "a")
+        fleet.connected("")
+        fleet.changed("a", RUNS | {"UnitFileState": "enabled"}, 1)
+        await settle(fleet)
+        root.instance("a", edit)
+        fleet.present(set(fleet.names()))
+        (a,) = fleet.services().services
+        assert (a.port, a.tls) == (11700, True)
+        assert a.certificate_expires == datetime(2100, 1, 1, tzinfo=UTC)
+        expiry = b'citadel_llm_service_certificate_expiry_seconds{service="a"} 4.1024448e+09'
+        assert expiry in metrics.Exposition(fleet, "1").text("")[1]
+        answering.said = "answers 500"
+        answering.ports.clear()
+        fleet.probe_all()
+        await settle(fleet)
+        assert answering.ports == [11700]
+        assert (fleet.services().services[0].ready, fleet.services().status) == (False, "unhealthy")
+        (target,) = fleet.targets()
+        assert (target.targets, target.labels) == (("127.0.0.1:11700",), {"service": "a", "__scheme__": "https"})
+        fleet.changed("a", {"ActiveState": "inactive", "SubState": "dead"}, 1)
+        (a,) = fleet.services().services
+        assert a.port != 11700 and a.certificate_expires is None, "what it said of a run that has ended"
+        assert expiry not in metrics.Exposition(fleet, "1").text("")[1]
+
+    asyncio.run(scenario())
+
+
+def test_one_that_cannot_be_asked_is_not_ready(root: Root, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        answering = Answering()
+        fleet = fleet_of(root, tmp_path, answering)
+        root.instance("a", "PORT=$nonsense\n")
+        fleet.present(set(fleet.names()))
+        fleet.connected("")
+        fleet.changed("a", RUNS | {"ActiveState": "activating", "SubState": "start", "UnitFileState": "enabled"}, 1)
+        fleet.changed("a", {"ActiveState": "active", "SubState": "running"}, 1)
+        fleet.probe_all()
+        await settle(fleet)
+        (a,) = fleet.services().services
+        assert (answering.ports, a.ready, a.state, fleet.services().status) == ([], False, State.READY, "unhealthy")
+        assert a.reason == "systemd says that it runs, but nobody knows where to ask it: its settings are refused"
+        assert fleet.instances["a"].uptime_counts(time.time()) is None, "nobody knows"
+        root.instance("a", "MODEL=/srv/m\nPORT=11500\n")
+        fleet.present(set(fleet.names()))
+        fleet.probe_all()
+        await settle(fleet)
+        assert (answering.ports, fleet.services().services[0].ready) == ([11500], True)
+
+    asyncio.run(scenario())
+
+
+def test_a_lack_of_our_own_is_no_sign_against_an_instance(
+    root: Root, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        answering = Answering()
+        fleet = fleet_of(root, tmp_path, answering, "a")
+        fleet.connected("")
+        fleet.changed("a", RUNS, 1)
+        for said, ready in (("", True), (None, True), (None, True), ("answers 500", False), (None, False), ("", True)):
+            answering.said = said
+            fleet.probe_all()
+            await settle(fleet)
+            assert fleet.services().services[0].ready is ready, said
+
+    asyncio.run(scenario())
+    assert caplog.text.count("too few descriptors") == caplog.text.count("again has descriptors") == 2
+
+
+def test_the_kernels_count_is_read_before_the_group_goes(root: Root, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        (tmp_path / "cgroup.controllers").write_text("")
+        write(tmp_path / "a.service", memory__events="oom_kill 0\n")
+        fleet = fleet_of(root, tmp_path, Answering(), "a")
+        fleet.connected("")
+        fleet.changed("a", RUNS | {"ControlGroup": "/a.service"}, 1)
+        fleet.record()
+        write(tmp_path / "a.service", memory__events="oom_kill 1\n")
+        fleet.changed("a", KILLED, 1)
+        assert fleet.store.ledger("a").failures == {Kind.OUT_OF_MEMORY: 1}
+
+    asyncio.run(scenario())
+
+
+def test_without_systemd_nothing_is_known(root: Root, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        fleet = fleet_of(root, tmp_path, Answering(), "a")
+        fleet.connected("")
+        fleet.changed("a", RUNS, 1)
+        await settle(fleet)
+        fleet.connected("no bus")
+        assert [(one.state, one.ready, one.pid) for one in fleet.services().services] == [(State.UNKNOWN, False, None)]
+        assert fleet.services().status == "unhealthy"
+        _, text = metrics.Exposition(fleet, "1").text("")
+        assert 'citadel_llm_service_state{service="a",state="unknown"} 1.0' in text.decode()
+        assert "citadel_llm_service_up{" not in text.decode(), "0 would say that it is down"
+        assert "citadel_llm_monitor_systemd_reachable 0.0" in text.decode()
+
+    asyncio.run(scenario())
+
+
+def test_units_without_a_file_count_while_they_run(root: Root, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        fleet = fleet_of(root, tmp_path, Answering())
+        fleet.connected("")
+        fleet.changed("stray", {"StatusText": "x"}, 1)
+        fleet.changed("stray", {"ActiveState": "inactive"}, 1)
+        assert fleet.services().services == ()
+        fleet.changed("stray", {"ActiveState": "failed", "StatusText": "Failed"}, 1)
+        (stray,) = fleet.services().services
+        assert (stray.name, stray.port, stray.state) == ("stray", None, State.FAILED)
+        fleet.present(set())
+        assert fleet.services().services == ()
+
+    asyncio.run(scenario())

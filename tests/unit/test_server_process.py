@@ -1,0 +1,69 @@
+"""What a server is told while it loads and serves, with no process behind it."""
+
+import asyncio
+import json
+import os
+import socket
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from hxp_enterprise_llm.services.core.service_manager import server_process
+from hxp_enterprise_llm.services.core.service_manager.credentials import Credentials
+from hxp_enterprise_llm.services.core.service_manager.server_process import Pulse, ServerProcess
+
+
+@pytest.fixture
+def one_server(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A server without a process, and the signals that it is sent."""
+    monkeypatch.setattr(server_process, "DOOR_SEC", 0.2)
+    server = ServerProcess("spawn", [], {}, socket.socket(), Credentials())
+    signals: list[int] = []
+    monkeypatch.setattr(server, "_runs", lambda: not signals)
+    monkeypatch.setattr(server, "_signal", signals.append)
+    return SimpleNamespace(it=server, signals=signals)
+
+
+def pulse(taken: int) -> Pulse:
+    return Pulse(time.monotonic(), 0, 0, True, taken, [])
+
+
+def test_a_server_that_loads_hears_of_its_keys_before_it_opens(one_server: Any) -> None:
+    async def run() -> None:
+        await one_server.it.take(Credentials(("k",)))
+        one_server.it.pulse = pulse(2)
+        await one_server.it.open()
+
+    asyncio.run(run())
+    told = []
+    for _ in range(2):
+        word, descriptors, _, _ = socket.recv_fds(one_server.it._far_end, 99, 1)
+        told.append(json.loads(word))
+        for descriptor in descriptors:
+            with os.fdopen(descriptor) as file:
+                assert json.load(file)["key_digests"] == ["k"]
+    assert told == ["take", "open"]
+    assert one_server.signals == []
+
+
+def test_a_server_that_does_not_take_its_keys_is_ended(one_server: Any) -> None:
+    async def run() -> None:
+        one_server.it.pulse = pulse(1)
+        await one_server.it.open()
+        await one_server.it.take(Credentials(("k",)))
+
+    asyncio.run(run())
+    assert one_server.signals == [9]
+
+
+def test_a_server_that_cannot_be_told_never_opens(one_server: Any) -> None:
+    one_server.it._channel.close()
+
+    async def run() -> None:
+        await one_server.it.take(Credentials(("k",)))
+        await one_server.it.open()
+
+    with pytest.raises(server_process.EngineDied, match="could not be told"):
+        asyncio.run(run())

@@ -11,15 +11,16 @@ from hxp_enterprise_llm.services.core.service_manager import ServiceManager
 from hxp_enterprise_llm.utils import api_keys, config, credentials
 from hxp_enterprise_llm.utils.api_keys import ApiKey
 from hxp_enterprise_llm.utils.errors import CitadelError, NoSuchInstance, NotPermitted
+from hxp_enterprise_llm.utils.settings import load_host
 
 
 def file_of(name: str, root: str = "/") -> tuple[Path, bool]:
-    """The file of keys of an instance, and whether its settings name it already."""
+    """The file of keys of an instance, and whether its settings name it already; whatever else is wrong with them."""
     if not config.exists(name, root):
         raise NoSuchInstance(f"there is no instance {name!r}; citadel-llm list shows those that there are")
-    settings, _ = config.load(name, root)
-    if settings.api_key_file:
-        return Path(settings.api_key_file), True
+    file = config.api_key_file(name, root)
+    if file:
+        return Path(file), True
     return Path(root, credentials.DIRECTORY[1:], f"{name}.keys"), False
 
 
@@ -35,6 +36,8 @@ def add(name: str, label: str, root: str = "/") -> tuple[str, bool]:
     """
     with _alone(root):
         file, named = file_of(name, root)
+        # Nothing is added to settings that start nothing.
+        config.load(name, root)
         if any(key.name == label for key in _keys(file)):
             raise CitadelError(f"{name} has a key {label} already; revoke that, or choose another --name")
         key, line = api_keys.new(label)
@@ -63,7 +66,7 @@ def sharing(name: str, root: str = "/") -> list[str]:
     file, _ = file_of(name, root)
     others = []
     for other in config.instance_names(root):
-        # What a refused file would name is not known: it starts nothing, and what runs was told by a reload of its own.
+        # Where the line itself is refused: it starts nothing, and what runs was told by a reload of its own.
         with suppress(CitadelError):
             if other != name and file_of(other, root)[0] == file:
                 others.append(other)
@@ -83,7 +86,8 @@ def hand_over(name: str, root: str = "/") -> None:
         alone.enter_context(_alone(root))
         file, _ = file_of(name, root)
         contents = {credentials.API_KEY: credentials.read(str(file)).decode("latin-1")}
-        run_time = f"{manager.config.pid_path}/{name}"
+        # Where the host's file is refused too, the built-in place.
+        run_time = f"{load_host(root).values['VLLM_PID_PATH']}/{name}"
         refused = reload_command.ask(run_time, pid, contents, reload_command.KEYS, sent=alone.close)
     if refused:
         raise CitadelError(f"{name} has not taken the keys in {file}, and asks for those that it had: {refused}")

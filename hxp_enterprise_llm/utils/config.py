@@ -6,12 +6,19 @@ from pydantic import ValidationError
 
 from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
 from hxp_enterprise_llm.utils.errors import SettingsRefused
-from hxp_enterprise_llm.utils.settings import host_file, instance_file, instance_names, load_host, load_instance
+from hxp_enterprise_llm.utils.settings import (
+    host_file,
+    instance_file,
+    instance_names,
+    load_host,
+    load_instance,
+    read_alone,
+)
 from hxp_enterprise_llm.utils.settings_file import Fault
-from hxp_enterprise_llm.utils.settings_keys import is_instance_name
+from hxp_enterprise_llm.utils.settings_keys import INSTANCE_KEYS, is_instance_name
 
 DEFAULTS = {name: field.default for name, field in ServiceConfigSchema.model_fields.items()}
-__all__ = ["exists", "host_file", "instance_file", "instance_names", "load"]
+__all__ = ["api_key_file", "exists", "host_file", "instance_file", "instance_names", "load"]
 
 
 def load(name: str, root: str = "/", file: str | None = None) -> tuple[ServiceConfigSchema, list[Fault]]:
@@ -45,6 +52,18 @@ def load(name: str, root: str = "/", file: str | None = None) -> tuple[ServiceCo
             [Fault(settings.file, 0, problem["msg"].removeprefix("Value error, ")) for problem in error.errors()]
         ) from None
     return schema, faults
+
+
+def api_key_file(name: str, root: str = "/") -> str | None:
+    """What instance `name` has as its API_KEY_FILE, also where other keys of it are refused: a key can be revoked then.
+
+    Raises SettingsRefused where this one may be refused too.
+    """
+    file: str | None
+    file, faults = read_alone(name, INSTANCE_KEYS["API_KEY_FILE"], root)
+    if faults:
+        raise SettingsRefused(faults)
+    return file
 
 
 def exists(name: str, root: str = "/") -> bool:

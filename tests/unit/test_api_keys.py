@@ -67,7 +67,8 @@ def test_a_revocation_is_told_to_all_that_share_the_file(instance: Root, monkeyp
         instance.instance(name, f"MODEL=/srv/m\nPORT=1150{port}\nAPI_KEY_FILE={file}\n")
     instance.instance("other", f"MODEL=/srv/m\nPORT=11503\nAPI_KEY_FILE={file}2\n")
     instance.instance("refused", f"MODEL=/srv/m\nPORT=none\nAPI_KEY_FILE={file}\n")
-    assert keys.sharing("n", str(instance)) == ["n", "m"]
+    instance.instance("unknown", f"MODEL=/srv/m\nPORT=11504\nAPI_KEY_FILE=${file}\n")
+    assert keys.sharing("n", str(instance)) == ["n", "m", "refused"]
 
     told = []
 
@@ -89,8 +90,6 @@ def test_what_is_left_is_handed_to_the_main_process_that_runs(instance: Root, mo
     refused, pid = "", 7
 
     class Manager:
-        config = SimpleNamespace(pid_path="/run/elsewhere")
-
         def __init__(self, root: str) -> None:
             pass
 
@@ -111,6 +110,7 @@ def test_what_is_left_is_handed_to_the_main_process_that_runs(instance: Root, mo
 
     monkeypatch.setattr(keys, "ServiceManager", Manager)
     monkeypatch.setattr(reload_command, "ask", ask)
+    instance.host("VLLM_PID_PATH=/run/elsewhere\n")
     keys.hand_over("m", str(instance))
     assert asked == [("/run/elsewhere/m", 7, {"api-key": "by-hand\n"}, b"keys")]
     refused = "it does not listen"
@@ -119,6 +119,25 @@ def test_what_is_left_is_handed_to_the_main_process_that_runs(instance: Root, mo
     pid = 0
     keys.hand_over("m", str(instance))
     assert len(asked) == 2, "who does not run is not asked"
+
+
+@pytest.mark.parametrize("wrong", ["PORT=none\n", "KV_CACHE_GB=8\n", "A B\n", "# x\\\n", "MODEL=$x\n"])
+def test_settings_with_a_fault_keep_no_key_alive(instance: Root, wrong: str) -> None:
+    keys.add("m", "alice", str(instance))
+    file = Path(config.instance_file("m", str(instance)))
+    file.write_text(file.read_text() + wrong)
+    instance.host("VLLM_USER=$x\n")
+    assert [key.name for key in keys.listed("m", str(instance))] == ["alice"]
+    assert keys.revoke("m", "alice", str(instance)) == 0
+    with pytest.raises(SettingsRefused):
+        keys.add("m", "bob", str(instance))
+
+
+@pytest.mark.parametrize("line", ["API_KEY_FILE=$x", "API_KEY_FILE=x", "API_KEY_FILE = /x", "\0"])
+def test_which_keys_settings_name_is_never_guessed(instance: Root, line: str) -> None:
+    instance.instance("m", f"{GOOD}{line}\n")
+    with pytest.raises(SettingsRefused, match="citadel-llm-m:3"):
+        keys.revoke("m", "alice", str(instance))
 
 
 def test_keys_written_by_hand_stay_as_they_are(instance: Root) -> None:

@@ -81,6 +81,9 @@ def sections(settings: InstanceSettings, host: HostSettings) -> Sections:
             Directive("Wants", "network-online.target", "HOST"),
             Directive("After", "network-online.target", "HOST"),
         ]
+    if str(values["MODEL"]).startswith("/"):
+        # A disk that is not there yet is a model that is not there, and 78 is not tried again.
+        unit.append(Directive("RequiresMountsFor", values["MODEL"], "MODEL"))
     for name, file in credentials.files(values).items():
         unit.append(Directive("RequiresMountsFor", file, credentials.KEYS[name]))
     return {"Unit": unit, "Service": _service(settings, host)}

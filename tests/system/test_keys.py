@@ -193,19 +193,22 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def test_a_leak_would_be_found(host: Host) -> None:
-    """The search of the test above, for what is in an environment, in the journal, in a description and in a file."""
-    canary = f"canary-{secrets.token_hex(16)}"
-    host.settings("locked", MODEL=TINY_MODEL, PORT=PORT, SERVED_MODEL_NAME=canary)
-    unit = ["systemd-run", "--quiet", "--unit=canary", f"--setenv=CANARY={canary}", f"--description={canary}"]
-    host.machine.run(*unit, "sleep", "60")
-    host.machine.write(PLANTED, canary)
+    """The search of the test above finds what is in each of the places."""
+    machine, canary = host.machine, f"canary-{secrets.token_hex(16)}"
+    host.settings("locked", MODEL=TINY_MODEL, PORT=PORT, KV_CACHE_GB=0.25, SERVED_MODEL_NAME=canary)
+    unit = ["systemd-run", "--quiet", "--unit=citadel-llm-canary", f"--setenv=CANARY={canary}"]
+    machine.run(*unit, f"--description={canary}", "sleep", "60")
+    for file, content in ((PLANTED, canary), (HEADER, "Accept: */*")):
+        machine.write(file, f"{content}\n")
     try:
+        machine.run("systemctl", "start", "citadel-llm@locked")
         found = leaks(host, [canary])
     finally:
-        host.machine.run("systemctl", "stop", "canary")
-        host.machine.run("rm", PLANTED)
+        machine.run("systemctl", "stop", "citadel-llm-canary")
+        machine.run("rm", PLANTED)
     settings = "/etc/default/citadel-llm-locked"
-    assert {*found} >= {"processes", "journal", "commands", PLANTED, settings}, found
+    searched = {"processes", "properties", "units", "journal", "commands", "monitor", "model", PLANTED, settings}
+    assert searched - {*found} == set()
 
 
 def test_two_processes_that_add_keys_at_once_lose_none(host: Host) -> None:
@@ -236,6 +239,13 @@ def test_what_cannot_be_done_with_a_key_is_said(host: Host) -> None:
     done = host.machine.run(*as_nobody, check=False)
     assert (done.returncode, "run it with sudo" in done.stderr) == (1, True), done.stderr
     assert "API_KEY_FILE" not in host.machine.inside("/etc/default/citadel-llm-locked").read_text()
+
+
+def test_a_refused_settings_file_keeps_no_key_alive(host: Host) -> None:
+    alice, bob = start(host, "by-hand")
+    host.settings("locked", MODEL=TINY_MODEL, PORT="none", API_KEY_FILE=KEYS)
+    host.machine.run("citadel-llm", "key", "revoke", "locked", "alice")
+    assert [status(host, "/v1/models", key) for key in (alice, bob)] == ["401", "200"]
 
 
 def test_a_refused_settings_file_is_not_changed(host: Host) -> None:

@@ -61,6 +61,25 @@ def test_weights_that_are_cut_off(host: Host) -> None:
         machine.run("rm", "-r", "/srv/cut")
 
 
+def test_weights_where_services_see_nothing(host: Host) -> None:
+    """What root could read: a check from outside says of it what the start says from inside."""
+    machine = host.machine
+    machine.run("cp", "-r", TINY_MODEL, "/srv/linked")
+    machine.run("mkdir", "/var/lib/elsewhere")
+    try:
+        machine.run("mv", "/srv/linked/model.safetensors", "/var/lib/elsewhere/")
+        machine.run("ln", "-s", "/var/lib/elsewhere/model.safetensors", "/srv/linked/")
+        host.settings("bad", **{**GOOD, "MODEL": "/srv/linked", "VLLM_ARGS": "--chat-template=/var/lib/dpkg/status"})
+        status, text, _ = failed_start(host, "bad")
+        words = "is a link to /var/lib/elsewhere/model.safetensors, and services see nothing in /var/lib"
+        assert (status, words in text) == (78, True), (status, text)
+        check = machine.run("citadel-llm", "check", "bad", check=False)
+        assert (check.returncode, words in check.stderr) == (78, True), check.stderr
+        assert "VLLM_ARGS: services see nothing in /var/lib, so not /var/lib/dpkg/status" in check.stderr
+    finally:
+        machine.run("rm", "-r", "/srv/linked", "/var/lib/elsewhere")
+
+
 def test_a_missing_settings_file(host: Host) -> None:
     status, text, _ = failed_start(host, "nobody")
     assert status == 78

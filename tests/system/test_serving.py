@@ -66,6 +66,20 @@ def test_an_edit_counts_after_a_daemon_reload(host: Host) -> None:
     assert host.machine.show("citadel-llm@edited", "MemoryMax")["MemoryMax"] == str(2 * GIB)
 
 
+def test_a_start_brings_the_disk_of_its_model(host: Host) -> None:
+    """As at boot, where a disk of another host may come late: systemd mounts it first."""
+    unit = "/etc/systemd/system/srv-late.mount"
+    host.machine.write(unit, f"[Mount]\nWhat={TINY_MODEL}\nWhere=/srv/late\nType=none\nOptions=bind\n")
+    host.settings("late", MODEL="/srv/late", PORT=11511, KV_CACHE_GB=0.25)
+    try:
+        start(host, "late")
+        assert host.machine.show("srv-late.mount", "ActiveState")["ActiveState"] == "active"
+    finally:
+        host.forget("late")
+        host.machine.run("systemctl", "stop", "srv-late.mount")
+        host.machine.run("rm", "-r", unit, "/srv/late")
+
+
 def test_a_killed_engine_is_back_without_systemd(host: Host) -> None:
     machine = host.machine
     before = machine.show("citadel-llm@test", "MainPID", "NRestarts")

@@ -6,6 +6,8 @@ from typing import NoReturn
 
 import pytest
 
+from hxp_enterprise_llm.services.core.service_manager import engine
+
 
 @pytest.fixture(autouse=True)
 def no_process_and_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -17,6 +19,13 @@ def no_process_and_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "Popen", refuse)
     monkeypatch.setattr(os, "fork", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.fixture(autouse=True)
+def models_of_tests_are_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Services see nothing in /tmp, where a test has its files."""
+    seen = [place for place in engine.HIDDEN if not tmp_path.is_relative_to(place)]
+    monkeypatch.setattr(engine, "HIDDEN", tuple(seen))
 
 
 class Root:

@@ -8,6 +8,8 @@ from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConf
 from hxp_enterprise_llm.services.core.service_manager import engine
 from hxp_enterprise_llm.utils.errors import ModelMissing, SettingsRefused
 
+ALL_HIDDEN = engine.HIDDEN
+
 
 def config(**values: object) -> ServiceConfigSchema:
     return ServiceConfigSchema.model_validate({"name": "m", "model": "/srv/m", "port": 11500, **values})
@@ -30,7 +32,7 @@ def test_a_model_is_found_by_directory_and_by_hub_id(model: Path) -> None:
 
 def test_a_model_where_services_see_nothing(tmp_path: Path) -> None:
     """Also for a root that checks, and could read it."""
-    for place in ("/home/me/model", "/root", "/var/lib/other/model", "/var/cache/model"):
+    for place in ("/home/me/model", "/root", "/var/lib/other/model", "/var/cache/model", "/dev/shm/m"):
         with pytest.raises(ModelMissing, match=r"services see nothing in /\w+.*copy the model to /var/lib/c"):
             engine.find_model(config(model=place))
     (tmp_path / "link").symlink_to("/home/me/model")
@@ -47,7 +49,39 @@ def test_what_the_template_hides_is_known_here() -> None:
     hidden = {word.removeprefix("-").split(":")[0] for line in words for word in line.split()}
     # systemd.exec(5) names the three of ProtectHome=.
     hidden |= {"/home", "/root", "/run/user"} if "\nProtectHome=yes\n" in template else set()
-    assert {*engine.HIDDEN} == {place for place in hidden if place not in ("/dev/shm", "/run/dbus", "/run/citadel-llm")}
+    hidden |= {"/tmp", "/var/tmp"} if "\nPrivateTmp=yes\n" in template else set()
+    assert {*ALL_HIDDEN} == {place for place in hidden if not place.startswith("/run/") or place == "/run/user"}
+
+
+def test_files_of_a_model_where_services_see_nothing(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link to a file that they see is none of that kind, as in the cache of the hub."""
+    elsewhere = model.with_name("elsewhere")
+    elsewhere.mkdir()
+    (model / "model-2.safetensors").symlink_to(elsewhere / "weights")
+    (elsewhere / "weights").write_bytes(b"x")
+    assert engine.find_model(config(model=str(model)))
+    monkeypatch.setattr(engine, "HIDDEN", (str(elsewhere),))
+    with pytest.raises(ModelMissing, match=r"model-2\.safetensors is a link to .*elsewhere/weights, and services see"):
+        engine.find_model(config(model=str(model)))
+    assert engine.find_model(config(model=str(model)), elsewhere), "they see what lies among the models"
+
+
+def test_files_in_flags_where_services_see_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "HIDDEN", (str(tmp_path),))
+    for file in ("template", "seen/adapter", "cache/m/huggingface"):
+        (tmp_path / file).mkdir(parents=True)
+    words = f"--chat-template={tmp_path}/template --lora-modules a={tmp_path}/seen/adapter --root-path {tmp_path}/api"
+    json = f'--speculative-config \'{{"model":"{tmp_path}/template"}}\''
+    found = engine.unseen(
+        config(
+            vllm_args=f"{words} {json}",
+            environment={"HF_HOME": f"{tmp_path}/cache/m/huggingface", "VLLM_LOGGING_CONFIG_PATH": f"{tmp_path}/seen"},
+        ),
+        tmp_path / "seen",
+        tmp_path / "cache",
+    )
+    told = f"services see nothing in {tmp_path}, so not {tmp_path}/template"
+    assert [sentence.partition(";")[0] for sentence in found] == [f"VLLM_ARGS: {told}"] * 2
 
 
 def test_a_missing_model_says_what_to_do(tmp_path: Path) -> None:

@@ -46,6 +46,13 @@ def test_dependencies_between_instances(root: Root) -> None:
     assert "After=citadel-llm@a.service citadel-llm@b.service citadel-llm@c.service\n" in text
 
 
+def test_a_start_waits_for_the_disk_of_its_model(root: Root) -> None:
+    root.instance("m", GOOD)
+    assert "RequiresMountsFor=/srv/m\n" in drop_in(root, "m")
+    root.instance("m", "MODEL=org/name\nPORT=11500\n")
+    assert "RequiresMountsFor" not in drop_in(root, "m"), "the template waits for the disk of all models"
+
+
 def test_files_of_roots_are_loaded_or_said_to_be_missing_with_what_they_lie_on(root: Root) -> None:
     large = root.path / "large"
     large.write_bytes(b"")

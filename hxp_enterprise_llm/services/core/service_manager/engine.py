@@ -3,6 +3,7 @@
 import errno
 import math
 import os
+import re
 import stat
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,9 +20,11 @@ MODELS = Path("/var/lib/citadel-llm/models")
 CACHE = Path("/var/cache/citadel-llm")
 HIDDEN = (
     "/home", "/root", "/run/user", "/var/lib", "/var/cache", "/var/log", "/var/spool", "/var/mail", "/var/backups",
-    "/var/www", "/var/opt", "/var/local",
+    "/var/www", "/var/opt", "/var/local", "/tmp", "/var/tmp", "/dev/shm",  # noqa: S108  looked for, not written to
 )  # fmt: skip
 """What the template hides from models, but for MODELS and a model's own cache."""
+PATHS = re.compile(r"""(?:^|[=:,"'\[\s])(/[A-Za-z0-9._@+/-]+)""")
+"""What may be the path of a file in a flag or a variable, also within its JSON."""
 
 OVERHEAD_GB = 1.3
 """Memory of an instance beside weights and KV cache: main process, API server and engine with their libraries (GiB).
@@ -48,13 +51,19 @@ def find_model(config: ServiceConfigSchema, models: Path = MODELS) -> str:
     A hub id `organisation/name` lives in the directory of that name below `models`. Raises ModelMissing.
     """
     directory = Path(config.model) if config.model.startswith("/") else models / config.model
-    real = Path(os.path.realpath(directory))
-    hidden = next((place for place in HIDDEN if real.is_relative_to(place)), "")
-    if hidden and not real.is_relative_to(os.path.realpath(models)):
+    hidden = hidden_in(directory, models)
+    if hidden:
         raise ModelMissing(f"MODEL={config.model}: services see nothing in {hidden}; copy the model to {models}")
     try:
+        files = sorted(directory.iterdir())
+        for file in files:
+            if hidden := hidden_in(file, models):
+                raise ModelMissing(
+                    f"MODEL={config.model}: {file.name} is a link to {os.path.realpath(file)}, and services see "
+                    f"nothing in {hidden}; copy the model to {models} with what its links lead to (cp -rL)"
+                )
         if stat.S_ISREG((directory / "config.json").stat().st_mode):
-            closed = [file for file in sorted(directory.iterdir()) if not os.access(file, os.R_OK)]
+            closed = [file for file in files if not os.access(file, os.R_OK)]
             if not closed:
                 return str(directory)
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(closed[0]))
@@ -79,6 +88,32 @@ def find_model(config: ServiceConfigSchema, models: Path = MODELS) -> str:
         f"MODEL={config.model}: not on this host; fetch it with `citadel-llm pull {config.name}`, "
         f"or copy it to {directory}"
     )
+
+
+def hidden_in(path: Path, *seen: Path) -> str:
+    """The place of HIDDEN that a path really lies in, so that services do not see it; empty if they do.
+
+    `seen` are directories that they see all the same.
+    """
+    real = Path(os.path.realpath(path))
+    if any(real.is_relative_to(os.path.realpath(directory)) for directory in seen):
+        return ""
+    return next((place for place in HIDDEN if real.is_relative_to(place)), "")
+
+
+def unseen(config: ServiceConfigSchema, models: Path = MODELS, cache: Path = CACHE) -> list[str]:
+    """Files that VLLM_ARGS and variables name where services do not see them, one sentence each.
+
+    For who looks from outside of the service: inside, they are not there.
+    """
+    words = [("VLLM_ARGS", word) for word in config.vllm_args] + list(config.environment.items())
+    return [
+        f"{key}: services see nothing in {hidden}, so not {path}; copy it to /etc/citadel-llm or beside the model"
+        for key, word in words
+        for path in PATHS.findall(word)
+        # What is no file may be the path of a URL.
+        if (hidden := hidden_in(Path(path), models, cache / config.name)) and Path(path).exists()
+    ]
 
 
 def weights_bytes(model: str) -> int:

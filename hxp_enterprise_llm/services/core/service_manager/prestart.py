@@ -6,7 +6,7 @@ from pathlib import Path
 from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
 from hxp_enterprise_llm.services.core.service_manager import engine, model_config, vllm_flags, weights
 from hxp_enterprise_llm.utils import config as settings
-from hxp_enterprise_llm.utils.errors import GpuMissing, SettingsRefused
+from hxp_enterprise_llm.utils.errors import GpuMissing, ModelMissing, SettingsRefused
 from hxp_enterprise_llm.utils.settings_file import Fault
 
 log = logging.getLogger(__name__)
@@ -20,17 +20,25 @@ def prepare(name: str, root: str = "/") -> tuple[ServiceConfigSchema, str]:
     config, warnings = settings.load(name, root)
     for warning in warnings:
         log.warning("%s", warning)
-    refused = vllm_flags.faults(config.vllm_args)
-    model = engine.find_model(config)
-    if model.startswith("/"):
-        faults, doubts = model_config.check(config, model)
-        refused += faults
-        weights.check(config, model)
-        for doubt in doubts:
-            log.warning("%s", doubt)
+    refused = vllm_flags.faults(config.vllm_args) + engine.unseen(config)
+    model = ""
+    try:
+        model = engine.find_model(config)
+        if model.startswith("/"):
+            faults, doubts = model_config.check(config, model)
+            refused += faults
+            weights.check(config, model)
+            for doubt in doubts:
+                log.warning("%s", doubt)
+        engine.arguments(config, model)
+    except ModelMissing as error:
+        if not refused:
+            raise
+        refused.append(str(error))
+    except SettingsRefused as error:
+        refused += [fault.text for fault in error.faults]
     if refused:
         raise SettingsRefused([Fault(settings.instance_file(name, root), 0, text) for text in refused])
-    engine.arguments(config, model)
     for number in config.gpu_devices:
         device = Path("/dev/nvidiactl" if number == "all" else f"/dev/nvidia{number}")
         if not device.exists():

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fakes import Fakes
 from machine import CACHE, Machine
 from variants import Versions
 
@@ -105,6 +106,21 @@ def host(machine: Machine) -> Iterator[Host]:
     yield host
     for instance in sorted(host.made):
         host.forget(instance)
+
+
+@pytest.fixture
+def monitor(host: Host) -> Host:
+    """A host whose monitor runs."""
+    if host.machine.show("citadel-llm-monitor", "ActiveState")["ActiveState"] != "active":
+        host.machine.run("systemctl", "start", "citadel-llm-monitor")
+    return host
+
+
+@pytest.fixture
+def fakes(monitor: Host) -> Iterator[Fakes]:
+    fakes = Fakes(monitor.machine)
+    yield fakes
+    fakes.forget()
 
 
 @pytest.hookimpl(hookwrapper=True)

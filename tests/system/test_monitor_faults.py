@@ -1,0 +1,138 @@
+"""What the monitor survives, on a booted machine."""
+
+from fakes import Fakes
+
+from .conftest import Host
+from .watching import HEALTH, METRICS, STORE, UNIT, get, one, said, until
+
+
+def test_no_instance_delays_the_answers_for_others(fakes: Fakes, host: Host) -> None:
+    modes = ("good", "error", "garbage", "endless", "never")
+    for mode in modes:
+        fakes.make(f"fake-{mode}", mode)
+    fakes.start(*(f"fake-{mode}" for mode in modes))
+    until(lambda: not one(host, "fake-never")["ready"], 15)
+    status, _ = get(host)
+    assert status == 503
+    for mode in modes:
+        found = one(host, f"fake-{mode}")
+        print(f"{mode}: {found['reason']}")
+        assert found["state"] == "ready"
+        assert found["ready"] is (mode == "good")
+    assert one(host, "fake-error")["reason"].endswith("/health answers 500")
+    assert one(host, "fake-never")["reason"].endswith("does not answer within 3 s")
+    for _ in range(20):
+        took = host.machine.output("curl", "-s", "-o", "/dev/null", "-w", "%{time_total}", f"{HEALTH}/services")
+        assert float(took) < 2  # it would be 3 if it waited for one that does not answer
+
+
+def test_a_taken_port_is_said_and_had_later(monitor: Host) -> None:
+    machine = monitor.machine
+    machine.run("systemctl", "stop", UNIT)
+    thief = ("systemd-run", "--unit=thief", "/usr/bin/python3", "-m", "http.server", "--bind", "127.0.0.1", "9090")
+    machine.run(*thief)
+    until(lambda: machine.run("curl", "-s", "http://127.0.0.1:9090/", check=False).returncode == 0, 10)
+    machine.run("systemctl", "start", UNIT)
+    assert get(monitor, "")[0] == 200
+    text = machine.show(UNIT, "StatusText")["StatusText"]
+    assert "metrics cannot be served on 127.0.0.1:9090" in text and "change METRICS_PORT" in text
+    assert "another program has the port" in said(monitor)
+    machine.run("systemctl", "stop", "thief")
+    seconds = until(lambda: "build_info" in machine.run("curl", "-s", METRICS, check=False).stdout, 15)
+    print(f"served after {seconds:.0f} s")
+    assert "cannot" not in machine.show(UNIT, "StatusText")["StatusText"]
+
+
+def test_changed_ports_take_a_restart_and_an_address_may_come_later(monitor: Host) -> None:
+    machine = monitor.machine
+    file = machine.inside("/etc/default/citadel-llm")
+    before = file.read_text()
+    try:
+        file.write_text(before.replace("SERVER_IP=127.0.0.1", "SERVER_IP=10.99.0.1").replace("=8000", "=8001"))
+        machine.run("systemctl", "daemon-reload")
+        wanted = "SERVER_IP, HEALTH_PORT changed: systemctl restart citadel-llm-monitor"
+        until(lambda: wanted in machine.show(UNIT, "StatusText")["StatusText"], 5)
+        assert get(monitor, "")[0] == 200
+        machine.run("systemctl", "restart", UNIT)
+        assert "SERVER_IP in /etc/default/citadel-llm must be an address of this host" in said(monitor)
+        machine.run("ip", "address", "add", "10.99.0.1/32", "dev", "lo")
+        until(lambda: "10.99.0.1:8001" in machine.output("ss", "-ltn"), 15)
+    finally:
+        file.write_text(before)
+        machine.run("ip", "address", "del", "10.99.0.1/32", "dev", "lo", check=False)
+        machine.run("systemctl", "daemon-reload")
+        machine.run("systemctl", "restart", UNIT)
+    assert get(monitor, "")[0] == 200
+
+
+def test_one_port_for_health_and_metrics_is_said(monitor: Host) -> None:
+    machine = monitor.machine
+    file = machine.inside("/etc/default/citadel-llm")
+    before = file.read_text()
+    line = before.splitlines().index("METRICS_PORT=9090") + 1
+    wanted = f"/etc/default/citadel-llm:{line}: METRICS_PORT=8000 is the HEALTH_PORT too (/etc/default/citadel-llm:"
+    try:
+        file.write_text(before.replace("METRICS_PORT=9090", "METRICS_PORT=8000"))
+        machine.run("systemctl", "restart", UNIT)
+        assert get(monitor, "")[0] == 200
+        assert wanted in said(monitor) and wanted in machine.show(UNIT, "StatusText")["StatusText"]
+        check = machine.run("citadel-llm", "check", "test", check=False)
+        assert (check.returncode, f"host: {wanted}" in check.stderr) == (78, True), check.stderr
+        doctor = machine.run("citadel-llm", "doctor", check=False)
+        assert (doctor.returncode, wanted in doctor.stdout) == (1, True), doctor.stdout
+    finally:
+        file.write_text(before)
+        machine.run("systemctl", "restart", UNIT)
+    assert "build_info" in machine.output("curl", "-s", METRICS)
+
+
+def test_a_corrupt_store_is_set_aside(monitor: Host) -> None:
+    machine = monitor.machine
+    machine.run("systemctl", "stop", UNIT)
+    machine.write(STORE, "nonsense " * 1000)
+    machine.run("systemctl", "start", UNIT)
+    assert get(monitor, "")[0] == 200
+    assert machine.inside(f"{STORE}.corrupt").read_text().startswith("nonsense")
+    assert "set aside as monitor.sqlite.corrupt" in said(monitor)
+
+
+def test_a_full_disk_is_said_and_survived(monitor: Host) -> None:
+    machine = monitor.machine
+    folder = STORE.rpartition("/")[0]
+    machine.run("systemctl", "stop", UNIT)
+    machine.run("mount", "-t", "tmpfs", "-o", "size=256k,mode=755", "tmpfs", folder)
+    try:
+        machine.run("chown", "citadel-llm-monitor:", folder)
+        machine.run("sh", "-c", f"dd if=/dev/zero of={folder}/full bs=4k 2>/dev/null; true")
+        machine.run("systemctl", "start", UNIT)
+        assert get(monitor)[0] == 200
+        status, health = get(monitor, "")
+        assert (status, "cannot be written" in health["reason"]) == (200, True), health
+        assert "cannot be written" in machine.show(UNIT, "StatusText")["StatusText"]
+        machine.run("rm", f"{folder}/full")
+        until(lambda: get(monitor, "")[1]["reason"] == "", 25)
+    finally:
+        machine.run("systemctl", "stop", UNIT)
+        machine.run("umount", folder)
+        machine.run("systemctl", "start", UNIT)
+
+
+def test_the_bus_goes_away_and_comes_back(fakes: Fakes, host: Host) -> None:
+    machine = host.machine
+    fakes.make("bus")
+    fakes.start("bus")
+    until(lambda: one(host, "bus")["ready"], 10)
+    machine.run("systemctl", "stop", "dbus.socket", "dbus.service")
+    try:
+        until(lambda: get(host, "")[0] == 503, 5)
+        status, found = get(host)
+        assert (status, {row["state"] for row in found["services"]}) == (503, {"unknown"})
+        assert "bus" in get(host, "")[1]["reason"]
+    finally:
+        machine.run("systemctl", "start", "dbus.socket", "dbus.service")
+    print(f"back after {until(lambda: get(host, '')[0] == 200, 40):.1f} s")
+    until(lambda: one(host, "bus")["ready"], 10)
+    machine.run("systemctl", "daemon-reexec")
+    until(lambda: get(host, "")[0] == 200 and one(host, "bus")["ready"], 15)
+    machine.run("systemctl", "stop", "citadel-llm@bus")
+    until(lambda: one(host, "bus")["state"] == "stopped", 5)

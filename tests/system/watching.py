@@ -1,0 +1,59 @@
+"""What the tests of the monitor on a booted machine have in common: where it answers, and what it says."""
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+from .conftest import Host
+
+UNIT = "citadel-llm-monitor"
+HEALTH = "http://127.0.0.1:8000/health"
+METRICS = "http://127.0.0.1:9090/metrics"
+STORE = "/var/lib/citadel-llm/monitor/monitor.sqlite"
+
+
+def get(host: Host, path: str = "/services") -> tuple[int, Any]:
+    """Status and JSON of an address of the health port."""
+    said = host.machine.output("curl", "-s", "--path-as-is", "--max-time", "10", "-w", "\n%{http_code}", HEALTH + path)
+    content, _, status = said.rpartition("\n")
+    return int(status), json.loads(content)
+
+
+def one(host: Host, name: str) -> Any:
+    """What is said of one instance."""
+    return get(host, f"/services/{name}")[1]
+
+
+def sample(host: Host, name: str) -> float:
+    """A sample of the metrics."""
+    lines = host.machine.output("curl", "-s", "--max-time", "10", METRICS).splitlines()
+    return float(next(line for line in lines if line.startswith(f"citadel_llm_service_{name} ")).rpartition(" ")[2])
+
+
+def until(true: Callable[[], bool], seconds: float) -> float:
+    """Wait until something is so; how long that took. A monitor that has just begun may not know of it yet."""
+    begin = time.monotonic()
+
+    def now() -> bool:
+        try:
+            return true()
+        except (KeyError, StopIteration):
+            return False
+
+    while not now():
+        assert time.monotonic() - begin < seconds, f"not so after {seconds} s"
+        time.sleep(0.1)
+    return time.monotonic() - begin
+
+
+def said(host: Host) -> str:
+    """The monitor's part of the journal."""
+    host.machine.run("journalctl", "--sync")
+    return host.machine.output("journalctl", "-u", UNIT, "-o", "cat")
+
+
+def resident(host: Host) -> float:
+    """Memory of the monitor (10**6 bytes)."""
+    pid = host.machine.show(UNIT, "MainPID")["MainPID"]
+    return int(host.machine.output("awk", "/VmRSS/ {print $2}", f"/proc/{pid}/status")) * 1024 / 1e6

@@ -1,9 +1,91 @@
-"""The package under test as another version of itself, for upgrades and downgrades."""
+"""The built package as other versions of itself, in seconds instead of a second build's minutes.
+
+`with_version` is the same but for its version. For upgrades that bring something there are two:
+
+    versions = Versions.make(package, folder)
+
+The built package is taken apart once. *old* is what was built; *new* is the same tree with a higher version, two
+changed conffiles and a changed module, so that it shows which code a process runs. Both leave the engine out (torch,
+vLLM and whatever else pip has installed, 2 GB): it lies in a folder of its own, which a test machine has as a layer
+below its root, where dpkg does not see it. What dpkg has to do is then done in seconds, by the real maintainer scripts,
+and the models that run meanwhile are real ones. `whole` is *new* with the engine in it.
+"""
 
 import re
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import NamedTuple, Self
+
+CHANGED = "etc/default/citadel-llm-hermes-2", "etc/default/citadel-llm-test"
+"""The conffiles that differ between old and new."""
+
+COMMENT = "# A comment that the next version has.\n"
+NEW_WORDS = "Ready (next version): "
+"""How the status of a process begins that runs the new code."""
+
+_MODULE = "hxp_enterprise_llm/services/core/service_manager/supervisor.py"
+_OLD_WORDS = "Ready: "
+
+
+class Versions(NamedTuple):
+    """The packages, and the folder with the engine that `old` and `new` lack."""
+
+    old: Path
+    new: Path
+    whole: Path
+    engine: Path
+
+    @classmethod
+    def make(cls, package: Path, folder: Path) -> Self:
+        """Take the package apart in `folder`, which must be on the file system of the machines and be empty."""
+        tree, changed, engine = folder / "old", folder / "new", folder / "engine"
+        subprocess.run(["dpkg-deb", "--raw-extract", package, tree], check=True)
+        (found,) = tree.glob("opt/citadel/env/lib/python3*/site-packages")
+        inside = found.relative_to(tree)
+        (engine / inside).mkdir(parents=True)
+        _move(tree / inside, engine / inside)
+        subprocess.run(["cp", "-a", tree, changed], check=True)
+        _change(changed, changed / inside)
+        old = _pack(tree, folder / "old.deb")
+        new = _pack(changed, folder / "new.deb")
+        _move(engine / inside, changed / inside)
+        whole = _pack(changed, folder / "whole.deb")
+        _move(changed / inside, engine / inside)
+        shutil.rmtree(tree)
+        shutil.rmtree(changed)
+        return cls(old, new, whole, engine)
+
+
+def _move(packages: Path, to: Path) -> None:
+    """Everything but our own distribution."""
+    for entry in packages.iterdir():
+        if not entry.name.startswith("hxp_enterprise_llm"):
+            entry.rename(to / entry.name)
+
+
+def _change(tree: Path, packages: Path) -> None:
+    control = tree / "DEBIAN/control"
+    lines = control.read_text().splitlines()
+    control.write_text("".join(f"{line}.1\n" if line.startswith("Version: ") else f"{line}\n" for line in lines))
+    # dpkg makes it anew where it is missing.
+    (tree / "DEBIAN/md5sums").unlink()
+    for name in CHANGED:
+        with (tree / name).open("a") as file:
+            file.write(COMMENT)
+    module = packages / _MODULE
+    text = module.read_text()
+    assert _OLD_WORDS in text
+    module.write_text(text.replace(_OLD_WORDS, NEW_WORDS))
+    # The byte code as environment.sh makes it: never compared with the source.
+    flags = ["-q", "-f", "--invalidation-mode", "unchecked-hash", "-s", str(tree), "-p", "/"]
+    subprocess.run([tree / "opt/citadel/env/bin/python", "-I", "-m", "compileall", *flags, module], check=True)
+
+
+def _pack(tree: Path, package: Path) -> Path:
+    subprocess.run(["dpkg-deb", "-Zzstd", "-z1", "--build", tree, package], check=True, stdout=subprocess.DEVNULL)
+    return package
 
 
 def field(package: Path, name: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from fakes import Fakes
 from machine import CACHE, Machine
-from variants import Versions
+from versions import Versions
 
 PACKAGE = Path(os.environ.get("CITADEL_TEST_PACKAGE", "none"))
 MODEL_WHEELS = Path(os.environ.get("CITADEL_TEST_MODEL_WHEELS", "none"))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import certificates as made
 from machine import Machine
-from variants import CHANGED, COMMENT
+from versions import CHANGED, COMMENT
 
 from .conftest import SUMMARY, TINY_MODEL
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from machine import ENVIRONMENT, Machine
-from variants import COMMENT, NEW_WORDS, Versions
+from versions import COMMENT, NEW_WORDS, Versions
 
 from .conftest import PACKAGE, SUMMARY, install
 from .life_cycle import EDIT, EDITED, UNEDITED

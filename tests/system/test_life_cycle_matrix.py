@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import certificates as made
 import pytest
 from machine import Machine
-from variants import NEW_WORDS, Versions
+from versions import NEW_WORDS, Versions
 
 from .conftest import TINY_MODEL
 from .life_cycle import CERTIFICATE, KEPT, KEYS, MODEL, MONITOR, Cycle, apart, served_through, unit

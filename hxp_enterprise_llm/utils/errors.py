@@ -137,7 +137,8 @@ class DependencyCycle(CitadelError):
 
     def __init__(self, circle: Sequence[str]) -> None:
         self.circle = tuple(circle)
-        super().__init__("these instances need each other in a circle: " + " → ".join(circle))
+        way = " → ".join(circle)
+        super().__init__(f"these instances wait for each other in a circle: {way}; take one out of REQUIRES or AFTER")
 
 
 class SeveralFailed(CitadelError):

@@ -219,14 +219,6 @@ def test_wait_shows_the_phases_and_ends_with_the_start_or_the_time(host: Host) -
     assert (status, "fails is failed" in said) == (3, True), said
 
 
-@pytest.mark.parametrize("name", ["../x", "a b", "é", "x" * 300])
-def test_names_that_can_be_no_instance(host: Host, name: str) -> None:
-    for verb in ("start", "status", "show", "check", "logs"):
-        status, said = exit_status(host, verb, name)
-        assert status in (4, 78), (verb, said)
-        assert "Traceback" not in said
-
-
 def test_completion_and_manual_are_installed(host: Host) -> None:
     environment = ["env", "_CITADEL_LLM_COMPLETE=bash_complete", "COMP_WORDS=citadel-llm start mix", "COMP_CWORD=2"]
     assert "mixtral-8x7b" in host.machine.output(*environment, "citadel-llm")
@@ -255,37 +247,6 @@ def test_doctor_looks_at_the_host_and_finds_a_changed_file(host: Host) -> None:
         assert "/usr/share/citadel-llm/models/test/config.json; apt reinstall" in package["text"]
     finally:
         file.write_bytes(shipped)
-
-
-def test_check_sees_the_neighbours_the_port_and_unreadable_models(host: Host) -> None:
-    host.settings("one", MODEL=TINY_MODEL, PORT=READY + 5, KV_CACHE_GB=0.25)
-    host.settings("two", MODEL=TINY_MODEL, PORT=READY + 5, KV_CACHE_GB=0.25, REQUIRES="nobody")
-    status, said = exit_status(host, "check", "two")
-    assert status == 78
-    assert f"two: port conflict: PORT={READY + 5} is that of one too" in said
-    assert "two: REQUIRES=nobody: there is no such instance" in said
-    host.machine.write("/srv/closed/config.json", "{}")
-    host.machine.run("chmod", "0600", "/srv/closed/config.json")
-    host.settings("closed", MODEL="/srv/closed", PORT=READY + 6, KV_CACHE_GB=0.25)
-    status, said = exit_status(host, "check", "closed")
-    assert (status, "permission denied: agent0 may not read /srv/closed/config.json" in said) == (78, True), said
-    host.settings("hidden", MODEL=TINY_MODEL, PORT=READY + 8, KV_CACHE_GB=0.25, API_KEY_FILE="/etc/citadel-llm/none")
-    host.machine.run("chmod", "0600", "/etc/default/citadel-llm-hidden")
-    done = host.machine.run("citadel-llm", "check", "hidden", "--json", check=False)
-    texts = [finding["text"] for finding in json.loads(done.stdout) if finding["instance"] == "hidden"]
-    assert done.returncode == 78
-    assert texts == [
-        "permission denied: agent0 may not read /etc/default/citadel-llm-hidden; "
-        "chmod -R o+rX /etc/default/citadel-llm-hidden",
-        "API_KEY_FILE=/etc/citadel-llm/none: No such file or directory; put it there",
-    ]
-    host.settings("taken", MODEL=TINY_MODEL, PORT=READY + 7, KV_CACHE_GB=0.25)
-    listen = f"import socket, time; s = socket.create_server(('127.0.0.1', {READY + 7})); time.sleep(20)"
-    host.machine.run("systemd-run", "--quiet", "--unit=squatter", "python3", "-c", listen)
-    host.machine.run("sh", "-c", f"until ss -ltn | grep -q :{READY + 7}; do sleep 0.1; done", timeout=10)
-    status, said = exit_status(host, "check", "taken")
-    assert (status, f"PORT={READY + 7} is taken by python3 (pid" in said) == (1, True), said
-    host.machine.run("systemctl", "stop", "squatter")
 
 
 @pytest.mark.skipif(not MODEL_WHEELS.is_dir(), reason="CITADEL_TEST_MODEL_WHEELS names no folder; ./build.sh test does")

@@ -1,10 +1,16 @@
 """Bad input on a booted host: a clear last word, the contract's exit status, and no other instance touched."""
 
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 
 from .conftest import TINY_MODEL, Host
 
 GOOD = {"MODEL": TINY_MODEL, "PORT": 11520, "KV_CACHE_GB": 0.25}
+TEXT = "".join(f"{key}={value}\n" for key, value in GOOD.items())
 
 
 def failed_start(host: Host, instance: str) -> tuple[int, str, str]:
@@ -111,3 +117,110 @@ def test_check_works_without_systemd(host: Host) -> None:
     assert "/etc/default/citadel-llm-MODEL" in host.machine.output("env", "COLUMNS=200", *command, "--help")
     done = host.machine.run(*command, "--check", "../x", check=False)
     assert (done.returncode, "is not an instance name" in done.stdout + done.stderr) == (78, True)
+
+
+def _binary(file: Path) -> None:
+    file.write_bytes(bytes(range(128, 256)) * 40)
+
+
+def _fifo(file: Path) -> None:
+    os.mkfifo(file)
+
+
+BAD: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a directory": (Path.mkdir, "is not a regular file"),
+    "10 MB": (lambda file: file.write_bytes(b"#" * 10_000_000), "is larger than 64 KiB"),
+    "binary": (_binary, "is not UTF-8 text"),
+    "NUL": (lambda file: file.write_bytes(TEXT.encode() + b"A=\0\n"), "contains a control character"),
+    "CRLF": (lambda file: file.write_bytes(TEXT.replace("\n", "\r\n").encode()), "ends in CR LF"),
+    "a FIFO": (_fifo, "is not a regular file"),
+    "a link": (lambda file: file.symlink_to("/etc/passwd"), "is a symbolic link"),
+    "unit syntax": (lambda file: file.write_text(TEXT + "ExecStartPre=/bin/touch\n"), "ExecStartPre is not a setting"),
+    "a shell command": (lambda file: file.write_text(TEXT + "HOST=$(touch /run/pwned)\n"), "leave out the $"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_file_that_is_none(host: Host, kind: str) -> None:
+    machine = host.machine
+    make, words = BAD[kind]
+    file = machine.inside("/etc/default/citadel-llm-none")
+    limits = machine.show("citadel-llm@test", "MemoryMax", "CPUQuotaPerSecUSec", "TasksMax")
+    make(file)
+    try:
+        machine.run("systemctl", "daemon-reload")
+        check = machine.run("citadel-llm", "check", "none", check=False)
+        assert words in check.stderr, check.stderr
+        start = machine.run("systemctl", "start", "citadel-llm@none", check=False)
+        shown = machine.show("citadel-llm@none", "ExecMainStatus", "StatusText", "MemoryMax")
+        if kind == "unit syntax":
+            # An unknown key is a warning; it is named, and it is nothing to systemd.
+            assert (check.returncode, start.returncode) == (0, 0), check.stderr
+        else:
+            assert (check.returncode, shown["ExecMainStatus"]) == (78, "78"), (check, shown)
+            assert words in shown["StatusText"]
+        assert shown["MemoryMax"] == str(4 * 2**30)
+        assert "none" in machine.output("citadel-llm", "list")
+        assert not machine.inside("/run/pwned").exists()
+        assert machine.show("citadel-llm@test", "MemoryMax", "CPUQuotaPerSecUSec", "TasksMax") == limits
+    finally:
+        machine.run("systemctl", "stop", "citadel-llm@none", check=False)
+        machine.run("systemctl", "reset-failed", "citadel-llm@none", check=False)
+        machine.run("rm", "-rf", "/etc/default/citadel-llm-none")
+        machine.run("systemctl", "daemon-reload")
+
+
+def checked(host: Host, *words: str) -> tuple[int, str]:
+    """Exit status and words of the command."""
+    done = host.machine.run("citadel-llm", *words, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ["../x", "a b", "é", "x" * 300])
+def test_names_that_can_be_no_instance(host: Host, name: str) -> None:
+    for verb in ("start", "status", "show", "check", "logs"):
+        status, said = checked(host, verb, name)
+        assert status in (4, 78), (verb, said)
+        assert "Traceback" not in said
+
+
+def test_check_sees_the_neighbours_the_port_and_unreadable_models(host: Host) -> None:
+    host.settings("one", MODEL=TINY_MODEL, PORT=11525, KV_CACHE_GB=0.25)
+    host.settings("two", MODEL=TINY_MODEL, PORT=11525, KV_CACHE_GB=0.25, REQUIRES="nobody")
+    status, said = checked(host, "check", "two")
+    assert status == 78
+    assert "two: port conflict: PORT=11525 is that of one too" in said
+    assert "two: REQUIRES=nobody: there is no such instance" in said
+    host.machine.write("/srv/closed/config.json", "{}")
+    host.machine.run("chmod", "0600", "/srv/closed/config.json")
+    host.settings("closed", MODEL="/srv/closed", PORT=11526, KV_CACHE_GB=0.25)
+    status, said = checked(host, "check", "closed")
+    assert (status, "permission denied: agent0 may not read /srv/closed/config.json" in said) == (78, True), said
+    host.settings("hidden", MODEL=TINY_MODEL, PORT=11528, KV_CACHE_GB=0.25, API_KEY_FILE="/etc/citadel-llm/none")
+    host.machine.run("chmod", "0600", "/etc/default/citadel-llm-hidden")
+    done = host.machine.run("citadel-llm", "check", "hidden", "--json", check=False)
+    texts = [finding["text"] for finding in json.loads(done.stdout) if finding["instance"] == "hidden"]
+    assert done.returncode == 78
+    assert texts == [
+        "permission denied: agent0 may not read /etc/default/citadel-llm-hidden; "
+        "chmod -R o+rX /etc/default/citadel-llm-hidden",
+        "API_KEY_FILE=/etc/citadel-llm/none: No such file or directory; put it there",
+    ]
+    host.settings("taken", MODEL=TINY_MODEL, PORT=11527, KV_CACHE_GB=0.25)
+    listen = "import socket, time; s = socket.create_server(('127.0.0.1', 11527)); time.sleep(20)"
+    host.machine.run("systemd-run", "--quiet", "--unit=squatter", "python3", "-c", listen)
+    host.machine.run("sh", "-c", "until ss -ltn | grep -q :11527; do sleep 0.1; done", timeout=10)
+    status, said = checked(host, "check", "taken")
+    assert (status, "PORT=11527 is taken by python3 (pid" in said) == (1, True), said
+    host.machine.run("systemctl", "stop", "squatter")
+
+
+def test_a_circle_is_named_and_stops_no_other(host: Host) -> None:
+    for name, needed, port in (("one", "two", 11525), ("two", "one", 11526)):
+        host.settings(name, MODEL=TINY_MODEL, PORT=port, KV_CACHE_GB=0.25, REQUIRES=needed)
+    for verb in ("check", "start"):
+        status, said = checked(host, verb, "one")
+        assert status == 78 and "one" in said and "two" in said and "circle" in said, (verb, said)
+    assert host.machine.run("systemctl", "start", "citadel-llm@one", check=False).returncode != 0
+    host.settings("apart", MODEL=TINY_MODEL, PORT=11527, KV_CACHE_GB=0.25)
+    host.machine.run("citadel-llm", "start", "apart")

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from hxp_enterprise_llm.utils import credentials
 from hxp_enterprise_llm.utils.settings import (
+    MODELS,
     HostSettings,
     InstanceSettings,
     built_in_host,
@@ -29,10 +30,14 @@ STOP_MARGIN_SEC = 15
 """What TimeoutStopSec= adds to the drain (seconds): vLLM ends in under 1 s once its requests are done."""
 
 
+DEEPEST_MOUNT, LONGEST_UNIT = 16, 249
+"""Directories of a path that may be mounts, and characters of a unit's name without .mount (systemd.unit(5))."""
 MAX_INSTANCES = 2048
 """Instances that get a drop-in; with the bounds of a settings file this bounds time, memory and /run."""
 
 _SAFE = re.compile(r"[A-Za-z0-9 ._/:@%+,=-]*")
+_SAFE_UNITS = re.compile(r"(?:[A-Za-z0-9 ._:@-]|\\x[0-9a-f]{2})*")
+"""Names of units keep the backslash that escapes a character of a path."""
 Report = Callable[[object], None]
 """Takes one sentence about what is wrong."""
 
@@ -50,7 +55,7 @@ class Directive(NamedTuple):
         Raises ValueError for a character that no rule of a key lets through: then one of the rules is wrong.
         """
         value = str(self.value)
-        if not _SAFE.fullmatch(value):
+        if not (_SAFE_UNITS if self.name == "After" else _SAFE).fullmatch(value):
             raise ValueError(f"{self.name}= would hold a character that has a meaning to systemd")
         # CPUQuota= is a percentage, made here of a number, and knows no specifiers.
         return f"{self.name}={value if self.name == 'CPUQuota' else value.replace('%', '%%')}"
@@ -81,12 +86,26 @@ def sections(settings: InstanceSettings, host: HostSettings) -> Sections:
             Directive("Wants", "network-online.target", "HOST"),
             Directive("After", "network-online.target", "HOST"),
         ]
-    if str(values["MODEL"]).startswith("/"):
-        # A disk that is not there yet is a model that is not there, and 78 is not tried again.
-        unit.append(Directive("RequiresMountsFor", values["MODEL"], "MODEL"))
-    for name, file in credentials.files(values).items():
-        unit.append(Directive("RequiresMountsFor", file, credentials.KEYS[name]))
+    needed = {credentials.KEYS[name]: os.path.dirname(file) for name, file in credentials.files(values).items()}
+    if values["MODEL"]:
+        needed["MODEL"] = os.path.join(MODELS, values["MODEL"])
+    mounts = sorted({mount for path in needed.values() for mount in mounts_above(path)})
+    if mounts:
+        # Not required: the start of one whose disk does not come says so, and counts as a failure. systemd would leave
+        # it out in silence.
+        unit.append(Directive("After", " ".join(mounts), " ".join(sorted(needed))))
     return {"Unit": unit, "Service": _service(settings, host)}
+
+
+def mounts_above(path: str) -> list[str]:
+    """Units of the mounts that a directory may lie on, if there are any (systemd.unit(5), "String Escaping")."""
+    parts = [re.sub("[^A-Za-z0-9:_.]", lambda found: f"\\x{ord(found[0]):02x}", part) for part in path[1:].split("/")]
+    if parts[0] in ("", "usr"):
+        # Both are there before any generator runs.
+        return []
+    parts[0] = re.sub(r"^\.", r"\\x2e", parts[0])
+    names = ["-".join(parts[:end]) for end in range(1, min(len(parts), DEEPEST_MOUNT) + 1)]
+    return [f"{name}.mount" for name in names if len(name) <= LONGEST_UNIT]
 
 
 def drop_in(settings: InstanceSettings, host: HostSettings) -> str:

@@ -33,7 +33,7 @@ prepare_tools() {
 
 # One hash over everything that the package is made of.
 source_hash() {
-    { package_version && source_files | grep -zvE '^(tests|debian/tests|bench|\.ci)/' | sort -z | xargs -0 sha256sum; } | sha256sum | cut -d' ' -f1
+    { package_version && source_files | grep -zvE '^((tests|debian/tests|bench|\.ci)/|packaging/(bench|clean|demo|lock|model|test)\.)' | sort -z | xargs -0 sha256sum; } | sha256sum | cut -d' ' -f1
 }
 
 build_deb() {

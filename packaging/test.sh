@@ -37,7 +37,7 @@ test() {
     esac
     if [ "${words[*]:-}" != tests/unit ]; then
         build_deb
-        install_packages systemd-container debootstrap piuparts autopkgtest
+        install_packages systemd-container debootstrap piuparts autopkgtest qemu-system-x86
         fetch_wheels demo
         export CITADEL_TEST_PACKAGE=$PACKAGE CITADEL_TEST_MODEL_WHEELS=$WHEELS
     fi

@@ -115,6 +115,7 @@ class Hostile:
 
 
 _UNIT = r"citadel-llm@[A-Za-z0-9][A-Za-z0-9._-]{0,63}\.service"
+_MOUNT = r"(?:[A-Za-z0-9_.-]|\\x(?:2b|2d|2e|40))+\.mount"
 _ADDRESS = r"(?:[0-9]{1,3}(?:\.[0-9]{1,3}){3}|[0-9A-Fa-f:]+(?:[0-9.]+)?)"
 _SPAN = r"[0-9]{1,6}(?:\.[0-9]{1,5})?s"
 _WORD = r"[a-z_][a-z0-9_-]{0,31}"
@@ -137,7 +138,7 @@ _LINE = re.compile(
             r"TemporaryFileSystem=/run(?:/[A-Za-z0-9._@+-]+)+:ro",
             r"LoadCredential=(api-key|tls-cert|tls-key|hub-token):(?:/[A-Za-z0-9._@+-]+)+",
             r"SetCredential=(api-key|tls-cert|tls-key|hub-token):not there",
-            r"RequiresMountsFor=(?:/[A-Za-z0-9._@+-]+)+",
+            rf"After={_MOUNT}(?: {_MOUNT})*",
             rf"IPAddressAllow=(?:any|{_ADDRESS})",
             r"PrivateDevices=no",
             r"DeviceAllow=char-nvidia(?:-uvm rw|-caps r| rw)",

@@ -58,31 +58,32 @@ def package_depends() -> list[str]:
     return sorted(name.strip() for name in names if name.strip())
 
 
-def base_tree(suite: str = "bookworm") -> Path:
-    """The tree of a minimal Debian with systemd, made on first use (about a minute).
+def base_tree(suite: str = "bookworm", more: Sequence[str] = ()) -> Path:
+    """The tree of a minimal Debian with systemd, and `more` packages, made on first use (about a minute).
 
     Our package's dependencies lie in apt's cache there, not installed: `apt install` then works as on any host,
     and needs no network.
     """
-    recipe = [suite, *TREE_PACKAGES, *package_depends()]
+    packages = (*TREE_PACKAGES, *more)
+    recipe = [suite, *packages, *package_depends()]
     tree = CACHE / "trees" / f"{suite}-{hashlib.sha256(repr(recipe).encode()).hexdigest()[:12]}"
     tree.parent.mkdir(parents=True, exist_ok=True)
     with (tree.parent / "lock").open("w") as lock:
         # Another run may be making it.
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not tree.is_dir():
-            _make_tree(suite, tree)
+            _make_tree(suite, packages, tree)
     return tree
 
 
-def _make_tree(suite: str, tree: Path) -> None:
+def _make_tree(suite: str, packages: Sequence[str], tree: Path) -> None:
     print(f"making a base tree of {suite} (once)", flush=True)
     partial = tree.with_suffix(".part")
     shutil.rmtree(partial, ignore_errors=True)
     log = CACHE / "debootstrap.log"
     fetch = ["apt-get", "-qy", "--no-install-recommends", "--download-only", "install"]
     steps = [
-        ["debootstrap", "--variant=minbase", f"--include={','.join(TREE_PACKAGES)}", suite, str(partial)],
+        ["debootstrap", "--variant=minbase", f"--include={','.join(packages)}", suite, str(partial)],
         ["chroot", str(partial), "apt-get", "-q", "update"],
         ["chroot", str(partial), *fetch, "python3", "python3-venv", *package_depends()],
     ]
@@ -131,19 +132,24 @@ class Machine:
 
     @classmethod
     @contextlib.contextmanager
-    def unbooted(cls, name: str, suite: str = "bookworm") -> Iterator[Path]:
-        """The root of a fresh machine that does not run, for a chroot; /proc is there, as every chroot has it."""
-        with cls._fresh(name, suite) as machine:
+    def unbooted(cls, name: str, more: Sequence[str] = ()) -> Iterator[Path]:
+        """The root of a fresh machine that does not run, for a chroot; /proc is there, as every chroot has it.
+
+        With `more` packages of the distribution than a machine that boots.
+        """
+        with cls._fresh(name, more=more) as machine:
             subprocess.run(["mount", "-t", "proc", "proc", machine.root / "proc"], check=True)
             yield machine.root
 
     @classmethod
     @contextlib.contextmanager
-    def _fresh(cls, name: str, suite: str, layers: Sequence[Path] = ()) -> Iterator["Machine"]:
+    def _fresh(
+        cls, name: str, suite: str = "bookworm", layers: Sequence[Path] = (), more: Sequence[str] = ()
+    ) -> Iterator["Machine"]:
         name = f"citadel-{name}-{os.getpid()}"
         machine = cls(name, CACHE / "machines" / name)
         with _signals_raise():
-            tree = base_tree(suite)
+            tree = base_tree(suite, more)
             try:
                 machine._mount([tree, *layers])
                 yield machine

@@ -22,6 +22,8 @@ DIRECTORY = "etc/default"
 HOST_FILE = "citadel-llm"
 PREFIX = "citadel-llm-"
 BUILT_IN = "built-in"
+MODELS = "/var/lib/citadel-llm/models"
+"""Where a model lies that MODEL names by its hub id: in the directory of that name."""
 
 
 class HostSettings(NamedTuple):

@@ -13,6 +13,7 @@ SHELL = [
     "build.sh",
     ".ci/run",
     "bench/compression.sh",
+    "tests/system/guest.sh",
     *(f"packaging/{name}" for name in sorted(p.name for p in (PROJECT / "packaging").glob("*.sh"))),
 ]
 POSIX_SHELL = [

@@ -75,15 +75,16 @@ def test_weights_where_services_see_nothing(host: Host) -> None:
     try:
         machine.run("mv", "/srv/linked/model.safetensors", "/var/lib/elsewhere/")
         machine.run("ln", "-s", "/var/lib/elsewhere/model.safetensors", "/srv/linked/")
-        host.settings("bad", **{**GOOD, "MODEL": "/srv/linked", "VLLM_ARGS": "--chat-template=/var/lib/dpkg/status"})
+        host.settings("bad", **{**GOOD, "MODEL": "/srv/linked", "VLLM_ARGS": "--chat-template=/root/template"})
+        machine.write("/root/template", "x")
         status, text, _ = failed_start(host, "bad")
         words = "is a link to /var/lib/elsewhere/model.safetensors, and services see nothing in /var/lib"
         assert (status, words in text) == (78, True), (status, text)
         check = machine.run("citadel-llm", "check", "bad", check=False)
         assert (check.returncode, words in check.stderr) == (78, True), check.stderr
-        assert "VLLM_ARGS: services see nothing in /var/lib, so not /var/lib/dpkg/status" in check.stderr
+        assert "VLLM_ARGS: services see nothing in /root, so not /root/template" in check.stderr
     finally:
-        machine.run("rm", "-r", "/srv/linked", "/var/lib/elsewhere")
+        machine.run("rm", "-r", "/srv/linked", "/var/lib/elsewhere", "/root/template")
 
 
 def test_a_missing_settings_file(host: Host) -> None:

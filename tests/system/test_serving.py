@@ -1,6 +1,7 @@
 """The main promise on a booted Debian: install, start, a completion, limits, stop."""
 
 import time
+from pathlib import Path
 
 import pytest
 from chat_model import install_chat_model
@@ -66,18 +67,30 @@ def test_an_edit_counts_after_a_daemon_reload(host: Host) -> None:
     assert host.machine.show("citadel-llm@edited", "MemoryMax")["MemoryMax"] == str(2 * GIB)
 
 
-def test_a_start_brings_the_disk_of_its_model(host: Host) -> None:
-    """As at boot, where a disk of another host may come late: systemd mounts it first."""
-    unit = "/etc/systemd/system/srv-late.mount"
-    host.machine.write(unit, f"[Mount]\nWhat={TINY_MODEL}\nWhere=/srv/late\nType=none\nOptions=bind\n")
-    host.settings("late", MODEL="/srv/late", PORT=11511, KV_CACHE_GB=0.25)
+def test_a_start_waits_for_the_disk_of_its_model(host: Host) -> None:
+    """As at boot, where a disk of another host comes late, or does not come."""
+    machine = host.machine
+    unit, wait = "/etc/systemd/system/srv-a\\x2dlate.mount", "/etc/systemd/system/wait.service"
+    where = "/srv/a-late"
+    machine.write(wait, "[Service]\nType=oneshot\nExecStart=sleep 3\n")
+    mount = f"[Unit]\nRequires=wait.service\nAfter=wait.service\n[Mount]\nWhere={where}\nType=none\nOptions=bind\n"
+    machine.write(unit, f"{mount}What={TINY_MODEL}\n")
+    host.settings("late", MODEL=where, PORT=11511, KV_CACHE_GB=0.25)
+    assert machine.output("systemd-escape", "--path", "--suffix=mount", where) == Path(unit).name
     try:
-        start(host, "late")
-        assert host.machine.show("srv-late.mount", "ActiveState")["ActiveState"] == "active"
+        machine.run("systemctl", "start", "citadel-llm@late", Path(unit).name)
+        machine.run("systemctl", "stop", "citadel-llm@late", Path(unit).name)
+        machine.write(unit, f"{mount}What=/srv/none\n")
+        machine.run("systemctl", "daemon-reload")
+        assert machine.run("systemctl", "start", "citadel-llm@late", Path(unit).name, check=False).returncode != 0
+        shown = machine.show("citadel-llm@late", "ActiveState", "ExecMainStatus", "StatusText")
+        assert (shown["ActiveState"], shown["ExecMainStatus"]) == ("failed", "78")
+        assert f"MODEL={where}" in shown["StatusText"]
     finally:
         host.forget("late")
-        host.machine.run("systemctl", "stop", "srv-late.mount")
-        host.machine.run("rm", "-r", unit, "/srv/late")
+        machine.run("systemctl", "stop", Path(unit).name, check=False)
+        machine.run("rm", "-rf", unit, wait, where)
+        machine.run("systemctl", "daemon-reload")
 
 
 def test_a_killed_engine_is_back_without_systemd(host: Host) -> None:

@@ -8,7 +8,7 @@ from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConf
 from hxp_enterprise_llm.services.core.service_manager import engine
 from hxp_enterprise_llm.utils.errors import ModelMissing, SettingsRefused
 
-ALL_HIDDEN = engine.HIDDEN
+PRIVATE = engine.PRIVATE
 
 
 def config(**values: object) -> ServiceConfigSchema:
@@ -49,8 +49,9 @@ def test_what_the_template_hides_is_known_here() -> None:
     hidden = {word.removeprefix("-").split(":")[0] for line in words for word in line.split()}
     # systemd.exec(5) names the three of ProtectHome=.
     hidden |= {"/home", "/root", "/run/user"} if "\nProtectHome=yes\n" in template else set()
-    hidden |= {"/tmp", "/var/tmp"} if "\nPrivateTmp=yes\n" in template else set()
-    assert {*ALL_HIDDEN} == {place for place in hidden if not place.startswith("/run/") or place == "/run/user"}
+    own = {"/dev/shm", "/tmp", "/var/tmp"} if "\nPrivateTmp=yes\n" in template else {"/dev/shm"}
+    assert {*PRIVATE} == own
+    assert {*engine.HIDDEN} == {place for place in hidden - own if place not in ("/run/dbus", "/run/citadel-llm")}
 
 
 def test_files_of_a_model_where_services_see_nothing(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,11 +60,14 @@ def test_files_of_a_model_where_services_see_nothing(model: Path, monkeypatch: p
     elsewhere.mkdir()
     (model / "model-2.safetensors").symlink_to(elsewhere / "weights")
     (elsewhere / "weights").write_bytes(b"x")
+    monkeypatch.setattr(engine, "CACHE", model.with_name("cache"))
     assert engine.find_model(config(model=str(model)))
     monkeypatch.setattr(engine, "HIDDEN", (str(elsewhere),))
     with pytest.raises(ModelMissing, match=r"model-2\.safetensors is a link to .*elsewhere/weights, and services see"):
         engine.find_model(config(model=str(model)))
     assert engine.find_model(config(model=str(model)), elsewhere), "they see what lies among the models"
+    monkeypatch.setattr(engine, "CACHE", elsewhere.parent)
+    assert engine.find_model(config(model=str(model), name="elsewhere")), "and their own cache"
 
 
 def test_files_in_flags_where_services_see_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,6 +84,7 @@ def test_files_in_flags_where_services_see_nothing(tmp_path: Path, monkeypatch: 
         tmp_path / "seen",
         tmp_path / "cache",
     )
+    assert engine.unseen(config(environment={"VLLM_RPC_BASE_PATH": "/tmp"})) == [], "every service has a /tmp"
     told = f"services see nothing in {tmp_path}, so not {tmp_path}/template"
     assert [sentence.partition(";")[0] for sentence in found] == [f"VLLM_ARGS: {told}"] * 2
 

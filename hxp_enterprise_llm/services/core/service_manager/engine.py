@@ -5,24 +5,27 @@ import math
 import os
 import re
 import stat
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 
 from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
 from hxp_enterprise_llm.services.core.service_manager.traffic import Traffic
+from hxp_enterprise_llm.utils import settings
 from hxp_enterprise_llm.utils.credentials import HUB_TOKEN
 from hxp_enterprise_llm.utils.errors import ModelMissing, SettingsRefused
-from hxp_enterprise_llm.utils.settings import instance_file
 from hxp_enterprise_llm.utils.settings_file import Fault
 from hxp_enterprise_llm.utils.settings_keys import GIBIBYTE, HIGH_GAP_BYTES, PASSED_THROUGH, memory_high
 
-MODELS = Path("/var/lib/citadel-llm/models")
+MODELS = Path(settings.MODELS)
 CACHE = Path("/var/cache/citadel-llm")
 HIDDEN = (
     "/home", "/root", "/run/user", "/var/lib", "/var/cache", "/var/log", "/var/spool", "/var/mail", "/var/backups",
-    "/var/www", "/var/opt", "/var/local", "/tmp", "/var/tmp", "/dev/shm",  # noqa: S108  looked for, not written to
+    "/var/www", "/var/opt", "/var/local",
 )  # fmt: skip
 """What the template hides from models, but for MODELS and a model's own cache."""
+PRIVATE = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108  looked for, not written to
+"""Of which a service has its own, empty when it starts: to write to, but no place for its model."""
 PATHS = re.compile(r"""(?:^|[=:,"'\[\s])(/[A-Za-z0-9._@+/-]+)""")
 """What may be the path of a file in a flag or a variable, also within its JSON."""
 
@@ -51,13 +54,14 @@ def find_model(config: ServiceConfigSchema, models: Path = MODELS) -> str:
     A hub id `organisation/name` lives in the directory of that name below `models`. Raises ModelMissing.
     """
     directory = Path(config.model) if config.model.startswith("/") else models / config.model
-    hidden = hidden_in(directory, models)
+    seen = models, CACHE / config.name
+    hidden = hidden_in(directory, HIDDEN + PRIVATE, seen)
     if hidden:
         raise ModelMissing(f"MODEL={config.model}: services see nothing in {hidden}; copy the model to {models}")
     try:
         files = sorted(directory.iterdir())
         for file in files:
-            if hidden := hidden_in(file, models):
+            if hidden := hidden_in(file, HIDDEN + PRIVATE, seen):
                 raise ModelMissing(
                     f"MODEL={config.model}: {file.name} is a link to {os.path.realpath(file)}, and services see "
                     f"nothing in {hidden}; copy the model to {models} with what its links lead to (cp -rL)"
@@ -90,29 +94,26 @@ def find_model(config: ServiceConfigSchema, models: Path = MODELS) -> str:
     )
 
 
-def hidden_in(path: Path, *seen: Path) -> str:
-    """The place of HIDDEN that a path really lies in, so that services do not see it; empty if they do.
-
-    `seen` are directories that they see all the same.
-    """
+def hidden_in(path: Path, places: Iterable[str], seen: Iterable[Path]) -> str:
+    """Which of the places that services do not see a path really lies in, empty if none; `seen` are exceptions."""
     real = Path(os.path.realpath(path))
     if any(real.is_relative_to(os.path.realpath(directory)) for directory in seen):
         return ""
-    return next((place for place in HIDDEN if real.is_relative_to(place)), "")
+    return next((place for place in places if real.is_relative_to(place)), "")
 
 
 def unseen(config: ServiceConfigSchema, models: Path = MODELS, cache: Path = CACHE) -> list[str]:
     """Files that VLLM_ARGS and variables name where services do not see them, one sentence each.
 
-    For who looks from outside of the service: inside, they are not there.
+    For root, who looks from outside: a service could not tell what is hidden from what is not there.
     """
     words = [("VLLM_ARGS", word) for word in config.vllm_args] + list(config.environment.items())
     return [
-        f"{key}: services see nothing in {hidden}, so not {path}; copy it to /etc/citadel-llm or beside the model"
+        f"{key}: services see nothing in {hidden}, so not {path}; copy it beside the model"
         for key, word in words
         for path in PATHS.findall(word)
         # What is no file may be the path of a URL.
-        if (hidden := hidden_in(Path(path), models, cache / config.name)) and Path(path).exists()
+        if (hidden := hidden_in(Path(path), HIDDEN, (models, cache / config.name))) and os.path.exists(path)  # noqa: PTH110  raises nothing
     ]
 
 
@@ -161,7 +162,7 @@ def cache_gb(config: ServiceConfigSchema, model: str) -> float | None:
 
 
 def _refused(config: ServiceConfigSchema, text: str) -> SettingsRefused:
-    return SettingsRefused([Fault(instance_file(config.name), 0, text)])
+    return SettingsRefused([Fault(settings.instance_file(config.name), 0, text)])
 
 
 def arguments(config: ServiceConfigSchema, model: str) -> list[str]:

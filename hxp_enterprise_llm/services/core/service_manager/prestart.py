@@ -20,7 +20,7 @@ def prepare(name: str, root: str = "/") -> tuple[ServiceConfigSchema, str]:
     config, warnings = settings.load(name, root)
     for warning in warnings:
         log.warning("%s", warning)
-    refused = vllm_flags.faults(config.vllm_args) + engine.unseen(config)
+    refused = vllm_flags.faults(config.vllm_args)
     model = ""
     try:
         model = engine.find_model(config)

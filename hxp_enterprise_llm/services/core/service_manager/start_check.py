@@ -1,6 +1,6 @@
 """Everything that one instance needs to start: for `citadel-llm check`, and for an upgrade before it restarts one."""
 
-from hxp_enterprise_llm.services.core.service_manager import host_checks
+from hxp_enterprise_llm.services.core.service_manager import engine, host_checks
 from hxp_enterprise_llm.services.core.service_manager.config import ServiceManagerConfig
 from hxp_enterprise_llm.services.core.service_manager.host_checks import Finding
 from hxp_enterprise_llm.services.core.service_manager.prestart import prepare
@@ -23,6 +23,7 @@ def findings(name: str, running: bool) -> list[Finding]:
         found += host_checks.permissions(config, manager)
         found += host_checks.changeable(config, manager)
     found += host_checks.secrets(config)
+    found += [Finding(name, text) for text in engine.unseen(config)]
     try:
         prepare(name)
     except CitadelError as error:

@@ -1,0 +1,46 @@
+#!/bin/bash
+# Runs once in the emulated host of test_kernel.py, and says what it finds on the serial line, a word and a value a line.
+say() { echo "citadel $*" >/dev/ttyS0; }
+
+# ask: the text of a completion. Requests wait while an engine is replaced.
+ask() {
+    curl -s --max-time 600 http://127.0.0.1:11499/v1/completions -H 'Content-Type: application/json' \
+        -d '{"model": "test", "prompt": "Hello", "max_tokens": 4, "ignore_eos": true}' | grep -o '"completion_tokens":[0-9]*'
+}
+
+# failures KIND: how many the monitor has counted.
+failures() {
+    curl -s http://127.0.0.1:9090/metrics | sed -n "s/^citadel_llm_service_failures_total{result=\"$1\",service=\"test\"} //p"
+}
+
+say kernel "$(uname -r)"
+say cgroups "$(stat -fc %T /sys/fs/cgroup)"
+say monitor "$(systemctl is-active citadel-llm-monitor)"
+say doctor "$(citadel-llm doctor | grep -c 'control groups: version 2\|all files are as shipped')"
+begin=$SECONDS
+systemctl start citadel-llm@test
+say start $? after $((SECONDS - begin)) s
+say answer "$(ask)"
+group=/sys/fs/cgroup$(systemctl show --value -p ControlGroup citadel-llm@test)
+for file in memory.max memory.high cpu.max pids.max; do say $file "$(cat "$group/$file")"; done
+# Longer than the monitor takes to look again.
+sleep 5
+say health "$(curl -s http://127.0.0.1:8000/health/services/test)"
+pkill -KILL -f '^VLLM::EngineCore'
+say answer-after-kill "$(ask)"
+# Less than it uses: the kernel has to end one of its processes.
+systemctl set-property --runtime citadel-llm@test MemoryHigh=infinity MemoryMax=500M
+sleep 5
+systemctl set-property --runtime citadel-llm@test MemoryMax=4G
+say answer-after-oom "$(ask)"
+sleep 5
+say engine-died "$(failures engine-died)"
+say out-of-memory "$(failures out-of-memory)"
+say oom-kills "$(curl -s http://127.0.0.1:9090/metrics | sed -n 's/^citadel_llm_service_oom_kills_total{service="test"} //p')"
+systemctl reload citadel-llm@test
+say reload $?
+systemctl stop citadel-llm@test
+say stop "$(systemctl show --value -p Result citadel-llm@test)"
+journalctl -o cat -u citadel-llm@test -n 200 >/dev/ttyS0
+say finished
+systemctl poweroff

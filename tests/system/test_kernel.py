@@ -1,0 +1,98 @@
+"""The package on a host as most users have it, emulated: Debian's own kernel, with version 2 of control groups.
+
+Other machines of the tests share the kernel of this host. Emulation is slow: nothing is timed here.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+from machine import CACHE, ENVIRONMENT, Machine
+
+from .conftest import PACKAGE, SUMMARY
+
+KERNEL = ("linux-image-amd64", "initramfs-tools", "apparmor")
+GUEST = Path(__file__).with_name("guest.sh")
+UNIT = """\
+[Unit]
+After=multi-user.target
+[Service]
+ExecStart=/root/guest.sh
+[Install]
+WantedBy=multi-user.target
+"""
+LONGEST_SEC = 1200
+GIB = 2**30
+
+
+def make_host(folder: Path) -> None:
+    """The disk of a host with the package, its kernel and its initrd."""
+    with Machine.unbooted("kernel", KERNEL) as root:
+        shutil.copy(PACKAGE, root / "root")
+        shutil.copy(GUEST, root / "root/guest.sh")
+        (root / "etc/systemd/system/guest.service").write_text(UNIT)
+        (root / "etc/fstab").write_text("/dev/vda / ext4 defaults 0 1\n")
+        (root / "etc/hosts").write_text("127.0.0.1 localhost\n")
+        for command in (
+            ["apt-get", "-qy", "install", f"/root/{PACKAGE.name}"],
+            ["rm", f"/root/{PACKAGE.name}"],
+            ["systemctl", "enable", "guest.service"],
+        ):
+            subprocess.run(["chroot", root, *command], check=True, env=ENVIRONMENT, capture_output=True)
+        for name in ("vmlinuz", "initrd.img"):
+            # The links that Debian keeps lead from /, which is not ours.
+            (file,) = (root / "boot").glob(f"{name}-*")
+            shutil.copy(file, folder / name)
+        subprocess.run(["umount", root / "proc"], check=True)
+        with (folder / "disk").open("wb") as disk:
+            disk.truncate(6 * GIB)
+        subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", root, folder / "disk"], check=True)
+
+
+def said_by(folder: Path) -> dict[str, str]:
+    """Boot the host, and return what its script says once it is done."""
+    console = folder / "console"
+    command = [
+        "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", str(os.cpu_count() or 1),
+        "-m", "6G", "-nic", "none", "-display", "none", "-monitor", "none", "-serial", f"file:{console}", "-no-reboot",
+        "-drive", f"file={folder}/disk,format=raw,if=virtio,cache=unsafe",
+        "-kernel", folder / "vmlinuz", "-initrd", folder / "initrd.img",
+        "-append", "root=/dev/vda rw console=ttyS0 systemd.show_status=0 quiet",
+    ]  # fmt: skip
+    try:
+        subprocess.run(command, check=True, timeout=LONGEST_SEC, capture_output=True)
+    finally:
+        kept = CACHE / "journals/emulated-console"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        if console.exists():
+            shutil.copy(console, kept)
+            print(f"its console: less -R {kept}")
+    lines = console.read_text(errors="replace").splitlines()
+    words = (line.removeprefix("citadel ").partition(" ") for line in lines if line.startswith("citadel "))
+    return {name: value for name, _, value in words}
+
+
+@pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="there is no QEMU; ./build.sh test installs it")
+def test_a_debian_with_its_own_kernel_and_control_groups_2() -> None:
+    with tempfile.TemporaryDirectory(prefix="kernel-", dir=CACHE / "machines") as name:
+        make_host(Path(name))
+        said = said_by(Path(name))
+    assert "finished" in said, said
+    assert (said["cgroups"], said["monitor"], said["doctor"]) == ("cgroup2fs", "active", "2")
+    assert said["start"].startswith("0 after ")
+    limits = {"memory.max": str(4 * GIB), "cpu.max": "200000 100000", "pids.max": "1000"}
+    assert {name: said[name] for name in limits} == limits
+    assert 3.7 * GIB < int(said["memory.high"]) < 4 * GIB
+    health = json.loads(said["health"])
+    assert (health["state"], health["ready"], health["memory_limit_bytes"]) == ("ready", True, 4 * GIB)
+    assert 2e8 < health["memory_bytes"] < 4 * GIB and health["tasks"] > 3
+    tokens = '"completion_tokens":4'
+    assert [said[when] for when in ("answer", "answer-after-kill", "answer-after-oom")] == [tokens] * 3
+    assert float(said["engine-died"]) == 1
+    assert float(said["out-of-memory"]) >= 1 and float(said["oom-kills"]) >= 1
+    assert (said["reload"], said["stop"]) == ("0", "success")
+    SUMMARY.append(f"emulated: Linux {said['kernel']} with control groups 2, test started {said['start'][2:]}")

@@ -14,7 +14,7 @@ from hxp_enterprise_llm.generator import unit_name
 from hxp_enterprise_llm.services.core.service_manager import ServiceManager, engine
 from hxp_enterprise_llm.services.core.service_manager.service import Service
 from hxp_enterprise_llm.utils import config as settings
-from hxp_enterprise_llm.utils.errors import CitadelError, ExitStatus, ModelMissing, NoSuchInstance
+from hxp_enterprise_llm.utils.errors import CitadelError, ExitStatus, ModelMissing, NoSuchInstance, SettingsRefused
 from hxp_enterprise_llm.utils.settings import load_host, load_instance
 
 NAME = InstanceName()
@@ -252,6 +252,8 @@ def key_revoke(name: str, label: str) -> None:
     for each in keys.sharing(name):
         try:
             keys.hand_over(each)
+        except SettingsRefused as error:
+            failed.append(f"{each} runs and may ask for these keys, but which it asks for cannot be read: {error}")
         except CitadelError as error:
             failed.append(str(error))
     if failed:

@@ -10,8 +10,9 @@ from hxp_enterprise_llm import reload_command
 from hxp_enterprise_llm.services.core.service_manager import ServiceManager
 from hxp_enterprise_llm.utils import api_keys, config, credentials
 from hxp_enterprise_llm.utils.api_keys import ApiKey
-from hxp_enterprise_llm.utils.errors import CitadelError, NoSuchInstance, NotPermitted
-from hxp_enterprise_llm.utils.settings import load_host
+from hxp_enterprise_llm.utils.errors import CitadelError, NoSuchInstance, NotPermitted, SettingsRefused
+from hxp_enterprise_llm.utils.settings import read_alone
+from hxp_enterprise_llm.utils.settings_keys import HOST_KEYS
 
 
 def file_of(name: str, root: str = "/") -> tuple[Path, bool]:
@@ -36,16 +37,25 @@ def add(name: str, label: str, root: str = "/") -> tuple[str, bool]:
     """
     with _alone(root):
         file, named = file_of(name, root)
-        # Nothing is added to settings that start nothing.
-        config.load(name, root)
-        if any(key.name == label for key in _keys(file)):
-            raise CitadelError(f"{name} has a key {label} already; revoke that, or choose another --name")
-        key, line = api_keys.new(label)
-        _write(file, [*_lines(file), line])
-        if not named:
-            settings = Path(config.instance_file(name, root))
-            _write(settings, [*_lines(settings), f"API_KEY_FILE={file}"])
-    return key, not named
+        if named:
+            # Nothing is added to what starts nothing.
+            config.load(name, root)
+            return _new(name, label, file), False
+        settings = Path(config.instance_file(name, root))
+        with _draft(settings, [*_lines(settings), f"API_KEY_FILE={file}"]) as draft:
+            # What the settings lack may be just this key.
+            config.judge(name, root, str(draft))
+            key = _new(name, label, file)
+            _put(draft, settings)
+        return key, True
+
+
+def _new(name: str, label: str, file: Path) -> str:
+    if any(key.name == label for key in _keys(file)):
+        raise CitadelError(f"{name} has a key {label} already; revoke that, or choose another --name")
+    key, line = api_keys.new(label)
+    _write(file, [*_lines(file), line])
+    return key
 
 
 def revoke(name: str, label: str, root: str = "/") -> int:
@@ -62,15 +72,17 @@ def revoke(name: str, label: str, root: str = "/") -> int:
 
 
 def sharing(name: str, root: str = "/") -> list[str]:
-    """An instance and those whose settings name the same file of keys; it comes first."""
-    file, _ = file_of(name, root)
-    others = []
-    for other in config.instance_names(root):
-        # Where the line itself is refused: it starts nothing, and what runs was told by a reload of its own.
-        with suppress(CitadelError):
-            if other != name and file_of(other, root)[0] == file:
-                others.append(other)
-    return [name, *others]
+    """An instance and those whose settings name the same file of keys, or may name it; it comes first."""
+    file = os.path.realpath(file_of(name, root)[0])
+
+    def may_name_it(other: str) -> bool:
+        try:
+            named = config.api_key_file(other, root)
+        except SettingsRefused:
+            return True
+        return bool(named) and os.path.realpath(str(named)) == file
+
+    return [name, *(other for other in config.instance_names(root) if other != name and may_name_it(other))]
 
 
 def hand_over(name: str, root: str = "/") -> None:
@@ -86,8 +98,9 @@ def hand_over(name: str, root: str = "/") -> None:
         alone.enter_context(_alone(root))
         file, _ = file_of(name, root)
         contents = {credentials.API_KEY: credentials.read(str(file)).decode("latin-1")}
-        # Where the host's file is refused too, the built-in place.
-        run_time = f"{load_host(root).values['VLLM_PID_PATH']}/{name}"
+        # Whatever else is wrong with the host's file.
+        key = HOST_KEYS["VLLM_PID_PATH"]
+        run_time = f"{read_alone(config.host_file(root), key)[0] or key.default}/{name}"
         refused = reload_command.ask(run_time, pid, contents, reload_command.KEYS, sent=alone.close)
     if refused:
         raise CitadelError(f"{name} has not taken the keys in {file}, and asks for those that it had: {refused}")
@@ -128,7 +141,14 @@ def _keys(file: Path) -> list[ApiKey]:
 
 
 def _write(file: Path, lines: list[str]) -> None:
-    """Replace a file, complete or not at all, also if the power fails. It keeps owner and mode; a new one is 0600."""
+    """Replace a file, complete or not at all, also if the power fails."""
+    with _draft(file, lines) as draft:
+        _put(draft, file)
+
+
+@contextmanager
+def _draft(file: Path, lines: list[str]) -> Iterator[Path]:
+    """What may take the place of a file, with its owner and mode; a new one is 0600. Gone in the end."""
     if file.is_symlink():
         raise CitadelError(f"{file} is a symbolic link; let API_KEY_FILE name the file that it leads to")
     draft = file.with_name(f"{file.name}.{secrets.token_hex(4)}.new")
@@ -142,12 +162,7 @@ def _write(file: Path, lines: list[str]) -> None:
             stream.write("".join(f"{line}\n" for line in lines))
             stream.flush()
             os.fsync(descriptor)
-        draft.rename(file)
-        folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        yield draft
     except PermissionError:
         raise NotPermitted(f"{file.parent} can be written by root only; run it with sudo") from None
     except OSError as error:
@@ -156,3 +171,13 @@ def _write(file: Path, lines: list[str]) -> None:
         # Still there if it took no one's place.
         with suppress(OSError):
             draft.unlink()
+
+
+def _put(draft: Path, file: Path) -> None:
+    """Let a draft take the place of its file. Raises OSError."""
+    draft.rename(file)
+    folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -18,7 +18,7 @@ from hxp_enterprise_llm.utils.settings_file import Fault
 from hxp_enterprise_llm.utils.settings_keys import INSTANCE_KEYS, is_instance_name
 
 DEFAULTS = {name: field.default for name, field in ServiceConfigSchema.model_fields.items()}
-__all__ = ["api_key_file", "exists", "host_file", "instance_file", "instance_names", "load"]
+__all__ = ["api_key_file", "exists", "host_file", "instance_file", "instance_names", "judge", "load"]
 
 
 def load(name: str, root: str = "/", file: str | None = None) -> tuple[ServiceConfigSchema, list[Fault]]:
@@ -54,13 +54,23 @@ def load(name: str, root: str = "/", file: str | None = None) -> tuple[ServiceCo
     return schema, faults
 
 
+def judge(name: str, root: str, draft: str) -> None:
+    """Raises SettingsRefused, of the instance's own file, if a draft in its place would be refused."""
+    try:
+        load(name, root, draft)
+    except SettingsRefused as error:
+        own = instance_file(name, root)
+        faults = [fault._replace(file=own) if fault.file == draft else fault for fault in error.faults]
+        raise SettingsRefused(faults) from None
+
+
 def api_key_file(name: str, root: str = "/") -> str | None:
     """What instance `name` has as its API_KEY_FILE, also where other keys of it are refused: a key can be revoked then.
 
     Raises SettingsRefused where this one may be refused too.
     """
     file: str | None
-    file, faults = read_alone(name, INSTANCE_KEYS["API_KEY_FILE"], root)
+    file, faults = read_alone(instance_file(name, root), INSTANCE_KEYS["API_KEY_FILE"])
     if faults:
         raise SettingsRefused(faults)
     return file

@@ -133,15 +133,14 @@ def load_instance(name: str, host: HostSettings, root: str = "/", file: str | No
     return settings
 
 
-def read_alone(name: str, key: Key, root: str = "/") -> tuple[Any, list[Fault]]:
-    """The value of one key of an instance's file, however wrong its other lines and the host's file are.
+def read_alone(file: str, key: Key) -> tuple[Any, list[Fault]]:
+    """The value of one key of a settings file, however wrong its other lines and other files are.
 
     With faults where the line of this key is wrong, or may be one of those that are: there is no value then.
     """
-    file = instance_file(name, root)
     text = read(file)
     entry = text.entries.get(key.name)
-    faults = [] if entry else [fault for fault in text.faults if fault.fatal]
+    faults = [] if entry and text.whole else [fault for fault in text.faults if fault.fatal]
     return (None if faults else _value(key, entry, file, faults)), faults
 
 

@@ -56,10 +56,14 @@ class Entry(NamedTuple):
 
 
 class SettingsText(NamedTuple):
-    """What a settings file says: the last entry of each key, and the faults met on the way."""
+    """What a settings file says: the last entry of each key, and the faults met on the way.
+
+    A key whose last line is refused has no entry. `whole` is false if not all of the file was read.
+    """
 
     entries: dict[str, Entry]
     faults: list[Fault]
+    whole: bool = True
 
 
 _LINE = re.compile(
@@ -104,11 +108,13 @@ def read(path: str) -> SettingsText:
         finally:
             os.close(descriptor)
     except OSError as error:
-        return SettingsText({}, [Fault(path, 0, _cannot_read(error))])
+        return SettingsText({}, [Fault(path, 0, _cannot_read(error))], whole=False)
     except _Refused as refused:
-        return SettingsText({}, [Fault(path, 0, str(refused))])
+        return SettingsText({}, [Fault(path, 0, str(refused))], whole=False)
     if len(content) > MAX_BYTES:
-        return SettingsText({}, [Fault(path, 0, f"is larger than {MAX_BYTES // 1024} KiB; is it a settings file?")])
+        return SettingsText(
+            {}, [Fault(path, 0, f"is larger than {MAX_BYTES // 1024} KiB; is it a settings file?")], whole=False
+        )
     return parse(path, content)
 
 
@@ -139,30 +145,33 @@ def parse(path: str, content: bytes) -> SettingsText:
     for number, raw in enumerate(content.split(b"\n"), start=1):
         if number > MAX_LINES:
             faults.append(Fault(path, number, f"is beyond {MAX_LINES} lines; is this a settings file?"))
-            break
+            return SettingsText(entries, faults, whole=False)
         if len(faults) >= MAX_FAULTS:
             faults.append(Fault(path, number, "is not read: too much is wrong before it"))
-            break
+            return SettingsText(entries, faults, whole=False)
         try:
             line = raw.decode("utf-8")
         except UnicodeDecodeError:
             faults.append(Fault(path, number, "is not UTF-8 text; is this a settings file?"))
-            break
+            return SettingsText(entries, faults, whole=False)
         if line.endswith("\r"):
             # One for the file: it is wrong as a whole.
             faults.append(Fault(path, number, CR_LF))
-            break
+            return SettingsText(entries, faults, whole=False)
         if len(line) > MAX_LINE:
             faults.append(Fault(path, number, f"is longer than {MAX_LINE} characters; is this a settings file?"))
+            entries.pop(_key_of(line), None)
             continue
         if _UNPRINTABLE.search(line):
             faults.append(Fault(path, number, CONTROL))
+            entries.pop(_key_of(line), None)
             continue
         if _BLANK.fullmatch(line):
             continue
         match = _LINE.fullmatch(line)
         if match is None:
             faults.append(Fault(path, number, _why_refused(line)))
+            entries.pop(_key_of(line), None)
             continue
         key = match["key"]
         value = next(text for text in (match["plain"], match["single"], match["double"]) if text is not None)
@@ -171,6 +180,11 @@ def parse(path: str, content: bytes) -> SettingsText:
             faults.append(Fault(path, number, f"{key} is set on line {earlier} too; this line counts", fatal=False))
         entries[key] = Entry(key, value, number)
     return SettingsText(entries, faults)
+
+
+def _key_of(line: str) -> str:
+    """The key that somebody who wrote a refused line meant, as far as one can tell."""
+    return re.sub(r"^export[ \t]+", "", line.strip()).partition("=")[0].strip()
 
 
 def _cannot_read(error: OSError) -> str:

@@ -68,7 +68,10 @@ def test_a_revocation_is_told_to_all_that_share_the_file(instance: Root, monkeyp
     instance.instance("other", f"MODEL=/srv/m\nPORT=11503\nAPI_KEY_FILE={file}2\n")
     instance.instance("refused", f"MODEL=/srv/m\nPORT=none\nAPI_KEY_FILE={file}\n")
     instance.instance("unknown", f"MODEL=/srv/m\nPORT=11504\nAPI_KEY_FILE=${file}\n")
-    assert keys.sharing("n", str(instance)) == ["n", "m", "refused"]
+    (instance.path / "link").symlink_to(file)
+    instance.instance("linked", f"MODEL=/srv/m\nPORT=11505\nAPI_KEY_FILE={instance.path}/link\n")
+    instance.instance("default", "MODEL=/srv/m\nPORT=11506\n")
+    assert keys.sharing("n", str(instance)) == ["n", "linked", "m", "refused", "unknown"], "unknown may"
 
     told = []
 
@@ -110,7 +113,7 @@ def test_what_is_left_is_handed_to_the_main_process_that_runs(instance: Root, mo
 
     monkeypatch.setattr(keys, "ServiceManager", Manager)
     monkeypatch.setattr(reload_command, "ask", ask)
-    instance.host("VLLM_PID_PATH=/run/elsewhere\n")
+    instance.host("VLLM_PID_PATH=/run/elsewhere\nVLLM_USER=$x\n")
     keys.hand_over("m", str(instance))
     assert asked == [("/run/elsewhere/m", 7, {"api-key": "by-hand\n"}, b"keys")]
     refused = "it does not listen"
@@ -133,11 +136,29 @@ def test_settings_with_a_fault_keep_no_key_alive(instance: Root, wrong: str) -> 
         keys.add("m", "bob", str(instance))
 
 
-@pytest.mark.parametrize("line", ["API_KEY_FILE=$x", "API_KEY_FILE=x", "API_KEY_FILE = /x", "\0"])
-def test_which_keys_settings_name_is_never_guessed(instance: Root, line: str) -> None:
-    instance.instance("m", f"{GOOD}{line}\n")
-    with pytest.raises(SettingsRefused, match="citadel-llm-m:3"):
+@pytest.mark.parametrize("line", ["API_KEY_FILE=$x", "API_KEY_FILE=x", "API_KEY_FILE = /x", "\0", "# é", "x\r"])
+@pytest.mark.parametrize("before", ["", "API_KEY_FILE=/srv/keys-of-before\n"])
+def test_which_keys_settings_name_is_never_guessed(instance: Root, line: str, before: str) -> None:
+    text = f"{GOOD}{before}{line}\n"
+    instance.instance("m", "").write_bytes(text.encode("latin-1"))
+    if line == "\0" and before:
+        assert keys.listed("m", str(instance)) == [], "a line that means no key"
+        return
+    with pytest.raises(SettingsRefused, match=f"citadel-llm-m:{text.count(chr(10))}"):
         keys.revoke("m", "alice", str(instance))
+
+
+def test_a_first_key_is_what_settings_lack_that_are_open_to_other_hosts(instance: Root) -> None:
+    file = instance.instance("m", GOOD + "HOST=192.0.2.7\n")
+    with pytest.raises(SettingsRefused, match="citadel-llm key add m"):
+        config.load("m", str(instance))
+    keys.add("m", "alice", str(instance))
+    assert config.load("m", str(instance))[0].api_key_file
+    file.write_text("HOST=192.0.2.7\nPORT=none\n")
+    with pytest.raises(SettingsRefused) as caught:
+        keys.add("m", "bob", str(instance))
+    assert {fault.file for fault in caught.value.faults} == {str(file)}
+    assert sorted(path.name for path in file.parent.iterdir()) == [file.name]
 
 
 def test_keys_written_by_hand_stay_as_they_are(instance: Root) -> None:

@@ -132,8 +132,9 @@ def test_it_listens_on_after(
     assert caplog.records
 
 
-def test_an_answer_that_fails_is_told_and_ends_nothing(tmp_path: Path) -> None:
-    todo = [OSError(errno.EMFILE, "Too many open files")]
+@pytest.mark.parametrize("fault", [OSError(errno.EMFILE, "Too many open files"), RuntimeError("not foreseen")])
+def test_an_answer_that_fails_is_told_and_ends_nothing(tmp_path: Path, fault: Exception) -> None:
+    todo = [fault]
 
     def do(_: Request) -> str:
         if todo:
@@ -288,3 +289,55 @@ def test_every_server_hears_of_a_revoked_key_while_another_loads(tmp_path: Path,
         assert len(server.keys) == 2, "and the main process's own"
     # READY=1 or a status of its own would end the reload that is under way for systemd.
     assert said == ([] if keys_only else [{"RELOADING": 1}])
+
+
+def supervisor(tmp_path: Path, said: list[dict[str, object]]) -> Supervisor:
+    """A main process whose next server is to have other settings."""
+    notifier = SimpleNamespace(send=lambda **state: said.append(state))
+    main = Supervisor(
+        keyed(), "/m", Credentials(), notifier, reread=lambda: (keyed(), "/m"), run_time=tmp_path,  # type: ignore[arg-type]
+    )  # fmt: skip
+    main._now._wanted = keyed(max_model_len=5), "/m"
+    return main
+
+
+def test_a_reload_that_came_while_an_engine_was_replaced_ends_with_its_own_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def come_up(*_: object, **__: object) -> bool:
+        return True
+
+    async def run() -> list[bool]:
+        said: list[dict[str, object]] = []
+        main = supervisor(tmp_path, said)
+        server = SimpleNamespace(url="http://127.0.0.1:1", watch_engines=lambda: None, open=opened)
+        for due in (True, True, False):
+            # The first start is one, whatever is due.
+            main._now.due.set() if due else main._now.due.clear()
+            assert await main._start(server)  # type: ignore[arg-type]
+        return ["READY" in state for state in said if str(state.get("STATUS")).startswith("Ready")]
+
+    async def opened() -> None: ...
+
+    monkeypatch.setattr("hxp_enterprise_llm.services.core.service_manager.supervisor.bring_up", come_up)
+    assert asyncio.run(run()) == [True, False, True]
+
+
+def test_settings_that_have_gone_bad_since_the_reload_leave_the_server_that_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: object) -> None:
+        raise SettingsRefused([])
+
+    async def run() -> None:
+        said: list[dict[str, object]] = []
+        main = supervisor(tmp_path, said)
+        monkeypatch.setattr(main, "_new_server", refuse)
+        server = SimpleNamespace()
+        before = main._now.turn()
+        with socket.socket() as listener:
+            assert await main._replace(server, *before, listener) is server  # type: ignore[arg-type, comparison-overlap]
+        assert main._now.config == before[0]
+        assert said[-1]["READY"] == 1
+
+    asyncio.run(run())

@@ -101,8 +101,9 @@ class Requests:
                 continue
             try:
                 await self._answer(request)
-            except OSError as error:
-                log.error("A request for a reload cannot be taken up: %s", error)
+            except Exception as error:
+                # Also one that nobody foresaw: a later key has to be revoked all the same.
+                log.exception("A request for a reload cannot be taken up")
                 request.answer(f"it cannot be taken up: {error}")
             finally:
                 # Who has an answer already hears no second one.

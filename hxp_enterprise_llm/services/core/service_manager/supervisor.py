@@ -167,31 +167,33 @@ class Supervisor:
             return False
         server.watch_engines()
         await server.open()
+        # systemd takes READY=1 for the end of a reload, which has come while a dead engine was replaced.
+        reloading = self._was_ready and self._now.due.is_set()
         self._previous, self._was_ready = None, True
         took = time.monotonic() - self._begin
         address = Address.of(self._now.config)
         self._state.started(took, address, self._now.credentials.expires)
-        self._say(f"Ready: {config.api_name} on {address.url}, started in {took:.1f} s", READY=1)
+        state = {} if reloading else {"READY": 1}
+        self._say(f"Ready: {config.api_name} on {address.url}, started in {took:.1f} s", **state)
         return True
 
     async def _replace(
         self, server: ServerProcess, old: ServiceConfigSchema, old_model: str, listener: socket.socket
     ) -> ServerProcess:
         """Start a server beside the one that serves, and end that once the new one does; the one that then serves."""
-        successor = self._new_server(listener)
+        successor = None
         try:
-            started = await self._start(successor)
+            successor = self._new_server(listener)
+            if await self._start(successor):
+                self._retire(server, old)
+                return successor
         except CitadelError as error:
-            successor.kill()
             log.error("%s; the server with the settings before the reload goes on", error, extra=error.fields)
             self._now.back(old, old_model)
             self._say(f"Ready with the old settings, the new ones start no server: {error}", READY=1)
-            return server
-        if not started:
+        if successor:
             successor.kill()
-            return server
-        self._retire(server, old)
-        return successor
+        return server
 
     def _retire(self, server: ServerProcess, config: ServiceConfigSchema) -> asyncio.Task[None]:
         """End a server without cutting a request, if they end in time, beside whatever goes on."""

@@ -112,8 +112,12 @@ def package() -> Diagnosis:
 
 def hub() -> Diagnosis:
     """Whether models can be fetched."""
-    endpoint = urlsplit(os.environ.get("HF_ENDPOINT", HUB))
-    host, port = endpoint.hostname or "", endpoint.port or (443 if endpoint.scheme == "https" else 80)
+    named = os.environ.get("HF_ENDPOINT") or HUB
+    try:
+        endpoint = urlsplit(named)
+        host, port = endpoint.hostname or "", endpoint.port or (443 if endpoint.scheme == "https" else 80)
+    except ValueError as error:
+        return Diagnosis("model hub", Verdict.WARNING, f"HF_ENDPOINT={named} is no address: {error}; correct it")
     try:
         socket.create_connection((host, port), CONNECT_SEC).close()
     except OSError as error:

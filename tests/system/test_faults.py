@@ -71,7 +71,7 @@ class Faults:
         begin = time.time()
         inflict()
         served = self.serving(begin, within)
-        found, words, status = self.journal(begin)
+        found, words, status, reason = self.journal(begin)
         # The monitor hears of it from systemd at once, and reads the rest when it is asked.
         for _ in range(20):
             after = self.counters()
@@ -79,6 +79,7 @@ class Faults:
             if rose or found is None:
                 break
             time.sleep(0.5)
+        assert not reason or reason in rose, "what the journal calls it is what is counted"
         counted = ", ".join(f"{name} +{rise:g}" for name, rise in sorted(rose.items())) or "none"
         row = Row(fault, found, words, status, counted, served)
         print(row)
@@ -94,8 +95,10 @@ class Faults:
             assert took < within, f"not serving after {within} s: {self.machine.show(UNIT, 'StatusText')}"
             time.sleep(0.1)
 
-    def journal(self, begin: float) -> tuple[float | None, str, str]:
-        """When the fault was first told, in which words, and the exit status of the main process if it ended."""
+    def journal(self, begin: float) -> tuple[float | None, str, str, str]:
+        """When the fault was first told, in which words, the exit status of the main process if it ended, and what the
+        main process calls it, if that has told it.
+        """
         self.machine.run("journalctl", "--sync")
         lines = self.machine.output("journalctl", f"--unit={UNIT}", f"--since=@{begin:.6f}", "-o", "json").splitlines()
         entries = [json.loads(line) for line in lines]
@@ -103,13 +106,15 @@ class Faults:
         watchdog = [entry for entry in entries if "Watchdog timeout" in str(entry["MESSAGE"])]
         ends = [entry["EXIT_STATUS"] for entry in told if "EXIT_STATUS" in entry]
         if not told:
-            return None, "", "none"
+            return None, "", "none", ""
         first = (watchdog or told)[0]
-        assert "CITADEL_REASON" not in first or first["CITADEL_SERVICE"] == "faulty"
+        reason = first.get("CITADEL_REASON", "")
+        assert not reason or first["CITADEL_SERVICE"] == "faulty"
         return (
             int(first["__REALTIME_TIMESTAMP"]) / 1e6 - begin,
             first["MESSAGE"].split(";")[0].removeprefix(f"{UNIT}.service: "),
             ", ".join(ends) or "none",
+            reason,
         )
 
     def kill(self, signal: str, process: str) -> Callable[[], object]:

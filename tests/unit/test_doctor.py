@@ -1,0 +1,61 @@
+"""What `citadel-llm doctor` makes of a host."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from hxp_enterprise_llm.cli import doctor
+from hxp_enterprise_llm.cli.doctor import Verdict
+
+
+def test_control_groups_of_both_versions(tmp_path: Path) -> None:
+    found = doctor.control_groups(tmp_path)
+    assert found.verdict is Verdict.WARNING and "systemd.unified_cgroup_hierarchy=1" in found.text
+    (tmp_path / "cgroup.controllers").touch()
+    assert doctor.control_groups(tmp_path)[1:] == (Verdict.GOOD, "version 2")
+
+
+def test_what_the_kernel_keeps_models_from() -> None:
+    assert doctor.isolation(lambda: 6).verdict is Verdict.GOOD
+    for version, words in ((5, "end each other: the kernel"), (2, "listen on the port"), (0, "Linux 6.12")):
+        found = doctor.isolation(lambda version=version: version)  # type: ignore[misc]
+        assert found.verdict is Verdict.WARNING and words in found.text
+
+
+def test_the_driver_of_a_gpu(tmp_path: Path) -> None:
+    version = tmp_path / "version"
+    assert doctor.gpu(version).text.startswith("none")
+    version.write_text("NVRM version: NVIDIA UNIX x86_64  580.1\nGCC version: 12\n")
+    assert doctor.gpu(version).text == "NVRM version: NVIDIA UNIX x86_64  580.1"
+
+
+def test_the_clock(tmp_path: Path) -> None:
+    found = doctor.clock(tmp_path / "synchronized")
+    assert found.verdict is Verdict.WARNING and "not set by systemd-timesyncd" in found.text
+    assert doctor.clock(tmp_path).verdict is Verdict.GOOD
+
+
+def test_swap_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    def has(swap: int) -> doctor.Diagnosis:
+        monkeypatch.setattr(doctor.psutil, "virtual_memory", lambda: SimpleNamespace(total=8 << 30))
+        monkeypatch.setattr(doctor.psutil, "swap_memory", lambda: SimpleNamespace(total=swap << 30))
+        return doctor.memory()
+
+    assert has(0)[1:] == (Verdict.GOOD, "8.0 GB, swap 0.0 GB")
+    assert has(2)[1:] == (Verdict.WARNING, "8.0 GB, swap 2.0 GB: a model that is swapped out answers slowly")
+
+
+def test_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    def connect(address: tuple[str, int], _: float) -> SimpleNamespace:
+        if address != ("mirror.example", 8443):
+            raise OSError(101, "Network is unreachable")
+        return SimpleNamespace(close=lambda: None)
+
+    monkeypatch.setattr(doctor.socket, "create_connection", connect)
+    monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example:8443")
+    assert doctor.hub()[1:] == (Verdict.GOOD, "mirror.example answers")
+    monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example")
+    assert doctor.hub().verdict is Verdict.WARNING and "copy models to the host" in doctor.hub().text
+    monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example:x")
+    assert "HF_ENDPOINT=https://mirror.example:x is no address" in doctor.hub().text

@@ -27,8 +27,8 @@ PIDFD_GETFD, BPF, PERF_EVENT_OPEN = 438, 321, 298  # x86-64
 FREE_PORT = 11598
 WHOLE_WORD = b"the secret of "
 FOR_ALL = (
-    "/home/other", "/var/lib/other", "/var/cache/other", "/var/log/other", "/var/www/other", "/tmp/other", "/var/tmp/other",
-    "/dev/shm/other", "/srv/other",
+    "/home/other", "/var/lib/other", "/var/cache/other", "/var/log/other", "/var/www/other", "/tmp/other",
+    "/var/tmp/other", "/dev/shm/other", "/srv/other",
 )  # fmt: skip
 """Directories with a file that every user may read."""
 _kept: list[Any] = []

@@ -1,6 +1,7 @@
 #!/bin/bash
-# Runs once in the emulated host of test_kernel.py, and says what it finds on the serial line, a word and a value a line.
-say() { echo "citadel $*" >/dev/ttyS0; }
+# Runs at both boots of the emulated host of test_kernel.py, and says what it finds on the serial line, a word and a value
+# a line.
+say() { printf '\ncitadel %s\n' "$*" >/dev/ttyS0; }
 
 # ask: the text of a completion. Requests wait while an engine is replaced.
 ask() {
@@ -13,12 +14,22 @@ failures() {
     curl -s http://127.0.0.1:9090/metrics | sed -n "s/^citadel_llm_service_failures_total{result=\"$1\",service=\"test\"} //p"
 }
 
+if [ -e /root/before ]; then
+    say run-time "$(stat -c '%U %a' /run/citadel-llm)"
+    citadel-llm wait test
+    say answer-after-reboot "$(ask)"
+    say engine-died-after-reboot "$(failures engine-died)"
+    journalctl -b -o cat -u citadel-llm@test -n 200 >/dev/ttyS0
+    systemctl poweroff
+    exit
+fi
+touch /root/before
+
 say kernel "$(uname -r)"
 say cgroups "$(stat -fc %T /sys/fs/cgroup)"
 say monitor "$(systemctl is-active citadel-llm-monitor)"
-say doctor "$(citadel-llm doctor | grep -c 'control groups: version 2\|all files are as shipped')"
 begin=$SECONDS
-systemctl start citadel-llm@test
+systemctl enable --now citadel-llm@test
 say start $? after $((SECONDS - begin)) s
 say answer "$(ask)"
 group=/sys/fs/cgroup$(systemctl show --value -p ControlGroup citadel-llm@test)
@@ -39,8 +50,5 @@ say out-of-memory "$(failures out-of-memory)"
 say oom-kills "$(curl -s http://127.0.0.1:9090/metrics | sed -n 's/^citadel_llm_service_oom_kills_total{service="test"} //p')"
 systemctl reload citadel-llm@test
 say reload $?
-systemctl stop citadel-llm@test
-say stop "$(systemctl show --value -p Result citadel-llm@test)"
 journalctl -o cat -u citadel-llm@test -n 200 >/dev/ttyS0
-say finished
-systemctl poweroff
+systemctl reboot

@@ -28,7 +28,7 @@ rm -rf "$packages"/pip "$packages"/pip-*.dist-info "$staged"/bin/pip* "$staged"/
 # Where the project was built from is nobody's business, and differs between builds.
 rm -f "$packages"/hxp_enterprise_llm-*.dist-info/direct_url.json
 sed -i '/^command = /d' "$staged/pyvenv.cfg"
-rm -f "$staged"/bin/activate* "$staged"/bin/Activate.ps1
+rm -f "$staged"/bin/activate.* "$staged"/bin/Activate.ps1
 find "$staged" -name __pycache__ -prune -exec rm -rf {} +
 
 "$staged/bin/python" "$here/distributions.py" "$packages"

@@ -44,7 +44,7 @@ def list_command(for_program: bool) -> None:
 @click.argument("name", type=NAME, required=False)
 @json_option
 def status(name: str | None, for_program: bool) -> None:
-    """Show one instance, or all; exit status 3 if one is not running."""
+    """Show one instance, with exit status 3 if it is not running, or all."""
     manager = ServiceManager()
     found = [manager.status(name)] if name else manager.list_services()
     if for_program:
@@ -53,7 +53,7 @@ def status(name: str | None, for_program: bool) -> None:
     else:
         for service in found:
             output.one_service(service)
-    if name and not found[0].running:
+    if name and not found[0].up:
         raise click.exceptions.Exit(ExitStatus.NOT_RUNNING)
 
 

@@ -14,8 +14,7 @@ from hxp_enterprise_llm.monitoring.ledger import Ledger
 from hxp_enterprise_llm.monitoring.presence import Presence
 from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
 from hxp_enterprise_llm.services.core.service_manager.address import Address
-from hxp_enterprise_llm.services.core.service_manager.notify import IMPORTING, LOADING, RECOVERING
-from hxp_enterprise_llm.services.core.service_manager.service import State, limits_of
+from hxp_enterprise_llm.services.core.service_manager.service import State, limits_of, mending
 from hxp_enterprise_llm.services.core.service_manager.systemd import UNSET
 
 RATE_SEC = 1.0
@@ -77,8 +76,7 @@ class Instance:
     @property
     def _mending(self) -> bool:
         """Whether its main process says that it replaces the engine. In a reload the old one answers meanwhile."""
-        status = str(self.properties.get("StatusText", ""))
-        return self.state is State.READY and status.startswith((RECOVERING, IMPORTING, LOADING))
+        return self.known and mending(self.properties)
 
     @property
     def address(self) -> Address | None:

@@ -103,6 +103,13 @@ class NoSuchInstance(CitadelError):
     exit_status = ExitStatus.NO_SUCH_INSTANCE
 
 
+class NotRunning(CitadelError):
+    """An instance does not run, and what was asked for is for one that does."""
+
+    code = "not-running"
+    exit_status = ExitStatus.NOT_RUNNING
+
+
 class SystemdUnreachable(CitadelError):
     """There is no systemd to talk to, or no bus to reach it by."""
 

@@ -23,6 +23,7 @@ def test_flags_model_and_memory_are_told_of_at_once(root: Root, tmp_path: Path) 
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text(CONFIG)
+    (model / "pytorch_model.bin").write_bytes(b"x")
     found = refused(root, MODEL=model, VLLM_ARGS="--uds=/x", MAX_MODEL_LEN=65, MEMORY_LIMIT_GB=0.5)
     assert [text.split()[0] for text in found] == ["VLLM_ARGS:", "MAX_MODEL_LEN=65", "MEMORY_LIMIT_GB=0.5"]
 

@@ -1,6 +1,7 @@
 """ServiceManager against a systemd that is a parameter."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any, Self
 
 import pytest
@@ -9,7 +10,7 @@ from dbus_fast import Variant
 from hxp_enterprise_llm.services.core.service_manager import ServiceManager
 from hxp_enterprise_llm.services.core.service_manager.service import State
 from hxp_enterprise_llm.services.core.service_manager.systemd import Systemd, unit_path
-from hxp_enterprise_llm.utils.errors import ExitStatus, JobFailed, NoSuchInstance
+from hxp_enterprise_llm.utils.errors import ExitStatus, JobFailed, NoSuchInstance, NotRunning
 
 from .conftest import Root
 
@@ -25,6 +26,7 @@ class FakeSystemd:
         self.values |= properties
         self.of: dict[str, dict[str, Any]] = {}
         self.running: list[str] = []
+        self.later: list[dict[str, Any]] = []
         self.asked: list[tuple[str, str]] = []
 
     async def __aenter__(self) -> Self:
@@ -47,6 +49,16 @@ class FakeSystemd:
     async def job(self, verb: str, unit: str) -> str:
         self.asked.append((verb, unit))
         return self.results.get(unit, "done")
+
+    async def changes(self, unit: str) -> AsyncIterator[None]:
+        for state in self.later:
+            self.values |= state
+            yield
+        while True:
+            yield
+
+    async def call(self, member: str, *words: Any) -> None:
+        self.asked.append((member, str(words[-1]) if words else ""))
 
     async def enable(self, units: list[str]) -> None:
         self.asked += [("enable", unit) for unit in units]
@@ -142,7 +154,7 @@ def test_a_bad_host_file_hides_nothing(root: Root) -> None:
 
 def test_jobs_go_to_the_units(root: Root) -> None:
     root.instance("a", GOOD)
-    systemd = FakeSystemd()
+    systemd = FakeSystemd(ActiveState="active", SubState="running")
     instances = manager(root, systemd)
     instances.start("a")
     instances.reload("a")
@@ -151,6 +163,50 @@ def test_jobs_go_to_the_units(root: Root) -> None:
     instances.enable("a")
     unit = "citadel-llm@a.service"
     assert systemd.asked == [("Start", unit), ("Reload", unit), ("Restart", unit), ("Stop", unit), ("enable", unit)]
+
+
+def test_an_edited_file_counts_for_limits_too(root: Root) -> None:
+    root.instance("a", GOOD)
+    systemd = FakeSystemd(ActiveState="active", SubState="running", NeedDaemonReload=True)
+    for verb in ("start", "restart", "reload"):
+        getattr(manager(root, systemd), verb)("a")
+        assert [word for word, _ in systemd.asked] == ["Reload", verb.capitalize()]
+        systemd.asked.clear()
+
+
+@pytest.mark.parametrize("verb", ["start", "restart"])
+def test_who_starts_a_failed_one_does_not_meet_the_limit_of_starts(root: Root, verb: str) -> None:
+    root.instance("a", GOOD)
+    systemd = FakeSystemd(ActiveState="failed", SubState="failed")
+    systemd.later = [{"ActiveState": "active", "SubState": "running"}]
+    getattr(manager(root, systemd), verb)("a")
+    assert [word for word, _ in systemd.asked] == ["ResetFailedUnit", verb.capitalize()]
+
+
+def test_one_that_replaces_its_engine_is_not_ready_and_a_start_waits(root: Root) -> None:
+    root.instance("a", GOOD)
+    systemd = FakeSystemd(ActiveState="active", SubState="running", StatusText="Recovering: the engine ended")
+    service = manager(root, systemd).status("a")
+    assert (service.state, service.ready, service.running, service.up) == (State.RESTARTING, False, True, False)
+    systemd.later = [{"StatusText": text} for text in ("Importing vLLM", "Loading /m", "Ready: a")]
+    manager(root, systemd).start("a")
+    assert systemd.values["StatusText"] == "Ready: a"
+    systemd.later = [{"StatusText": "Recovering: again"}, {"ActiveState": "failed", "SubState": "failed"}]
+    with pytest.raises(JobFailed, match="a: failed again: Recovering: again"):
+        manager(root, systemd).start("a")
+
+
+def test_a_reload_says_what_it_was_for(root: Root) -> None:
+    root.instance("a", GOOD)
+    unit = "citadel-llm@a.service"
+    with pytest.raises(NotRunning, match="a is stopped; start it with: citadel-llm start a") as caught:
+        manager(root, FakeSystemd()).reload("a")
+    assert caught.value.exit_status == ExitStatus.NOT_RUNNING
+    said = "Ready with the old settings, the reload was refused: PORT"
+    systemd = FakeSystemd({unit: "failed"}, ActiveState="active", SubState="running", StatusText=said)
+    with pytest.raises(JobFailed, match="the reload was refused: PORT") as failed:
+        manager(root, systemd).reload("a")
+    assert failed.value.exit_status == ExitStatus.CONFIG
 
 
 def test_a_failed_job_says_what_the_unit_says(root: Root) -> None:

@@ -27,8 +27,16 @@ def check(directory: Path, **values: object) -> None:
     weights.check(ServiceConfigSchema.model_validate(settings), str(directory))
 
 
+def test_a_model_without_weights(tmp_path: Path) -> None:
+    with pytest.raises(ModelMissing, match="no weights are there"):
+        check(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ModelMissing, match="no weights are there"):
+        check(tmp_path)
+    check(tmp_path, vllm_args="--load-format dummy")
+
+
 def test_whole_files_are_good(tmp_path: Path) -> None:
-    check(tmp_path)
     (tmp_path / "a.safetensors").write_bytes(shard(100, 7))
     (tmp_path / "empty.safetensors").write_bytes(shard())
     (tmp_path / "bare.safetensors").write_bytes(shard(5, metadata=False))

@@ -79,16 +79,7 @@ class ServiceManager:
         `look` is called with every change that systemd tells of. Raises TimeoutError after `timeout` seconds.
         """
         self._require(name)
-
-        async def until_settled(systemd: "Systemd") -> "Service":
-            async for _ in systemd.changes(unit_name(name)):
-                (service,) = await self._look(systemd, [name])
-                look(service)
-                if service.ready or not (service.running or service.queued):
-                    return service
-            raise AssertionError("changes() ends with an error only")
-
-        return self._with_systemd(lambda systemd: asyncio.wait_for(until_settled(systemd), timeout))
+        return self._with_systemd(lambda systemd: asyncio.wait_for(self._until_settled(systemd, name, look), timeout))
 
     def start(self, *names: str) -> None:
         """Start instances, those that they need before them, and return once all are ready."""
@@ -206,11 +197,41 @@ class ServiceManager:
         return service
 
     async def _job(self, systemd: "Systemd", verb: str, name: str) -> None:
-        from hxp_enterprise_llm.utils.errors import JobFailed
+        from hxp_enterprise_llm.services.core.service_manager.notify import RELOAD_REFUSED
+        from hxp_enterprise_llm.services.core.service_manager.service import State
+        from hxp_enterprise_llm.utils.errors import ExitStatus, JobFailed, NotRunning
 
-        result = await systemd.job(verb, unit_name(name))
+        unit = unit_name(name)
+        before = await systemd.properties(unit)
+        if verb == "Reload" and before.get("ActiveState") not in ("active", "reloading"):
+            state = State.of(before.get("ActiveState", ""), before.get("SubState", ""))
+            raise NotRunning(f"{name} is {state}; start it with: citadel-llm start {name}")
+        if verb != "Stop" and before.get("NeedDaemonReload"):
+            # The limits are those of the file when systemd last looked, the rest is read at the start.
+            await systemd.call("Reload")
+        if verb in ("Start", "Restart") and before.get("ActiveState") == "failed":
+            # Who starts it has seen that it failed: the limit of starts in a row is for those that nobody looks at.
+            await systemd.call("ResetFailedUnit", "s", unit)
+        result = await systemd.job(verb, unit)
         if result == "done":
+            # One that systemd held for started may be replacing its engine.
+            service = await self._until_settled(systemd, name) if verb == "Start" else None
+            if service and not service.ready:
+                raise JobFailed(f"{name}: {service.state} again: {service.reason}", service.exit_status)
             return
-        properties: dict[str, Any] = await systemd.properties(unit_name(name))
+        properties: dict[str, Any] = await systemd.properties(unit)
         said = properties.get("StatusText") or f"see: journalctl -u citadel-llm@{name}"
-        raise JobFailed(f"{name}: {verb.lower()} {result}: {said}", properties.get("ExecMainStatus"))
+        refused = verb == "Reload" and str(said).startswith(RELOAD_REFUSED)
+        status = ExitStatus.CONFIG if refused else properties.get("ExecMainStatus")
+        raise JobFailed(f"{name}: {verb.lower()} {result}: {said}", status)
+
+    async def _until_settled(
+        self, systemd: "Systemd", name: str, look: "Callable[[Service], None]" = lambda _: None
+    ) -> "Service":
+        """An instance once it is ready, or neither runs nor is on its way."""
+        async for _ in systemd.changes(unit_name(name)):
+            (service,) = await self._look(systemd, [name])
+            look(service)
+            if service.ready or not (service.running or service.queued):
+                return service
+        raise AssertionError("changes() ends with an error only")

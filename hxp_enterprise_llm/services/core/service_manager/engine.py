@@ -34,8 +34,8 @@ OVERHEAD_GB = 1.3
 
 Measured as MemoryCurrent less weights and cache, after the first answer: 0.7 for the tiny model, 1.1 for a 135M one.
 """
-LEAST_OVERHEAD_GB = 0.6
-"""Below this not even the tiny model runs (GiB)."""
+LEAST_OVERHEAD_GB, LEAST_OVERHEAD_OF_SMALL_GB = 1.0, 0.6
+"""Below these a model does not run, one of less than SMALL_MODEL_BYTES (GiB)."""
 CACHE_SHARE = 0.8
 """Share of the memory that is then left which the KV cache gets; the rest is for activations and requests."""
 SMALLEST_CACHE_GB = 0.0625
@@ -139,7 +139,9 @@ def cache_gb(config: ServiceConfigSchema, model: str) -> float | None:
     if config.gpu_devices:
         return config.kv_cache_gb
     if config.kv_cache_gb is not None:
-        least = weights_bytes(model) / GIBIBYTE + config.kv_cache_gb + LEAST_OVERHEAD_GB
+        weights = weights_bytes(model)
+        overhead = LEAST_OVERHEAD_OF_SMALL_GB if weights < SMALL_MODEL_BYTES else LEAST_OVERHEAD_GB
+        least = weights / GIBIBYTE + config.kv_cache_gb + overhead
         if config.memory_limit_gb < least:
             raise _refused(
                 config,

@@ -5,6 +5,8 @@ import socket
 
 RECOVERING, IMPORTING, LOADING = "Recovering", "Importing vLLM", "Loading"
 """How a status begins while no server answers, though the unit may be active: its engine is being replaced."""
+RELOAD_REFUSED = "Ready with the old settings, the reload was refused"
+"""How a status begins after a reload that changed nothing."""
 STATUS_LENGTH = 1000
 """How much of a status is sent (characters)."""
 

@@ -1,5 +1,6 @@
 """What an instance is configured to be and what it is doing, at one moment."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
+from hxp_enterprise_llm.services.core.service_manager.notify import IMPORTING, LOADING, RECOVERING
 from hxp_enterprise_llm.services.core.service_manager.systemd import UNSET
 from hxp_enterprise_llm.utils.settings_keys import GIBIBYTE
 
@@ -50,6 +52,12 @@ def limits_of(config: ServiceConfigSchema | None) -> dict[str, float]:
     }
 
 
+def mending(properties: Mapping[str, Any]) -> bool:
+    """Whether an active unit's main process says that it replaces its engine: it answers once that is done."""
+    status = str(properties.get("StatusText", ""))
+    return properties.get("ActiveState") == "active" and status.startswith((RECOVERING, IMPORTING, LOADING))
+
+
 class Service(BaseModel):
     """One instance. Memory in bytes, times as seconds or UTC; None is what systemd or the settings do not say.
 
@@ -84,7 +92,12 @@ class Service(BaseModel):
     @property
     def running(self) -> bool:
         """Whether the instance is up or on its way."""
-        return self.state in (State.READY, State.STARTING, State.RELOADING, State.RESTARTING)
+        return self.up or self.state in (State.STARTING, State.RESTARTING)
+
+    @property
+    def up(self) -> bool:
+        """Whether the instance is up; one that reloads goes on answering."""
+        return self.state in (State.READY, State.RELOADING)
 
     @classmethod
     def seen(
@@ -105,7 +118,9 @@ class Service(BaseModel):
         quota = figure("CPUQuotaPerSecUSec")
         return cls(
             name=name,
-            state=State.of(properties.get("ActiveState", ""), properties.get("SubState", "")),
+            state=State.RESTARTING
+            if mending(properties)
+            else State.of(properties.get("ActiveState", ""), properties.get("SubState", "")),
             enabled=properties.get("UnitFileState") == "enabled",
             config=config,
             faults=faults,

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
-from hxp_enterprise_llm.services.core.service_manager import engine, fork_server, reload
+from hxp_enterprise_llm.services.core.service_manager import engine, fork_server, notify, reload
 from hxp_enterprise_llm.services.core.service_manager.address import Address
 from hxp_enterprise_llm.services.core.service_manager.credentials import Credentials
 from hxp_enterprise_llm.services.core.service_manager.hang import HangWatch
 from hxp_enterprise_llm.services.core.service_manager.listener import listen
 from hxp_enterprise_llm.services.core.service_manager.memory_events import oom_kills
-from hxp_enterprise_llm.services.core.service_manager.notify import IMPORTING, LOADING, RECOVERING, Notifier
 from hxp_enterprise_llm.services.core.service_manager.readiness import first_answer
 from hxp_enterprise_llm.services.core.service_manager.recoveries import PAUSES_SEC, WINDOW_SEC, Recoveries
 from hxp_enterprise_llm.services.core.service_manager.server_process import ServerProcess
@@ -53,7 +52,7 @@ class Supervisor:
         config: ServiceConfigSchema,
         model: str,
         credentials: Credentials,
-        notifier: Notifier,
+        notifier: notify.Notifier,
         *,
         reread: Callable[[], tuple[ServiceConfigSchema, str]],
         run_time: Path,
@@ -151,12 +150,12 @@ class Supervisor:
         """Bring the server up to its first answer and open its door; False if a stop came first."""
         config, size = self._now.config, engine.weights_bytes(self._now.model) / 1e6
         extension = round((config.start_timeout_sec + STALL_MARGIN_SEC) * 1e6)
-        self._say(IMPORTING)
+        self._say(notify.IMPORTING)
         ready = await bring_up(
             server,
             self._stop,
             config.start_timeout_sec,
-            on_import=lambda: self._say(f"{LOADING} {self._now.model} ({size:.0f} MB)"),
+            on_import=lambda: self._say(f"{notify.LOADING} {self._now.model} ({size:.0f} MB)"),
             answer=lambda: first_answer(server.url, config.api_name, self._key),
             feed=lambda progress: self._notifier.send(
                 WATCHDOG=1, **({"EXTEND_TIMEOUT_USEC": extension} if progress else {})
@@ -252,7 +251,7 @@ class Supervisor:
         text = str(failure)
         after = f" in {pause:g} s" if pause else ""
         log.error("%s; starting a new one%s", text[0].upper() + text[1:], after, extra=failure.fields)
-        self._notifier.send(STATUS=f"{RECOVERING}: {failure}", WATCHDOG=1)
+        self._notifier.send(STATUS=f"{notify.RECOVERING}: {failure}", WATCHDOG=1)
         with suppress(TimeoutError):
             await asyncio.wait_for(self._stop.wait(), pause)
 
@@ -286,7 +285,7 @@ class Supervisor:
                 self._state.serves(address, now.credentials.expires)
         except CitadelError as error:
             log.error("%s", error, extra=error.fields)
-            refused, status = str(error), f"Ready with the old settings, the reload was refused: {error}"
+            refused, status = str(error), f"{notify.RELOAD_REFUSED}: {error}"
         if another:
             # Before the answer: systemctl then waits until the other server is ready.
             self._notifier.send(RELOADING=1)

@@ -14,6 +14,8 @@ from hxp_enterprise_llm.utils.errors import ModelMissing
 LENGTH_BYTES = 8
 LARGEST_HEADER = 100_000_000
 """What the safetensors library itself reads at most (bytes)."""
+PATTERNS = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
+"""What vLLM looks for weights in (model_executor/model_loader/default_loader.py of 0.32), and gguf."""
 METADATA = "__metadata__"
 INDEX = "model.safetensors.index.json"
 
@@ -26,6 +28,10 @@ def check(config: ServiceConfigSchema, model: str) -> None:
     if any(word.replace("_", "-").startswith("--load-format") for word in config.vllm_args):
         return
     directory = Path(model)
+    if not any(next(directory.glob(pattern), None) for pattern in PATTERNS):
+        raise ModelMissing(
+            f"MODEL={config.model}: no weights are there ({', '.join(PATTERNS)}); {_remedy(config, directory)}"
+        )
     damaged = []
     for file in _files(directory):
         fault = _fault(file)

@@ -37,6 +37,12 @@ def check(names: Sequence[str], for_program: bool = False) -> ExitStatus:
     return ExitStatus.FAILED if statuses else ExitStatus.DONE
 
 
+def before_a_start(name: str) -> list[Finding]:
+    """What is wrong with an instance that is new, and between it and the others."""
+    around = (finding for finding in host_checks.neighbours() if finding.instance == name)
+    return [*start_check.findings(name, running=False), *around]
+
+
 def _look(names: Sequence[str]) -> Iterator[Finding]:
     """What is wrong with these instances, or all, and then with what is around them."""
     manager = ServiceManager()

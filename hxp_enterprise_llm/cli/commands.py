@@ -11,10 +11,10 @@ import click
 from hxp_enterprise_llm.cli import output, strays
 from hxp_enterprise_llm.cli.names import InstanceName, KeyName
 from hxp_enterprise_llm.generator import unit_name
-from hxp_enterprise_llm.services.core.service_manager import ServiceManager, engine
+from hxp_enterprise_llm.services.core.service_manager import ServiceManager
 from hxp_enterprise_llm.services.core.service_manager.service import Service
 from hxp_enterprise_llm.utils import config as settings
-from hxp_enterprise_llm.utils.errors import CitadelError, ExitStatus, ModelMissing, NoSuchInstance, SettingsRefused
+from hxp_enterprise_llm.utils.errors import CitadelError, ExitStatus, NoSuchInstance, SettingsRefused
 from hxp_enterprise_llm.utils.settings import load_host, load_instance
 
 NAME = InstanceName()
@@ -64,6 +64,7 @@ def _verb(verb: str, summary: str, done: str) -> None:
     @click.argument("names", type=NAME, nargs=-1, required=True, metavar="NAME...")
     def command(names: tuple[str, ...]) -> None:
         method: Callable[..., None] = getattr(ServiceManager(), verb)
+        names = tuple(dict.fromkeys(names))
         begin = time.monotonic()
         method(*names)
         click.echo(f"{', '.join(names)}: {done} ({time.monotonic() - begin:.1f} s)")
@@ -126,6 +127,7 @@ def _written(value: Any) -> str:
 def create(name: str, model: str, port: int | None, others: tuple[str, ...]) -> None:
     """Create an instance: write its settings file. Starts nothing."""
     from hxp_enterprise_llm.cli import create as creation
+    from hxp_enterprise_llm.cli.checks import before_a_start
 
     values = {"MODEL": model, "PORT": str(port or creation.free_port())}
     for word in others:
@@ -136,10 +138,8 @@ def create(name: str, model: str, port: int | None, others: tuple[str, ...]) -> 
     file = creation.create(name, values)
     ServiceManager().settings_changed()
     click.echo(f"{file}: written, PORT={values['PORT']}")
-    try:
-        engine.find_model(settings.load(name)[0])
-    except ModelMissing as error:
-        output.complain(f"before a start: {error}")
+    for finding in before_a_start(name):
+        output.complain(f"before a start: {finding.text}")
     click.echo(f"Start it with: citadel-llm start {name}")
 
 
@@ -172,7 +172,7 @@ def logs(name: str, follow: bool, lines: int) -> None:
 
 @cli.command()
 @click.argument("name", type=NAME)
-@click.option("--timeout", type=float, help="Give up after so many seconds.")
+@click.option("--timeout", type=click.FloatRange(min=0), help="Give up after so many seconds.")
 def wait(name: str, timeout: float | None) -> None:
     """Wait until an instance is ready, and show what it is doing meanwhile."""
     begin, said = time.monotonic(), ""

@@ -1,6 +1,7 @@
 """A new instance: its settings file, complete or not at all."""
 
 import os
+import re
 import secrets
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import psutil
 from hxp_enterprise_llm.utils import config
 from hxp_enterprise_llm.utils.errors import CitadelError, NotPermitted, SettingsRefused
 from hxp_enterprise_llm.utils.settings import instance_file, instance_names, load_host, load_instance
-from hxp_enterprise_llm.utils.settings_file import Fault
+from hxp_enterprise_llm.utils.settings_file import Fault, shown
 from hxp_enterprise_llm.utils.settings_keys import is_instance_name
 
 FIRST_PORT = 11400
@@ -46,6 +47,9 @@ def create(name: str, settings: dict[str, str], root: str = "/") -> str:
             raise CitadelError(f"PORT={settings['PORT']} is that of {other}; leave --port out for a free one")
     # Beside the target, so that the rename stays on one file system; the suffix makes it no instance meanwhile.
     draft = file.with_name(f"{file.name}.{secrets.token_hex(4)}.new")
+    for key, value in settings.items():
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key) or not value.isprintable():
+            raise CitadelError(f"{shown(repr(f'{key}={value}'))} is not one line of a settings file")
     lines = [f"{key}='{value}'" if " " in value else f"{key}={value}" for key, value in settings.items()]
     try:
         draft.write_text("\n".join([f"# Settings of citadel-llm@{name}", *lines, ""]), encoding="utf-8")

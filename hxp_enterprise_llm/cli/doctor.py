@@ -5,13 +5,15 @@ import os
 import re
 import socket
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from enum import StrEnum
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import psutil
 
+from hxp_enterprise_llm.generator import MONITOR
 from hxp_enterprise_llm.services.core.service_manager.isolation import PORTS_SINCE, SIGNALS_SINCE, landlock_version
 from hxp_enterprise_llm.services.core.service_manager.systemd import Systemd
 from hxp_enterprise_llm.utils.errors import CitadelError
@@ -87,14 +89,25 @@ def gpu(driver: Path = Path("/proc/driver/nvidia/version")) -> Diagnosis:
     return Diagnosis("GPU driver", Verdict.GOOD, driver.read_text(encoding="utf-8").splitlines()[0])
 
 
-def monitor_ports(root: str = "/") -> Diagnosis:
-    """Whether the monitor can serve both health and metrics."""
+def monitor(root: str = "/", connect: Callable[[], AbstractAsyncContextManager[Systemd]] = Systemd) -> Diagnosis:
+    """Whether the host's settings let the monitor serve both health and metrics, and whether it says that it does."""
     host = load_host(root)
-    conflict = one_port_for_both(host)
-    if conflict:
-        return Diagnosis("monitor", Verdict.FAULT, conflict)
-    text = "health on port {HEALTH_PORT}, metrics on {METRICS_PORT}".format(**host.values)
-    return Diagnosis("monitor", Verdict.GOOD, text)
+    faults = [str(fault) for fault in host.faults if fault.fatal] or [*filter(None, [one_port_for_both(host)])]
+    if faults:
+        return Diagnosis("monitor", Verdict.FAULT, "; ".join(faults))
+
+    async def ask() -> dict[str, Any]:
+        async with connect() as systemd:
+            return await systemd.properties(MONITOR)
+
+    try:
+        unit = asyncio.run(ask())
+    except CitadelError as error:
+        return Diagnosis("monitor", Verdict.WARNING, str(error))
+    said = str(unit.get("StatusText", ""))
+    if unit.get("ActiveState") != "active":
+        return Diagnosis("monitor", Verdict.WARNING, f"it does not run; systemctl start {MONITOR}")
+    return Diagnosis("monitor", Verdict.WARNING if ";" in said else Verdict.GOOD, said)
 
 
 def package() -> Diagnosis:
@@ -144,5 +157,5 @@ def memory() -> Diagnosis:
 
 
 LOOKS: tuple[Callable[[], Diagnosis], ...] = (
-    systemd, control_groups, isolation, gpu, memory, clock, monitor_ports, hub, package,
+    systemd, control_groups, isolation, gpu, memory, clock, monitor, hub, package,
 )  # fmt: skip

@@ -17,6 +17,7 @@ from hxp_enterprise_llm.utils.settings import (
 from hxp_enterprise_llm.utils.settings_file import Fault
 from hxp_enterprise_llm.utils.settings_keys import INSTANCE_KEYS, is_instance_name
 
+REQUIRED = {key.name.lower() for key in INSTANCE_KEYS.values() if key.required}
 DEFAULTS = {name: field.default for name, field in ServiceConfigSchema.model_fields.items()}
 __all__ = ["api_key_file", "exists", "host_file", "instance_file", "instance_names", "judge", "load"]
 
@@ -39,19 +40,30 @@ def load(name: str, root: str = "/", file: str | None = None) -> tuple[ServiceCo
     host = load_host(root)
     settings = load_instance(name, host, root, file)
     faults = [*host.faults, *settings.faults]
-    fatal = [fault for fault in faults if fault.fatal]
-    if fatal:
-        raise SettingsRefused(fatal)
     # The schema has the same defaults; each value that is given takes room in every instance that the monitor knows.
-    values = {key.lower(): value for key, value in settings.values.items() if value is not None}
+    values = {key.lower(): value for key, value in settings.understood.items() if value is not None}
     values = {key: value for key, value in values.items() if value != DEFAULTS[key]}
-    try:
-        schema = ServiceConfigSchema(name=name, environment=settings.environment, **values)
-    except ValidationError as error:
-        raise SettingsRefused(
-            [Fault(settings.file, 0, problem["msg"].removeprefix("Value error, ")) for problem in error.errors()]
-        ) from None
-    return schema, faults
+    fatal = [fault for fault in faults if fault.fatal]
+    if not fatal:
+        try:
+            return ServiceConfigSchema(name=name, environment=settings.environment, **values), faults
+        except ValidationError as error:
+            fatal = [
+                Fault(settings.file, 0, sentence)
+                for problem in error.errors()
+                for sentence in problem["msg"].removeprefix("Value error, ").splitlines()
+            ]
+    understood = None
+    if values.keys() >= REQUIRED:
+        understood = ServiceConfigSchema.model_construct(name=name, environment=settings.environment, **values)
+        # What contradicts a value that is refused anyway may not once that is mended.
+        refused = [key for key in INSTANCE_KEYS if any(fault.text.startswith(f"{key}=") for fault in fatal)]
+        fatal += [
+            Fault(settings.file, 0, sentence)
+            for sentence in understood.contradictions()
+            if not any(f"{key}=" in sentence for key in refused) and sentence not in {fault.text for fault in fatal}
+        ]
+    raise SettingsRefused(fatal, understood)
 
 
 def judge(name: str, root: str, draft: str) -> None:

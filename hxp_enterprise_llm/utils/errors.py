@@ -5,8 +5,12 @@ Libraries raise these; only the unit's main process and the command line exit.
 
 from collections.abc import Sequence
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 from hxp_enterprise_llm.utils.settings_file import Fault
+
+if TYPE_CHECKING:
+    from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
 
 
 class ExitStatus(IntEnum):
@@ -37,13 +41,16 @@ class CitadelError(Exception):
 
 
 class SettingsRefused(CitadelError):
-    """A settings file has faults; `faults` holds all of them."""
+    """A settings file has faults; `faults` holds all of them.
+
+    `understood` are the settings without what is refused, for who looks for what else is wrong with them.
+    """
 
     code = "settings-refused"
     exit_status = ExitStatus.CONFIG
 
-    def __init__(self, faults: Sequence[Fault]) -> None:
-        self.faults = tuple(faults)
+    def __init__(self, faults: Sequence[Fault], understood: "ServiceConfigSchema | None" = None) -> None:
+        self.faults, self.understood = tuple(faults), understood
         super().__init__("\n".join(str(fault) for fault in self.faults))
 
 

@@ -36,7 +36,8 @@ class HostSettings(NamedTuple):
 
 class InstanceSettings(NamedTuple):
     """Every key of one instance with its value and where that came from (a file, or built-in), the engine's
-    environment, and what was wrong with the files.
+    environment, and what was wrong with the files. `understood` are the values of refused settings too, None for what
+    is refused of them.
     """
 
     name: str
@@ -45,6 +46,7 @@ class InstanceSettings(NamedTuple):
     origins: dict[str, str]
     environment: dict[str, str]
     faults: list[Fault]
+    understood: dict[str, Any]
 
     @property
     def refused(self) -> bool:
@@ -125,8 +127,9 @@ def load_instance(name: str, host: HostSettings, root: str = "/", file: str | No
         if entry.key not in INSTANCE_KEYS and entry.key not in HOST_KEYS and entry.key.startswith(PASSED_THROUGH)
     }
     faults += _unknown_keys(file, text.entries, INSTANCE_KEYS, PASSED_THROUGH)
-    settings = InstanceSettings(name, file, values, origins, environment, faults)
+    settings = InstanceSettings(name, file, values, origins, environment, faults, values)
     if settings.refused:
+        settings = settings._replace(understood=dict(values))
         for key in INSTANCE_KEYS.values():
             values[key.name] = host.values[key.host_key] if key.host_key else _default(key)
             origins[key.name] = host.origins[key.host_key] if key.host_key else BUILT_IN

@@ -16,7 +16,7 @@ HIGH_SHARE, HIGH_GAP_BYTES = 0.95, 256 * 1024**2
 by no more than 256 MiB: a model that needs most of its limit must not be slowed down for good."""
 
 INSTANCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_LEFT_BY_DPKG_OR_EDITORS = re.compile(r".*\.(dpkg-[a-z]+|ucf-[a-z]+|orig|rej|bak|old|new|save|sw[a-p])")
+_NO_INSTANCE = re.compile(r".*\.(dpkg-[a-z]+|ucf-[a-z]+|orig|rej|bak|old|new|save|sw[a-p]|service)")
 
 PASSED_THROUGH = (
     "VLLM_", "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TOKENIZERS_", "SAFETENSORS_", "TORCH", "PYTORCH_", "TRITON_",
@@ -30,8 +30,10 @@ _DECIMAL = re.compile(r"[0-9]+(\.[0-9]{1,3})?")
 
 
 def is_instance_name(name: str) -> bool:
-    """Whether `name` can be an instance; what dpkg and editors leave beside a settings file is none."""
-    return bool(INSTANCE_NAME.fullmatch(name)) and not _LEFT_BY_DPKG_OR_EDITORS.fullmatch(name)
+    """Whether `name` can be an instance: not what dpkg and editors leave beside a settings file, nor x.service, whose
+    unit systemctl takes for that of x.
+    """
+    return bool(INSTANCE_NAME.fullmatch(name)) and not _NO_INSTANCE.fullmatch(name)
 
 
 def _decimal(text: str, smallest: float, largest: float, what: str) -> float:

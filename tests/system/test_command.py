@@ -157,6 +157,31 @@ def test_create_show_check_enable_and_logs(host: Host) -> None:
     assert "Importing vLLM" in machine.output("citadel-llm", "logs", "made")
 
 
+def test_what_is_started_by_hand_takes_in_its_file_and_is_not_too_late(host: Host) -> None:
+    """Neither needs a daemon-reload or a reset-failed from whoever uses the command."""
+    machine, port = host.machine, READY + 6
+    host.settings("mended", MODEL=TINY_MODEL, PORT=port, KV_CACHE_GB=0.25, RESTART_SEC=0)
+    unit = "citadel-llm@mended"
+    listen = f"import socket, time; s = socket.create_server(('127.0.0.1', {port})); time.sleep(600)"
+    machine.run("systemd-run", "--quiet", "--unit=squatter", "python3", "-c", listen)
+    machine.run("sh", "-c", f"until ss -ltn | grep -q :{port}; do sleep 0.1; done", timeout=10)
+    assert exit_status(host, "start", "mended")[0] == 1
+    end = time.monotonic() + 60
+    while machine.show(unit, "ActiveState", "NRestarts") != {"ActiveState": "failed", "NRestarts": "5"}:
+        assert time.monotonic() < end, machine.show(unit, "ActiveState", "SubState", "NRestarts", "Result")
+        time.sleep(0.5)
+    machine.run("systemctl", "stop", "squatter")
+    file = machine.inside("/etc/default/citadel-llm-mended")
+    file.write_text(file.read_text() + "MEMORY_LIMIT_GB=3\n")
+    assert exit_status(host, "start", "mended")[0] == 0
+    assert machine.show(unit, "MemoryMax")["MemoryMax"] == str(3 * 2**30)
+    file.write_text(file.read_text() + "MEMORY_LIMIT_GB=lots\n")
+    status, said = exit_status(host, "reload", "mended")
+    assert (status, "MEMORY_LIMIT_GB=lots is refused" in said) == (78, True), said
+    machine.run("systemctl", "stop", unit)
+    assert exit_status(host, "reload", "mended")[0] == 3
+
+
 def test_exit_statuses_of_the_contract(host: Host) -> None:
     assert exit_status(host, "--version") == (0, "citadel-llm, version 1.0.0\n")
     assert exit_status(host, "nonsense")[0] == 2

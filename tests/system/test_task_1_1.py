@@ -39,6 +39,12 @@ def test_service_template(host: Host) -> None:
     assert "NoNewPrivileges=yes" in shown
 
 
+def test_environment_setup(host: Host) -> None:
+    activated = "source /opt/citadel/env/bin/activate; cd; command -v python; python -I -m "
+    said = host.machine.output("bash", "-c", f"{activated} hxp_enterprise_llm.services.core.service_manager --help")
+    assert said.startswith("/opt/citadel/env/bin/python\nusage: ")
+
+
 def test_service_manager(host: Host) -> None:
     listed = host.python(LIST_SERVICES)
     for name in ("mixtral-8x7b", "hermes-2", "openchat-3.5", "phi-3-mini", "test"):

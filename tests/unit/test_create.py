@@ -39,7 +39,10 @@ def test_a_port_that_something_listens_on_or_that_is_the_monitors_is_not_propose
         ("a", {"MODEL": "/srv/m", "PORT": "11401"}, "there is an instance a already"),
         ("b", {"MODEL": "/srv/m", "PORT": "11400"}, "PORT=11400 is that of a"),
         ("b", {"MODEL": "/srv/m", "PORT": "80"}, "PORT=80 is refused"),
-        ("b", {"MODEL": "/srv/m", "PORT": "11401", "HOST": "a\nb"}, "create b"),
+        ("b", {"MODEL": "/srv/m", "PORT": "11401", "HOST": "a\nb"}, "is not one line"),
+        ("b", {"MODEL": "/srv/m", "PORT": "11401", "X": "1\nALLOW_DOWNLOAD=yes"}, "is not one line"),
+        ("b", {"MODEL": "/srv/m", "PORT": "11401", "HOST": "a"}, "create b"),
+        ("b.service", {"MODEL": "/srv/m", "PORT": "11401"}, "is not an instance name"),
         ("../b", {"MODEL": "/srv/m", "PORT": "11401"}, "is not an instance name"),
     ],
 )

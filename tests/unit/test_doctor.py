@@ -2,11 +2,14 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, Self
 
 import pytest
 
 from hxp_enterprise_llm.cli import doctor
 from hxp_enterprise_llm.cli.doctor import Verdict
+
+from .conftest import Root
 
 
 def test_control_groups_of_both_versions(tmp_path: Path) -> None:
@@ -59,3 +62,32 @@ def test_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor.hub().verdict is Verdict.WARNING and "copy models to the host" in doctor.hub().text
     monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example:x")
     assert "HF_ENDPOINT=https://mirror.example:x is no address" in doctor.hub().text
+
+
+class Asked:
+    """A systemd that says one thing of every unit."""
+
+    def __init__(self, **properties: Any) -> None:
+        self.said = properties
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None: ...
+
+    async def properties(self, _: str) -> dict[str, Any]:
+        return self.said
+
+
+def test_the_monitor_is_as_good_as_it_says(root: Root) -> None:
+    def found(**properties: Any) -> tuple[Verdict, str]:
+        return doctor.monitor(str(root), lambda: Asked(**properties))[1:]  # type: ignore[arg-type, return-value]
+
+    serves = "Serves 127.0.0.1:8000 and 127.0.0.1:9090, 5 instances"
+    assert found(ActiveState="active", StatusText=serves) == (Verdict.GOOD, serves)
+    trouble = f"{serves}; metrics cannot be served on 127.0.0.1:9090"
+    assert found(ActiveState="active", StatusText=trouble) == (Verdict.WARNING, trouble)
+    assert "systemctl start citadel-llm-monitor" in found(ActiveState="inactive", StatusText=serves)[1]
+    root.host("VLLM_USER=$x\n")
+    verdict, text = found(ActiveState="active", StatusText=serves)
+    assert verdict is Verdict.FAULT and "citadel-llm:1" in text

@@ -32,3 +32,18 @@ def test_a_model_that_alone_is_missing_is_called_missing(root: Root) -> None:
     root.instance("m", "MODEL=/srv/none\nPORT=11500\n")
     with pytest.raises(ModelMissing, match="no such directory"):
         prepare("m", str(root))
+
+
+def test_every_fault_is_told_of_at_once(root: Root) -> None:
+    others = {"KV_CACHE_GB": 9, "VLLM_ARGS": "--uds=/x", "HOST": "10.1.2.3", "HF_TOKEN": "x", "TLS_KEY_FILE": "/k"}
+    found = refused(root, MODEL="/srv/none", MAX_TASKS=1, **others)
+    assert [text.partition(" ")[0] for text in found] == [
+        "MAX_TASKS=1", "KV_CACHE_GB=9", "HOST=10.1.2.3", "HF_TOKEN", "TLS_KEY_FILE", "VLLM_ARGS:", "MODEL=/srv/none:",
+    ]  # fmt: skip
+    root.host("VLLM_USER=$x\n")
+    assert len(refused(root, MODEL="/srv/none", KV_CACHE_GB=9)) == 3
+
+
+def test_what_contradicts_a_refused_value_is_not_told(root: Root) -> None:
+    found = refused(root, MODEL="/srv/none", KV_CACHE_GB=9, MEMORY_LIMIT_GB="lots")
+    assert [text.partition("=")[0] for text in found] == ["MEMORY_LIMIT_GB", "MODEL"]

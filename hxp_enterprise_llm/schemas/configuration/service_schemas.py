@@ -1,5 +1,6 @@
 """The settings of one instance as a frozen model. No I/O: `utils.config` reads the files."""
 
+from collections.abc import Iterator
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
@@ -58,40 +59,43 @@ class ServiceConfigSchema(BaseModel):
         return key.accept(value)
 
     @model_validator(mode="after")
-    def _cache_below_the_limit(self) -> Self:
+    def _agrees_with_itself(self) -> Self:
+        found = self.contradictions()
+        if found:
+            raise ValueError("\n".join(found))
+        return self
+
+    def contradictions(self) -> list[str]:
+        """What of these settings does not go together, one sentence each."""
+        return [*self._cache(), *self._strangers(), *self._secrets(), *self._certificate()]
+
+    def _cache(self) -> Iterator[str]:
         if self.kv_cache_gb is not None and not self.gpu_devices and self.kv_cache_gb >= self.memory_limit_gb:
-            raise ValueError(
+            yield (
                 f"KV_CACHE_GB={self.kv_cache_gb:g} must be below MEMORY_LIMIT_GB={self.memory_limit_gb:g}: "
                 "on the CPU the cache is part of the service's memory"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _closed_to_strangers(self) -> Self:
+    def _strangers(self) -> Iterator[str]:
         if not (is_loopback(self.host) or self.api_key_file or self.allow_unauthenticated):
-            raise ValueError(
+            yield (
                 f"HOST={self.host} is open to other hosts, and no API_KEY_FILE is set: make a key with citadel-llm key "
                 f"add {self.name}, or write ALLOW_UNAUTHENTICATED=yes if whoever reaches it may use it"
             )
-        return self
 
-    @model_validator(mode="after")
-    def _no_secret_in_the_file(self) -> Self:
+    def _secrets(self) -> Iterator[str]:
         # Settings files are world-readable, and so is a command line.
         if "VLLM_API_KEY" in self.environment or any(
             part.replace("_", "-").startswith("--api-k") for part in self.vllm_args
         ):
-            raise ValueError("an API key does not belong in a settings file: name a file of it with API_KEY_FILE")
-        for name in SECRETS & self.environment.keys():
-            raise ValueError(f"{name} does not belong in a settings file: name a file of it with HUB_TOKEN_FILE")
-        return self
+            yield "an API key does not belong in a settings file: name a file of it with API_KEY_FILE"
+        for name in sorted(SECRETS & self.environment.keys()):
+            yield f"{name} does not belong in a settings file: name a file of it with HUB_TOKEN_FILE"
 
-    @model_validator(mode="after")
-    def _certificate_with_key(self) -> Self:
+    def _certificate(self) -> Iterator[str]:
         if bool(self.tls_cert_file) != bool(self.tls_key_file):
             given, other = ("TLS_CERT_FILE", "TLS_KEY_FILE")[:: 1 if self.tls_cert_file else -1]
-            raise ValueError(f"{given} is of no use without {other}: write both, or neither")
-        return self
+            yield f"{given} is of no use without {other}: write both, or neither"
 
     @property
     def api_name(self) -> str:

@@ -252,8 +252,10 @@ def neighbours(root: str = "/") -> list[Finding]:
     for name in names:
         try:
             config, _ = settings.load(name, root)
-        except SettingsRefused:
-            continue
+        except SettingsRefused as error:
+            if error.understood is None:
+                continue
+            config = error.understood
         other = ports.setdefault(config.port, config)
         if other is not config and (config.host == other.host or {config.host, other.host} & set(EVERY_ADDRESS)):
             text = f"port conflict: PORT={config.port} is that of {other.name} too; only one of them can run"

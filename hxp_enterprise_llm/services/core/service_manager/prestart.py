@@ -17,7 +17,14 @@ def prepare(name: str, root: str = "/") -> tuple[ServiceConfigSchema, str]:
 
     Raises SettingsRefused, ModelMissing or GpuMissing; logs the warnings.
     """
-    config, warnings = settings.load(name, root)
+    before: tuple[Fault, ...] = ()
+    try:
+        config, warnings = settings.load(name, root)
+    except SettingsRefused as error:
+        if error.understood is None:
+            raise
+        # There may be more to say.
+        config, warnings, before = error.understood, [], error.faults
     for warning in warnings:
         log.warning("%s", warning)
     refused = vllm_flags.faults(config.vllm_args)
@@ -32,13 +39,14 @@ def prepare(name: str, root: str = "/") -> tuple[ServiceConfigSchema, str]:
                 log.warning("%s", doubt)
         engine.arguments(config, model)
     except ModelMissing as error:
-        if not refused:
+        if not refused and not before:
             raise
         refused.append(str(error))
     except SettingsRefused as error:
         refused += [fault.text for fault in error.faults]
-    if refused:
-        raise SettingsRefused([Fault(settings.instance_file(name, root), 0, text) for text in refused])
+    if refused or before:
+        faults_now = (Fault(settings.instance_file(name, root), 0, text) for text in refused)
+        raise SettingsRefused([*before, *faults_now], config)
     for number in config.gpu_devices:
         device = Path("/dev/nvidiactl" if number == "all" else f"/dev/nvidia{number}")
         if not device.exists():

@@ -1,5 +1,7 @@
 """Everything that one instance needs to start: for `citadel-llm check`, and for an upgrade before it restarts one."""
 
+from contextlib import suppress
+
 from hxp_enterprise_llm.services.core.service_manager import engine, host_checks
 from hxp_enterprise_llm.services.core.service_manager.config import ServiceManagerConfig
 from hxp_enterprise_llm.services.core.service_manager.host_checks import Finding
@@ -15,13 +17,18 @@ def findings(name: str, running: bool) -> list[Finding]:
     """
     try:
         config, _ = settings.load(name)
-        manager = ServiceManagerConfig.load()
     except SettingsRefused as error:
-        return _of(name, error)
-    found = host_checks.account(name, manager)
-    if not found:
-        found += host_checks.permissions(config, manager)
-        found += host_checks.changeable(config, manager)
+        if error.understood is None:
+            return _of(name, error)
+        config = error.understood
+    found = []
+    # A file of the host that is refused is among what `prepare` tells.
+    with suppress(SettingsRefused):
+        manager = ServiceManagerConfig.load()
+        found = host_checks.account(name, manager)
+        if not found:
+            found += host_checks.permissions(config, manager)
+            found += host_checks.changeable(config, manager)
     found += host_checks.secrets(config)
     found += [Finding(name, text) for text in engine.unseen(config)]
     try:

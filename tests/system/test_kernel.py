@@ -91,10 +91,8 @@ def test_a_debian_with_its_own_kernel_and_control_groups_2() -> None:
     assert (health["state"], health["ready"], health["memory_limit_bytes"]) == ("ready", True, 4 * GIB)
     assert 2e8 < health["memory_bytes"] < 4 * GIB and health["tasks"] > 3
     tokens = '"completion_tokens":4'
-    assert [said[when] for when in ("answer", "answer-after-kill", "answer-after-oom")] == [tokens] * 3
-    assert float(said["engine-died"]) == 1
+    assert [said[when] for when in ("answer", "answer-after-oom")] == [tokens] * 2
     assert float(said["out-of-memory"]) >= 1 and float(said["oom-kills"]) >= 1
-    assert said["reload"] == "0"
     assert (said["run-time"], said["answer-after-reboot"]) == ("agent0 755", tokens)
-    assert said["engine-died-after-reboot"] == said["engine-died"], "the monitor remembers"
+    assert said["out-of-memory-after-reboot"] == said["out-of-memory"], "the monitor remembers"
     SUMMARY.append(f"emulated: Linux {said['kernel']} with control groups 2, test started {said['start'][2:]}")

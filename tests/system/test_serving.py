@@ -78,11 +78,14 @@ def test_a_start_waits_for_the_disk_of_its_model(host: Host) -> None:
     host.settings("late", MODEL=where, PORT=11511, KV_CACHE_GB=0.25)
     assert machine.output("systemd-escape", "--path", "--suffix=mount", where) == Path(unit).name
     try:
-        machine.run("systemctl", "start", "citadel-llm@late", Path(unit).name)
+        # As in the queue of a boot: the job of the mount is there before that of the model.
+        machine.run("systemctl", "start", "--no-block", Path(unit).name)
+        machine.run("systemctl", "start", "citadel-llm@late")
         machine.run("systemctl", "stop", "citadel-llm@late", Path(unit).name)
         machine.write(unit, f"{mount}What=/srv/none\n")
         machine.run("systemctl", "daemon-reload")
-        assert machine.run("systemctl", "start", "citadel-llm@late", Path(unit).name, check=False).returncode != 0
+        machine.run("systemctl", "start", "--no-block", Path(unit).name)
+        assert machine.run("systemctl", "start", "citadel-llm@late", check=False).returncode != 0
         shown = machine.show("citadel-llm@late", "ActiveState", "ExecMainStatus", "StatusText")
         assert (shown["ActiveState"], shown["ExecMainStatus"]) == ("failed", "78")
         assert f"MODEL={where}" in shown["StatusText"]

@@ -43,6 +43,8 @@ def failed_start(host: Host, instance: str) -> tuple[int, str, str]:
         ),
         ({**GOOD, "GPU_DEVICES": "0"}, 69, "there is no /dev/nvidia0"),
         ({**GOOD, "VLLM_ARGS": "--no-such-flag"}, 78, "vLLM has no flag --no-such-flag"),
+        # What only the engine's process finds out, after it has loaded the model.
+        ({**GOOD, "VLLM_ARGS": "'--kv-cache-memory-bytes 4096'"}, 78, "ValueError: "),
         ({**GOOD, "VLLM_ARGS": "'--dtype int3'"}, 78, "argument --dtype: invalid choice: 'int3'"),
     ],
 )

@@ -33,22 +33,26 @@ FIGURES = (
 """Metrics of vLLM of which at least one moves while a request is worked on (vllm/v1/metrics/loggers.py)."""
 
 
-class _Reasons(logging.Handler):
-    """Tells the main process the exceptions that vLLM logs; the first one is why a start failed."""
-
-    def __init__(self, channel: socket.socket) -> None:
-        super().__init__(logging.ERROR)
-        self._channel = channel
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Tell the exception of a record, if it has one."""
-        if record.exc_info and record.exc_info[1]:
-            tell_failure(self._channel, record.exc_info[1])
-
-
 def tell_reasons(channel: socket.socket) -> None:
-    """From now on tell the exceptions that vLLM logs, also in processes that are forked from this one."""
-    logging.getLogger("vllm").addHandler(_Reasons(channel))
+    """From now on tell the exceptions that vLLM logs, also in processes that are forked from this one; the first one is
+    why a start failed.
+
+    Not by a handler: vLLM's engine process sets up its logging anew, without those of before.
+    """
+    make = logging.getLogRecordFactory()
+
+    def tell(*words: Any, **named: Any) -> logging.LogRecord:
+        record = make(*words, **named)
+        if (
+            record.levelno >= logging.ERROR
+            and record.exc_info
+            and record.exc_info[1]
+            and record.name.startswith("vllm")
+        ):
+            tell_failure(channel, record.exc_info[1])
+        return record
+
+    logging.setLogRecordFactory(tell)
 
 
 def tell_failure(channel: socket.socket, error: BaseException) -> None:

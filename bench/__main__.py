@@ -116,24 +116,33 @@ def main() -> int:
     parser.add_argument(
         "groups", nargs="*", metavar="GROUP", help=f"only these, and nothing is written: {', '.join(GROUPS)}"
     )
+    parser.add_argument(
+        "--update", action="store_true", help="write what the groups gave into results of this machine and these rounds"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="how often each side is measured (%(default)s)")
     chosen = parser.parse_args()
     if unknown := set(chosen.groups) - set(GROUPS):
         parser.error(f"there is no group {', '.join(sorted(unknown))}; there are {', '.join(GROUPS)}")
     package, demo_wheels, wheels = (Path(os.environ[f"CITADEL_BENCH_{name}"]) for name in ("PACKAGE", "DEMO", "WHEELS"))
+    here, before = about(package, chosen.rounds), report.read()
+    if chosen.update and (other := report.differences(before, here)):
+        parser.error(f"--update: the results are of another run: {', '.join(other)}")
+    todo = chosen.groups or GROUPS
     rows: list[Row] = []
     say("booting a Debian 12 and installing the package")
     with Machine.boot("bench") as machine:
         machine.copy_in(package, f"/root/{package.name}")
         machine.run("apt-get", "-qy", "install", f"/root/{package.name}")
         bench = Bench(machine, package, demo_wheels, wheels, chosen.rounds)
-        for group in chosen.groups or GROUPS:
+        for group in todo:
             say(f"measuring: {group}")
             work: Callable[[], list[Row]] = getattr(bench, group)
             rows += work()
-    results = {"about": about(package, chosen.rounds), "rows": [row.plainly() for row in rows]}
+    results = {"about": here, "rows": [row.plainly() for row in rows]}
     print(report.shown(results))
-    if not chosen.groups:
+    if chosen.update:
+        results = report.updated(before, results)
+    if chosen.update or not chosen.groups:
         for path in report.write(results):
             say(f"written: {path}")
     missed = report.missed(rows)

@@ -95,6 +95,28 @@ def missed(rows: Sequence[Row]) -> list[str]:
     ]
 
 
+def read() -> dict[str, Any]:
+    """The results of the last run that was written."""
+    results: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8"))
+    return results
+
+
+def differences(results: dict[str, Any], about: dict[str, str]) -> list[str]:
+    """What results are of that another run is not of; its day does not count."""
+    return [f"{name} {value}" for name, value in results["about"].items() if name != "date" and value != about[name]]
+
+
+def updated(results: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
+    """Results with the rows of a later run of some groups in the place of theirs."""
+
+    def key(row: dict[str, Any]) -> tuple[str, ...]:
+        return row["group"], row["what"], row["unit"]
+
+    new = {key(row): row for row in part["rows"]}
+    rows = [new.pop(key(row), row) for row in results["rows"]]
+    return {"about": part["about"], "rows": [*rows, *new.values()]}
+
+
 def write(results: dict[str, Any]) -> list[Path]:
     """Write all three; the paths."""
     RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,6 +1,6 @@
 """The benchmark's arithmetic, and its page."""
 
-import json
+from typing import Any
 
 from bench import report
 from bench.rows import MET, MISSED, Bound, Row
@@ -28,6 +28,17 @@ def test_what_has_no_other_side_has_no_ratio_and_misses_a_bound_on_one() -> None
     ]
 
 
+def test_some_groups_are_measured_again() -> None:
+    def made(*rows: Row, **about: str) -> dict[str, Any]:
+        return {"about": about, "rows": [row.plainly() for row in rows]}
+
+    first = [Row("load", "throughput", unit, [1.0], [2.0]) for unit in ("tokens/s", "requests/s")]
+    again = Row("load", "throughput", "tokens/s", [1.0], [3.0])
+    results = report.updated(made(*first, date="1", rounds="3"), made(again, date="2", rounds="3"))
+    assert results == made(again, first[1], date="2", rounds="3")
+    assert report.differences(results, {"date": "4", "rounds": "1"}) == ["rounds 3"]
+
+
 def test_the_page_is_made_of_the_results() -> None:
-    results = json.loads(report.RESULTS.read_text(encoding="utf-8"))
+    results = report.read()
     assert report.PAGE.read_text(encoding="utf-8") == report.page(results)

@@ -86,14 +86,13 @@ def sections(settings: InstanceSettings, host: HostSettings) -> Sections:
             Directive("Wants", "network-online.target", "HOST"),
             Directive("After", "network-online.target", "HOST"),
         ]
-    needed = {credentials.KEYS[name]: os.path.dirname(file) for name, file in credentials.files(values).items()}
-    if values["MODEL"]:
-        needed["MODEL"] = os.path.join(MODELS, values["MODEL"])
-    mounts = sorted({mount for path in needed.values() for mount in mounts_above(path)})
+    mounts = mounts_above(os.path.join(MODELS, values["MODEL"])) if values["MODEL"] else []
     if mounts:
         # Not required: the start of one whose disk does not come says so, and counts as a failure. systemd would leave
         # it out in silence.
-        unit.append(Directive("After", " ".join(mounts), " ".join(sorted(needed))))
+        unit.append(Directive("After", " ".join(sorted(mounts)), "MODEL"))
+    for name, file in credentials.files(values).items():
+        unit.append(Directive("RequiresMountsFor", file, credentials.KEYS[name]))
     return {"Unit": unit, "Service": _service(settings, host)}
 
 

@@ -139,6 +139,7 @@ _LINE = re.compile(
             r"LoadCredential=(api-key|tls-cert|tls-key|hub-token):(?:/[A-Za-z0-9._@+-]+)+",
             r"SetCredential=(api-key|tls-cert|tls-key|hub-token):not there",
             rf"After={_MOUNT}(?: {_MOUNT})*",
+            r"RequiresMountsFor=(?:/[A-Za-z0-9._@+-]+)+",
             rf"IPAddressAllow=(?:any|{_ADDRESS})",
             r"PrivateDevices=no",
             r"DeviceAllow=char-nvidia(?:-uvm rw|-caps r| rw)",

@@ -300,14 +300,14 @@ def wait_until_ready(host: Host) -> None:
 def test_a_taken_port_is_said_and_tried_again(faults: Faults, table: list[Row]) -> None:
     faults.restart()
     faults.machine.run("systemctl", "stop", UNIT)
-    listen = f"import socket, time; s = socket.create_server(('127.0.0.1', {PORT})); time.sleep(6)"
+    listen = f"import socket, time; s = socket.create_server(('127.0.0.1', {PORT})); time.sleep(3)"
 
     def steal() -> None:
         faults.machine.run("systemd-run", "--quiet", "--collect", "python3", "-c", listen)
         faults.machine.run("sh", "-c", f"until ss -ltn | grep -q :{PORT}; do sleep 0.1; done", timeout=10)
         faults.machine.run("systemctl", "start", UNIT, check=False)
 
-    row = faults.seen("port taken for 6 s", steal)
+    row = faults.seen("port taken for 3 s", steal)
     table.append(row)
     assert row.exit_status.startswith("69") and "unavailable" in row.counters
     assert "is taken by" in row.words

@@ -39,8 +39,8 @@ def test_dependencies_between_instances(root: Root) -> None:
 
 
 def test_a_start_waits_for_the_disk_of_its_model(root: Root) -> None:
-    root.instance("m", GOOD + "API_KEY_FILE=/mnt/keys/file\n")
-    assert "After=mnt-keys.mount mnt.mount srv-m.mount srv.mount\n" in drop_in(root, "m")
+    root.instance("m", GOOD)
+    assert "After=srv-m.mount srv.mount\n" in drop_in(root, "m")
     root.instance("m", "MODEL=org/name-1\nPORT=11500\n")
     assert r" var-lib-citadel\x2dllm-models.mount " in drop_in(root, "m")
     assert generator.mounts_above("/.a/@b+c/d") == [
@@ -66,6 +66,7 @@ def test_files_of_roots_are_loaded_or_said_to_be_missing_with_what_they_lie_on(r
         ("tls-cert", "/srv/host.pem", True),
         ("tls-key", str(root), False),
     ):
+        assert f"RequiresMountsFor={file}" in lines
         assert f"SetCredential={name}:not there" in lines
         # systemd would end the start of one whose file it cannot load, and not say why.
         assert (f"LoadCredential={name}:{file}" in lines) == loaded

@@ -82,7 +82,7 @@ def test_a_start_waits_for_the_disk_of_its_model(host: Host) -> None:
         machine.run("systemctl", "start", "--no-block", Path(unit).name)
         machine.run("systemctl", "start", "citadel-llm@late")
         machine.run("systemctl", "stop", "citadel-llm@late", Path(unit).name)
-        machine.write(unit, f"{mount}What=/srv/none\n")
+        machine.write(unit, f"{mount}What=/etc/hostname\n")
         machine.run("systemctl", "daemon-reload")
         machine.run("systemctl", "start", "--no-block", Path(unit).name)
         assert machine.run("systemctl", "start", "citadel-llm@late", check=False).returncode != 0

@@ -1,0 +1,20 @@
+"""What a machine leaves on the host: nothing, once it is gone."""
+
+from pathlib import Path
+
+from machine import CACHE, CGROUPS
+
+
+def traces(name: str) -> list[str]:
+    """Mounts, control groups, folders and processes of this host that name a machine, or all machines that begin so."""
+    mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
+    found = [line for line in mounts if name in line]
+    found += [str(path) for path in (*CGROUPS.glob(f"*/{name}*"), *(CACHE / "machines").glob(f"{name}*"))]
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = file.read_bytes()
+        except OSError:  # it has ended
+            continue
+        if name.encode() in command:
+            found.append(f"{file.parent.name}: {command.decode(errors='replace')}")
+    return found

@@ -12,11 +12,11 @@ RELOADS = 10
 CLIENT = PROJECT / "tests/steady_client.py"
 RELOAD = f"""
 rm -f /root/enough
-ask="/opt/citadel/env/bin/python -I /root/client.py http://127.0.0.1:{PORT}/v1/completions busy"
+ask="/opt/citadel/env/bin/python -I /root/client.py http://127.0.0.1:{PORT}/v1/completions INSTANCE"
 $ask /root/enough >/root/asked & sleep 2
 for number in $(seq {RELOADS}); do
-    sed -i "s/^MAX_MODEL_LEN=.*/MAX_MODEL_LEN=$((1000 + number))/" /etc/default/citadel-llm-busy
-    systemctl reload citadel-llm@busy || {{ touch /root/enough; exit 1; }}
+    sed -i "s/^MAX_MODEL_LEN=.*/MAX_MODEL_LEN=$((1000 + number))/" /etc/default/citadel-llm-INSTANCE
+    systemctl reload citadel-llm@INSTANCE || {{ touch /root/enough; exit 1; }}
     sleep 1
 done
 touch /root/enough
@@ -24,20 +24,55 @@ wait
 """
 
 
-@pytest.mark.parametrize(("method", "words"), [("auto", "Ready: busy"), ("restart", "new requests wait")])
-def test_no_request_fails_through_ten_reloads(host: Host, method: str, words: str) -> None:
+@pytest.mark.parametrize(("method", "beside"), [("auto", True), ("restart", False)])
+def test_no_request_fails_through_ten_reloads(host: Host, method: str, beside: bool) -> None:
+    instance = f"busy-{method}"
+    unit = f"citadel-llm@{instance}"
     settings = {"MODEL": TINY_MODEL, "PORT": PORT, "KV_CACHE_GB": 0.25, "MAX_MODEL_LEN": 1000}
-    host.settings("busy", **settings, RELOAD_METHOD=method)
+    host.settings(instance, **settings, RELOAD_METHOD=method)
     machine = host.machine
     machine.copy_in(CLIENT, "/root/client.py")
-    machine.run("systemctl", "start", "citadel-llm@busy")
-    before = machine.show("citadel-llm@busy", "MainPID")
-    machine.run("sh", "-c", RELOAD, timeout=300)
+    machine.run("systemctl", "start", unit)
+    before = machine.show(unit, "MainPID"), fork_server(host)
+    machine.run("sh", "-c", RELOAD.replace("INSTANCE", instance), timeout=300)
     asked = json.loads(machine.output("cat", "/root/asked"))
     print(f"{RELOADS} reloads, {method}: {asked['counts']} answered, {len(asked['failures'])} failed")
     assert not asked["failures"], asked["failures"][:5]
     assert min(asked["counts"].values()) > RELOADS * 10
-    assert machine.show("citadel-llm@busy", "MainPID") == before
-    assert words in host.journal("busy")
+    assert (machine.show(unit, "MainPID"), fork_server(host)) == before
+    journal = host.journal(instance)
+    assert journal.count(f"Ready: {instance} on ") == 1 + RELOADS
+    assert journal.count("new requests wait") == (0 if beside else RELOADS)
     models = machine.output("curl", "-s", f"http://127.0.0.1:{PORT}/v1/models")
     assert json.loads(models)["data"][0]["max_model_len"] == 1000 + RELOADS
+
+
+def fork_server(host: Host) -> str:
+    """PID of what the shared machine's only instance forks its servers from."""
+    return host.machine.output("pgrep", "-f", "^VLLM::ForkServer")
+
+
+def test_a_reload_takes_in_variables_and_forgets_them(host: Host) -> None:
+    """Also those that are read when a library is loaded, long before the server is forked."""
+    settings = {"MODEL": TINY_MODEL, "PORT": PORT, "KV_CACHE_GB": 0.25}
+    host.settings("variables", **settings)
+    host.machine.run("systemctl", "start", "citadel-llm@variables")
+
+    def reloaded(**more: str | int) -> tuple[int, int]:
+        """Threads of the engine, and lines of the journal at the level of debugging, after a reload."""
+        host.settings("variables", **settings, **more)
+        lines = host.journal("variables").count("\n")
+        host.machine.run("systemctl", "reload", "citadel-llm@variables")
+        ask = f"http://127.0.0.1:{PORT}/v1/completions"
+        body = json.dumps({"prompt": "x" * 200, "max_tokens": 4})
+        host.machine.run("curl", "-sf", "-H", "Content-Type: application/json", "-d", body, ask)
+        engine = host.machine.output("pgrep", "-n", "-f", "^VLLM::EngineCore")
+        threads = len(host.machine.output("ls", f"/proc/{engine}/task").splitlines())
+        return threads, "\n".join(host.journal("variables").splitlines()[lines:]).count("DEBUG")
+
+    one, quiet = reloaded(OMP_NUM_THREADS=1)
+    three, loud = reloaded(OMP_NUM_THREADS=3, VLLM_LOGGING_LEVEL="DEBUG")
+    again, silence = reloaded(OMP_NUM_THREADS=1)
+    print(f"threads of the engine: {one}, {three}, {again}; debugging lines: {quiet}, {loud}, {silence}")
+    assert one == again < three
+    assert (quiet, silence) == (0, 0) and loud > 0

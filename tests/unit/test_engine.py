@@ -1,6 +1,7 @@
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -131,27 +132,28 @@ def test_the_cache_takes_what_the_limit_leaves_and_a_limit_too_small_is_refused(
     assert engine.cache_gb(config(gpu_devices="0"), str(model)) is None
 
 
-def test_the_environment_is_clean_and_the_settings_win(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("SECRET", "x")
-    monkeypatch.setenv("LANG", "C.UTF-8")
-    values = engine.environment(config(environment={"OMP_NUM_THREADS": "7"}), "/m", tmp_path)
+def test_the_environment_is_clean_and_the_settings_win(tmp_path: Path) -> None:
+    unit = {"SECRET": "x", "LANG": "C.UTF-8", "CREDENTIALS_DIRECTORY": "/run/c", "VLLM_NO_USAGE_STATS": "1"}
+
+    def environment(**settings: Any) -> dict[str, str]:
+        return engine.environment(config(**settings), "/m", unit, tmp_path)
+
+    values = environment(environment={"OMP_NUM_THREADS": "7"})
     assert "SECRET" not in values
     assert values["LANG"] == "C.UTF-8"
     assert values["HF_HUB_OFFLINE"] == "1"
     assert values["VLLM_TARGET_DEVICE"] == "cpu"
     assert values["OMP_NUM_THREADS"] == "7"
-    monkeypatch.setenv("CREDENTIALS_DIRECTORY", "/run/c")
-    fetching = engine.environment(config(allow_download=True, hub_token_file="/t"), "/m", tmp_path)  # noqa: S106
+    fetching = environment(allow_download=True, hub_token_file="/t")  # noqa: S106  a path
     assert (fetching["HF_HUB_OFFLINE"], fetching["HF_TOKEN_PATH"]) == ("0", "/run/c/hub-token")
-    assert "HF_TOKEN_PATH" not in engine.environment(config(hub_token_file="/t"), "/m", tmp_path)  # noqa: S106
-    assert engine.environment(config(gpu_devices="0,1"), "/m", tmp_path)["CUDA_VISIBLE_DEVICES"] == "0,1"
-    assert "OMP_NUM_THREADS" not in engine.environment(config(start_method="spawn"), "/m", tmp_path)
+    assert "HF_TOKEN_PATH" not in environment(hub_token_file="/t")  # noqa: S106  a path
+    assert environment(gpu_devices="0,1")["CUDA_VISIBLE_DEVICES"] == "0,1"
+    assert "OMP_NUM_THREADS" not in environment(start_method="spawn")
     for cache in ("VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR", "HOME"):
         assert values[cache].startswith(str(tmp_path)), "lost at a restart"
     assert values["TORCHDYNAMO_DISABLE"] == "1"
-    own = engine.environment(config(environment={"TORCHDYNAMO_DISABLE": "0"}), "/m", tmp_path)
-    assert own["TORCHDYNAMO_DISABLE"] == "0"
-    assert "TORCHDYNAMO_DISABLE" not in engine.environment(config(gpu_devices="0"), "/m", tmp_path)
+    assert environment(environment={"TORCHDYNAMO_DISABLE": "0"})["TORCHDYNAMO_DISABLE"] == "0"
+    assert "TORCHDYNAMO_DISABLE" not in environment(gpu_devices="0")
 
 
 def test_a_small_model_leaves_a_core_to_the_api_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

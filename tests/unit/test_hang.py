@@ -16,7 +16,8 @@ def first_hang(looks: Iterable[Look], beats: bool = True, **settings: object) ->
     """Second and words of the first hang, at one look a second."""
     values = {"name": "m", "model": "/srv/m", "port": 11500, "hang_timeout_sec": 60, **settings}
     watch = hang.HangWatch(ServiceConfigSchema.model_validate(values), None, lambda: None)  # type: ignore[arg-type]
-    start = watch._moved
+    start = 0.0  # seconds that a float holds whole
+    watch._moved = watch._busy = watch._running = watch._heard = start
     for second, (requests, figure, stopped, cpu) in enumerate(looks, 1):
         pulse = Pulse(start + (second if beats else 0), requests, requests, True, 1, [figure])
         reason = watch._judge(start + second, pulse, stopped, cpu)

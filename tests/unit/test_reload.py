@@ -6,7 +6,6 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import certificates as made
@@ -17,7 +16,6 @@ from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConf
 from hxp_enterprise_llm.services.core.service_manager import reload
 from hxp_enterprise_llm.services.core.service_manager.credentials import Credentials
 from hxp_enterprise_llm.services.core.service_manager.reload import InEffect, Request, Requests
-from hxp_enterprise_llm.services.core.service_manager.supervisor import Supervisor
 from hxp_enterprise_llm.utils import credentials
 from hxp_enterprise_llm.utils.api_keys import digest
 from hxp_enterprise_llm.utils.credentials import LARGEST_BYTES, MISSING
@@ -199,6 +197,38 @@ def test_what_takes_a_restart_and_what_no_new_server() -> None:
     assert not reload.same_server(old, old.model_copy(update={"max_model_len": 5}))
 
 
+GB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("weights", "limit", "more", "expected"),
+    [
+        (1, 8, {"kv_cache_gb": 1}, True),
+        (1, 5, {"kv_cache_gb": 1}, False),
+        (1, 64, {}, False),  # a cache that takes what is left leaves no room for a second one
+        (1, 64, {"kv_cache_gb": 1, "gpu_devices": "0"}, False),
+        (0, 64, {"kv_cache_gb": 1}, True),
+        (None, 64, {"kv_cache_gb": 1}, False),
+    ],
+)
+def test_whether_two_servers_fit(
+    tmp_path: Path, weights: int | None, limit: float, more: dict[str, Any], expected: bool
+) -> None:
+    """`weights` in GiB, None for a model of the hub, of which nothing is known."""
+    model = "organisation/model"
+    if weights is not None:
+        model = str(tmp_path)
+        (tmp_path / "model.safetensors").touch()
+        os.truncate(tmp_path / "model.safetensors", weights * GB)
+        (tmp_path / "more.safetensors").symlink_to("nowhere")
+    values = {"name": "m", "model": model, "port": 11500, "memory_limit_gb": limit, "allow_download": True}
+    settings = ServiceConfigSchema.model_validate(values | more)
+    assert reload.beside(settings, model, settings, model) is expected
+    for method in ("beside", "restart"):
+        told = settings.model_copy(update={"reload_method": method})
+        assert reload.beside(settings, model, told, model) is (method == "beside")
+
+
 def keyed(**more: object) -> ServiceConfigSchema:
     return ServiceConfigSchema(name="m", model="/m", port=11500, api_key_file="/a", **more)  # type: ignore[arg-type]
 
@@ -251,93 +281,3 @@ def test_a_reload_after_a_key_was_revoked_takes_no_other_server() -> None:
     now = InEffect(keyed(), "/m", Credentials((digest("a"), digest("b"))), lambda: (keyed(), "/m"))
     taken_in(now, "b", keys_only=True)
     assert not taken_in(now, "b")
-
-
-class Server:
-    """What a supervisor knows of one."""
-
-    gone = False
-
-    def __init__(self) -> None:
-        self.keys: tuple[str, ...] = ()
-
-    async def take(self, credentials: Credentials) -> None:
-        self.keys = credentials.key_digests
-
-
-@pytest.mark.parametrize("keys_only", [True, False])
-def test_every_server_hears_of_a_revoked_key_while_another_loads(tmp_path: Path, keys_only: bool) -> None:
-    said: list[dict[str, object]] = []
-    notifier = SimpleNamespace(send=lambda **state: said.append(state))
-
-    async def ask() -> list[Server]:
-        main = Supervisor(
-            keyed(), "/m", Credentials((digest("a"), digest("b"))), notifier,  # type: ignore[arg-type]
-            reread=lambda: (keyed(max_model_len=None if keys_only else 5), "/m"), run_time=tmp_path,
-        )  # fmt: skip
-        main._servers = servers = [Server(), Server(), Server()]  # type: ignore[assignment]
-        # No part of a start or a stop is told to look for it, as it is while a server loads or retires.
-        one, far = request("b", keys_only)
-        with far:
-            await asyncio.wait_for(main._asked(one), 5)
-            assert far.recv(99) == reload_command.TAKEN
-        assert main._now.due.is_set() is not keys_only
-        return servers  # type: ignore[return-value]
-
-    for server in asyncio.run(ask()):
-        assert server.keys[0] == digest("b") and digest("a") not in server.keys
-        assert len(server.keys) == 2, "and the main process's own"
-    # READY=1 or a status of its own would end the reload that is under way for systemd.
-    assert said == ([] if keys_only else [{"RELOADING": 1}])
-
-
-def supervisor(tmp_path: Path, said: list[dict[str, object]]) -> Supervisor:
-    """A main process whose next server is to have other settings."""
-    notifier = SimpleNamespace(send=lambda **state: said.append(state))
-    main = Supervisor(
-        keyed(), "/m", Credentials(), notifier, reread=lambda: (keyed(), "/m"), run_time=tmp_path,  # type: ignore[arg-type]
-    )  # fmt: skip
-    main._now._wanted = keyed(max_model_len=5), "/m"
-    return main
-
-
-def test_a_reload_that_came_while_an_engine_was_replaced_ends_with_its_own_server(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def come_up(*_: object, **__: object) -> bool:
-        return True
-
-    async def run() -> list[bool]:
-        said: list[dict[str, object]] = []
-        main = supervisor(tmp_path, said)
-        server = SimpleNamespace(url="http://127.0.0.1:1", watch_engines=lambda: None, open=opened)
-        for due in (True, True, False):
-            # The first start is one, whatever is due.
-            main._now.due.set() if due else main._now.due.clear()
-            assert await main._start(server)  # type: ignore[arg-type]
-        return ["READY" in state for state in said if str(state.get("STATUS")).startswith("Ready")]
-
-    async def opened() -> None: ...
-
-    monkeypatch.setattr("hxp_enterprise_llm.services.core.service_manager.supervisor.bring_up", come_up)
-    assert asyncio.run(run()) == [True, False, True]
-
-
-def test_settings_that_have_gone_bad_since_the_reload_leave_the_server_that_serves(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(_: object) -> None:
-        raise SettingsRefused([])
-
-    async def run() -> None:
-        said: list[dict[str, object]] = []
-        main = supervisor(tmp_path, said)
-        monkeypatch.setattr(main, "_new_server", refuse)
-        server = SimpleNamespace()
-        before = main._now.turn()
-        with socket.socket() as listener:
-            assert await main._replace(server, *before, listener) is server  # type: ignore[arg-type, comparison-overlap]
-        assert main._now.config == before[0]
-        assert said[-1]["READY"] == 1
-
-    asyncio.run(run())

@@ -19,7 +19,7 @@ from hxp_enterprise_llm.services.core.service_manager.server_process import Puls
 def one_server(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A server without a process, and the signals that it is sent."""
     monkeypatch.setattr(server_process, "DOOR_SEC", 0.2)
-    server = ServerProcess("spawn", [], {}, socket.socket(), Credentials())
+    server = ServerProcess("spawn", [], socket.socket(), Credentials())
     signals: list[int] = []
     monkeypatch.setattr(server, "_runs", lambda: not signals)
     monkeypatch.setattr(server, "_signal", signals.append)

@@ -197,7 +197,7 @@ class ServiceManager:
         return service
 
     async def _job(self, systemd: "Systemd", verb: str, name: str) -> None:
-        from hxp_enterprise_llm.services.core.service_manager.notify import RELOAD_REFUSED
+        from hxp_enterprise_llm.services.core.service_manager.notify import RELOAD_REFUSED, WENT_BACK
         from hxp_enterprise_llm.services.core.service_manager.service import State
         from hxp_enterprise_llm.utils.errors import ExitStatus, JobFailed, NotRunning
 
@@ -218,12 +218,13 @@ class ServiceManager:
             service = await self._until_settled(systemd, name) if verb == "Start" else None
             if service and not service.ready:
                 raise JobFailed(f"{name}: {service.state} again: {service.reason}", service.exit_status)
-            return
         properties: dict[str, Any] = await systemd.properties(unit)
-        said = properties.get("StatusText") or f"see: journalctl -u citadel-llm@{name}"
-        refused = verb == "Reload" and str(said).startswith(RELOAD_REFUSED)
+        said = str(properties.get("StatusText") or f"see: journalctl -u citadel-llm@{name}")
+        refused = verb == "Reload" and said.startswith((RELOAD_REFUSED, WENT_BACK))
+        if result == "done" and not refused:
+            return
         status = ExitStatus.CONFIG if refused else properties.get("ExecMainStatus")
-        raise JobFailed(f"{name}: {verb.lower()} {result}: {said}", status)
+        raise JobFailed(f"{name}: {verb.lower()} {'in vain' if refused else result}: {said}", status)
 
     async def _until_settled(
         self, systemd: "Systemd", name: str, look: "Callable[[Service], None]" = lambda _: None

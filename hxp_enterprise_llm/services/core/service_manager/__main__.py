@@ -39,15 +39,15 @@ def run(name: str, notifier: Notifier) -> None:
     given = credentials.judge(config, credentials.handed_over(config))
     # Nothing has been started yet.
     isolation.enter(engine.ports(config))
-    environment = engine.environment(config, model)
+    unit = dict(os.environ)
     run_time = Path(os.environ.get("RUNTIME_DIRECTORY", tempfile.gettempdir()))
     pid_file = run_time / "pid"
     pid_file.write_text(f"{os.getpid()}\n", encoding="ascii")
     # The fork server and what comes from it inherit this, and nothing of how this process was started.
     os.environ.clear()
-    os.environ.update(environment)
+    supervisor = Supervisor(config, model, given, notifier, reread=lambda: prepare(name), unit=unit, run_time=run_time)
     try:
-        asyncio.run(Supervisor(config, model, given, notifier, reread=lambda: prepare(name), run_time=run_time).run())
+        asyncio.run(supervisor.run())
     finally:
         pid_file.unlink(missing_ok=True)
 

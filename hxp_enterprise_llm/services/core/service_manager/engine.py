@@ -5,7 +5,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -124,7 +124,8 @@ def weights_bytes(model: str) -> int:
     repeats the shards beside it.
     """
     for pattern in ("*.safetensors", "*.bin", "*.gguf"):
-        sizes = {file.name: file.stat().st_size for file in Path(model).glob(pattern)}
+        # A link may lead nowhere; what vLLM says of that is said when it loads.
+        sizes = {file.name: file.stat().st_size for file in Path(model).glob(pattern) if file.is_file()}
         shards = [size for name, size in sizes.items() if not name.startswith("consolidated")]
         if sizes:
             return sum(shards or sizes.values())
@@ -210,15 +211,18 @@ def ports(config: ServiceConfigSchema) -> list[int] | None:
     return [0, config.port, *range(first, last + 1)]
 
 
-def environment(config: ServiceConfigSchema, model: str, cache: Path = CACHE) -> dict[str, str]:
+def environment(
+    config: ServiceConfigSchema, model: str, unit: Mapping[str, str], cache: Path = CACHE
+) -> dict[str, str]:
     """The whole environment of vLLM's processes, for the model that `find_model` has found.
 
-    Of the unit's own it has the locale, the temporary directory, and what vLLM knows (`systemctl edit` may set that).
+    Of `unit`, that of the unit itself, it has the locale, the temporary directory, and what vLLM knows: `systemctl
+    edit` may set that.
     """
     own_cache = cache / config.name
     values = {
         name: value
-        for name, value in os.environ.items()
+        for name, value in unit.items()
         if name in ("LANG", "TMPDIR", "TZ") or name.startswith(PASSED_THROUGH)
     }
     values |= {
@@ -233,7 +237,7 @@ def environment(config: ServiceConfigSchema, model: str, cache: Path = CACHE) ->
         "DO_NOT_TRACK": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
-    directory = os.environ.get("CREDENTIALS_DIRECTORY")
+    directory = unit.get("CREDENTIALS_DIRECTORY")
     if directory and config.allow_download and config.hub_token_file:
         # The path, not the token: an environment is read by more than who needs it.
         values["HF_TOKEN_PATH"] = f"{directory}/{HUB_TOKEN}"

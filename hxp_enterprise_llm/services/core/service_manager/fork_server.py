@@ -3,7 +3,10 @@
 import asyncio
 import logging
 import os
+import select
+import signal
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from multiprocessing import forkserver
 
@@ -13,6 +16,8 @@ log = logging.getLogger(__name__)
 
 SHORT_LIFE_SEC, LATER_SEC = 60.0, 30.0
 """A new fork server that ends sooner than the first cannot import, and is tried again after the second."""
+END_SEC = 5.0
+"""How long the kernel gets to end one."""
 
 
 async def keep() -> None:
@@ -37,6 +42,29 @@ def pid() -> int | None:
     """PID of the fork server, if there is one."""
     server: int | None = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]  # there is no public name
     return server
+
+
+def use(environment: Mapping[str, str]) -> None:
+    """Have all that is started from now on start with these variables, also what comes from the fork server.
+
+    One that was started with others is ended: much is read when a library is loaded (libgomp's threads, LD_PRELOAD),
+    which a fork can no longer take in.
+    """
+    if dict(os.environ) == dict(environment):
+        return
+    os.environ.clear()
+    os.environ.update(environment)
+    server = pid()
+    if server is None:
+        return
+    with suppress(ProcessLookupError):
+        handle = os.pidfd_open(server)
+        try:
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+            # multiprocessing itself asks for its exit status, and starts another when that is needed.
+            select.select([handle], [], [], END_SEC)
+        finally:
+            os.close(handle)
 
 
 def end_stopped() -> None:

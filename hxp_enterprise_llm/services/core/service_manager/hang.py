@@ -12,7 +12,7 @@ from typing import NoReturn
 from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
 from hxp_enterprise_llm.services.core.service_manager import process_use
 from hxp_enterprise_llm.services.core.service_manager.server_process import Pulse, ServerProcess
-from hxp_enterprise_llm.utils.errors import EngineHung
+from hxp_enterprise_llm.utils.errors import EngineDied, EngineHung
 
 LOOK_SEC = 1.0
 STILL_SEC = 10.0
@@ -23,6 +23,21 @@ STOPPED_SEC = 3.0
 """How long a process may be stopped by a signal."""
 SILENT_SEC = 30.0
 """How long the API server's event loop may be blocked, which beats once a second."""
+
+
+async def watch(config: ServiceConfigSchema, server: ServerProcess, feed: Callable[[], None]) -> NoReturn:
+    """Watch a server that serves, with `feed` as below. Raises EngineDied at its end, EngineHung if it gets nowhere."""
+    ending = asyncio.create_task(server.ended())
+    watching = asyncio.create_task(HangWatch(config, server, feed).run())
+    try:
+        await asyncio.wait((ending, watching), return_when=asyncio.FIRST_COMPLETED)
+        if watching.done():
+            watching.result()
+        raise EngineDied(ending.result())
+    finally:
+        for task in (ending, watching):
+            task.cancel()
+        await asyncio.gather(ending, watching, return_exceptions=True)
 
 
 class HangWatch:

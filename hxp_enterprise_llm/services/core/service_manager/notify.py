@@ -1,14 +1,23 @@
 """Messages to systemd: sd_notify(3), and nothing at all where there is no systemd."""
 
+import logging
 import os
 import socket
+
+log = logging.getLogger(__name__)
 
 RECOVERING, IMPORTING, LOADING = "Recovering", "Importing vLLM", "Loading"
 """How a status begins while no server answers, though the unit may be active: its engine is being replaced."""
 RELOAD_REFUSED = "Ready with the old settings, the reload was refused"
 """How a status begins after a reload that changed nothing."""
+WENT_BACK = "Ready with the old settings, the new ones start no server"
+"""How a status begins after a reload that was taken up in vain; for systemd it is done."""
 STATUS_LENGTH = 1000
 """How much of a status is sent (characters)."""
+FEED_SEC = 1.0
+"""How often something that takes long is to be followed by a word to systemd."""
+STALL_MARGIN_SEC = 10.0
+"""How much longer systemd waits than the main process, which can say what it was that stood still."""
 
 
 class Notifier:
@@ -34,3 +43,13 @@ class Notifier:
         message = "\n".join(f"{name}={str(value).replace(chr(10), '; ')}" for name, value in state.items())
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
             sender.sendto(message.encode(), self._address)
+
+    def say(self, status: str, **state: int) -> None:
+        """Send a status, beside assignments, and log it."""
+        log.info("%s", status)
+        self.send(STATUS=status, **state)
+
+    def feed(self, longer: float = 0) -> None:
+        """Keep systemd's watchdog quiet, and have a start or a reload that gets on take up to `longer` s more."""
+        extension = {"EXTEND_TIMEOUT_USEC": round((longer + STALL_MARGIN_SEC) * 1e6)} if longer else {}
+        self.send(WATCHDOG=1, **extension)

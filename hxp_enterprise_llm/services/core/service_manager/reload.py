@@ -220,8 +220,10 @@ def fits_beside(
     if old.gpu_devices or new.gpu_devices:
         # The memory that counts is the GPU's, of which vLLM takes what it is given at once.
         return False
-    # The old model's files may have gone meanwhile.
-    with suppress(SettingsRefused):
+    if not (Path(old_model).is_dir() and Path(new_model).is_dir()):
+        # How much a model of the hub takes is not known, nor of one whose files have gone meanwhile.
+        return False
+    with suppress(SettingsRefused, OSError):
         both = sum(
             engine.weights_bytes(model) / GIBIBYTE + (engine.cache_gb(config, model) or 0) + engine.OVERHEAD_GB
             for config, model in ((old, old_model), (new, new_model))

@@ -1,7 +1,6 @@
 """vLLM's OpenAI server on a socket that the main process owns: what a newly started process runs."""
 
 import asyncio
-import os
 import signal
 import socket
 import sys
@@ -17,7 +16,6 @@ from hxp_enterprise_llm.utils.errors import ExitStatus
 
 def serve(
     arguments: Sequence[str],
-    environment: dict[str, str],
     forked: bool,
     *,
     private: socket.socket,
@@ -33,9 +31,6 @@ def serve(
     """
     # Until vLLM installs its own handler, an early stop ends the process at once.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    # The fork server keeps the environment of its own start; the settings may have changed since.
-    os.environ.clear()
-    os.environ.update(environment)
     if forked:
         # Also where the fork server could not: this shows why an import fails.
         from hxp_enterprise_llm.services.core.service_manager import preload  # noqa: F401

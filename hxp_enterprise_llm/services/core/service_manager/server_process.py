@@ -64,7 +64,6 @@ class ServerProcess:
         self,
         method: str,
         arguments: Sequence[str],
-        environment: dict[str, str],
         listener: socket.socket,
         credentials: Credentials,
     ) -> None:
@@ -81,7 +80,7 @@ class ServerProcess:
         self._process = context.Process(
             target=serve,
             name="APIServer",
-            args=(list(arguments), environment, method == "fork"),
+            args=(list(arguments), method == "fork"),
             kwargs={
                 "private": self._private,
                 "listener": listener,

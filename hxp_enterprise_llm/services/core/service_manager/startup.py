@@ -85,7 +85,10 @@ def _why(server: ServerProcess, end: str, file: str) -> EngineDied | SettingsRef
 
 
 async def _watch_progress(server: ServerProcess, limit: float, feed: Callable[[bool], None]) -> None:
-    """Call `feed` with whether memory or reads of the loading server have grown."""
+    """Call `feed` with whether memory or reads of the loading server have grown.
+
+    An engine is noted as soon as it is seen: its server may end before the first answer, and it would outlive that.
+    """
     seen, moved = (0, 0), time.monotonic()
     feed(True)
     while time.monotonic() - moved < limit:
@@ -94,5 +97,6 @@ async def _watch_progress(server: ServerProcess, limit: float, feed: Callable[[b
         progress = any(new - old >= PROGRESS_BYTES for new, old in zip(now, seen, strict=True))
         if progress:
             seen, moved = now, time.monotonic()
+        server.watch_engines()
         feed(progress)
     raise EngineHung(f"loading has made no progress for {limit:g} s (START_TIMEOUT_SEC) and was ended")

@@ -10,7 +10,7 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,12 @@ from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConf
 from hxp_enterprise_llm.services.core.service_manager import engine, fork_server, notify, reload
 from hxp_enterprise_llm.services.core.service_manager.address import Address
 from hxp_enterprise_llm.services.core.service_manager.credentials import Credentials
-from hxp_enterprise_llm.services.core.service_manager.hang import HangWatch
+from hxp_enterprise_llm.services.core.service_manager.hang import watch
 from hxp_enterprise_llm.services.core.service_manager.listener import listen
 from hxp_enterprise_llm.services.core.service_manager.memory_events import oom_kills
 from hxp_enterprise_llm.services.core.service_manager.readiness import first_answer
 from hxp_enterprise_llm.services.core.service_manager.recoveries import PAUSES_SEC, WINDOW_SEC, Recoveries
+from hxp_enterprise_llm.services.core.service_manager.retirement import Retirement
 from hxp_enterprise_llm.services.core.service_manager.server_process import ServerProcess
 from hxp_enterprise_llm.services.core.service_manager.startup import bring_up
 from hxp_enterprise_llm.services.core.service_manager.state_file import StateFile
@@ -33,18 +34,16 @@ from hxp_enterprise_llm.utils.settings import instance_file
 
 log = logging.getLogger(__name__)
 
-STALL_MARGIN_SEC = 10.0
-"""How much longer systemd waits than the main process, which can say what it was that stood still."""
 DRAIN_GRACE_SEC = 5.0
 """What the server gets beyond its drain to end; systemd waits longer, see STOP_MARGIN_SEC of the generator."""
-FEED_SEC = 1.0
 RECOVERABLE = (EngineDied, EngineHung, OutOfMemory)
 
 
 class Supervisor:
     """Runs one instance.
 
-    `reread` gives the settings anew when a reload asks for them; `run_time` is the unit's run-time directory.
+    `reread` gives the settings anew when a reload asks for them, `unit` is the environment that systemd gave, and
+    `run_time` the unit's run-time directory.
     """
 
     def __init__(
@@ -55,6 +54,7 @@ class Supervisor:
         notifier: notify.Notifier,
         *,
         reread: Callable[[], tuple[ServiceConfigSchema, str]],
+        unit: Mapping[str, str],
         run_time: Path,
     ) -> None:
         self._now = reload.InEffect(config, model, credentials, reread)
@@ -64,8 +64,10 @@ class Supervisor:
         self._servers: list[ServerProcess] = []
         # What to go back to if the settings of a reload turn out to start no server.
         self._previous: tuple[ServiceConfigSchema, str] | None = None
+        self._went_back = ""  # why, until a server with the settings before has said so
+        self._unit = unit
         self._begin = 0.0
-        self._retiring: asyncio.Task[None] | None = None
+        self._retiring = Retirement()
         self._stop, self._reloads = asyncio.Event(), reload.Requests(run_time, self._asked)
         self._undisturbed = False  # whether nothing but serving goes on, of which a start or a stop would tell
         self._recoveries = Recoveries()
@@ -86,9 +88,7 @@ class Supervisor:
                     await self._serve_or_mend(listener)
         finally:
             listener.close()
-            if self._retiring:
-                self._retiring.cancel()
-                await asyncio.gather(self._retiring, return_exceptions=True)
+            await self._retiring.cut()
 
     async def _serve_or_mend(self, listener: socket.socket) -> None:
         try:
@@ -97,7 +97,7 @@ class Supervisor:
             if self._previous:
                 log.error("%s; going back to the settings before the reload", error, extra=error.fields)
                 self._now.back(*self._previous)
-                self._previous = None
+                self._previous, self._went_back = None, str(error)
             elif self._was_ready:
                 # These settings have served: what vLLM takes for a fault of theirs is something else.
                 await self._recover(error if isinstance(error, RECOVERABLE) else EngineDied(str(error)))
@@ -119,47 +119,42 @@ class Supervisor:
                 before = self._now.turn()
                 if not reload.beside(*before, self._now.config, self._now.model):
                     self._previous = before
-                    self._say("Reloading: answering what has been asked; new requests wait")
-                    await self._fed(self._retire(server, before[0]))
+                    self._notifier.say("Reloading: answering what has been asked; new requests wait")
+                    self._retiring.begin(server, before[0].drain_timeout_sec)
+                    while not self._stop.is_set() and not await self._retiring.over(notify.FEED_SEC):
+                        self._notifier.feed(notify.FEED_SEC)
                     if self._stop.is_set():
-                        await self._drain(server)
+                        await self._drain(None)
                     return
                 server = await self._replace(server, *before, listener)
         except EngineDied as error:
-            killed = self._out_of_memory()
-            if killed:
-                raise OutOfMemory(f"{error}, killed for want of memory: {killed}") from error
-            raise
+            raise self._judged(error) from None
         finally:
             server.kill()
 
     def _new_server(self, listener: socket.socket) -> ServerProcess:
-        config = self._now.config
+        config, model = self._now.config, self._now.model
         self._begin = time.monotonic()
-        server = ServerProcess(
-            config.start_method,
-            engine.arguments(config, self._now.model),
-            engine.environment(config, self._now.model),
-            listener,
-            self._now.credentials.and_key(digest(self._key)),
-        )
+        keys = self._now.credentials.and_key(digest(self._key))
+        try:
+            fork_server.use(engine.environment(config, model, self._unit))
+            server = ServerProcess(config.start_method, engine.arguments(config, model), listener, keys)
+        except OSError as error:
+            raise EngineDied(f"no server can be started: {error}") from error
         self._servers = [server, *(other for other in self._servers if not other.gone)]
         return server
 
     async def _start(self, server: ServerProcess) -> bool:
         """Bring the server up to its first answer and open its door; False if a stop came first."""
         config, size = self._now.config, engine.weights_bytes(self._now.model) / 1e6
-        extension = round((config.start_timeout_sec + STALL_MARGIN_SEC) * 1e6)
-        self._say(notify.IMPORTING)
+        self._notifier.say(notify.IMPORTING)
         ready = await bring_up(
             server,
             self._stop,
             config.start_timeout_sec,
-            on_import=lambda: self._say(f"{notify.LOADING} {self._now.model} ({size:.0f} MB)"),
+            on_import=lambda: self._notifier.say(f"{notify.LOADING} {self._now.model} ({size:.0f} MB)"),
             answer=lambda: first_answer(server.url, config.api_name, self._key),
-            feed=lambda progress: self._notifier.send(
-                WATCHDOG=1, **({"EXTEND_TIMEOUT_USEC": extension} if progress else {})
-            ),
+            feed=lambda progress: self._notifier.feed(config.start_timeout_sec if progress else 0),
             file=instance_file(config.name),
         )
         if not ready:
@@ -173,68 +168,76 @@ class Supervisor:
         address = Address.of(self._now.config)
         self._state.started(took, address, self._now.credentials.expires)
         state = {} if reloading else {"READY": 1}
-        self._say(f"Ready: {config.api_name} on {address.url}, started in {took:.1f} s", **state)
+        text = f"Ready: {config.api_name} on {address.url}, started in {took:.1f} s"
+        self._notifier.say(f"{notify.WENT_BACK}: {self._went_back}" if self._went_back else text, **state)
+        self._went_back = ""
         return True
 
     async def _replace(
         self, server: ServerProcess, old: ServiceConfigSchema, old_model: str, listener: socket.socket
     ) -> ServerProcess:
-        """Start a server beside the one that serves, and end that once the new one does; the one that then serves."""
-        successor = None
+        """Start a server beside the one that serves, and end that once the new one does; the one that then serves.
+
+        Raises CitadelError if none does: the old one has ended meanwhile, and the new one does not start.
+        """
+        successor, ready, failure = None, False, None
+        ending = asyncio.create_task(self._end_of(server, old))
         try:
             successor = self._new_server(listener)
-            if await self._start(successor):
-                self._retire(server, old)
-                return successor
+            ready = await self._start(successor)
         except CitadelError as error:
-            log.error("%s; the server with the settings before the reload goes on", error, extra=error.fields)
-            self._now.back(old, old_model)
-            self._say(f"Ready with the old settings, the new ones start no server: {error}", READY=1)
+            failure = self._judged(error)
+        finally:
+            ending.cancel()
+            await asyncio.gather(ending, return_exceptions=True)
+        ended = None if ending.cancelled() else ending.result()
+        if successor and ready:
+            if ended:
+                self._state.failed(ended.code, str(ended))
+            self._retiring.begin(server, old.drain_timeout_sec)
+            return successor
         if successor:
             successor.kill()
+        if failure:
+            self._now.back(old, old_model)
+            if ended:
+                self._went_back = str(failure)
+                raise ended
+            log.error("%s; the server with the settings before the reload goes on", failure, extra=failure.fields)
+            self._notifier.say(f"{notify.WENT_BACK}: {failure}", READY=1)
         return server
 
-    def _retire(self, server: ServerProcess, config: ServiceConfigSchema) -> asyncio.Task[None]:
-        """End a server without cutting a request, if they end in time, beside whatever goes on."""
-
-        async def retire() -> None:
-            try:
-                if not await server.leave(config.drain_timeout_sec):
-                    log.warning("Requests were still in flight after %g s and have been cut", config.drain_timeout_sec)
-            finally:
-                server.kill()
-
-        self._retiring = asyncio.create_task(retire())
-        return self._retiring
+    async def _end_of(self, server: ServerProcess, config: ServiceConfigSchema) -> CitadelError:
+        """Wait until a server dies or hangs while its successor loads, and end all of it: requests then wait."""
+        try:
+            await watch(config, server, lambda: None)
+        except RECOVERABLE as error:
+            failure = self._judged(error)
+        log.error("%s, while another one is starting", failure, extra=failure.fields)
+        server.kill()
+        return failure
 
     async def _reload_due(self) -> None:
         """Wait until a reload wants another server, and the one that the last replaced has gone."""
         await self._now.due.wait()
-        if self._retiring:
-            await asyncio.wait((self._retiring,))
-
-    async def _fed(self, task: asyncio.Task[None]) -> None:
-        """Wait for the end of a task, or for a stop; systemd's watchdog waits too."""
-        while not task.done() and not self._stop.is_set():
-            self._notifier.send(WATCHDOG=1)
-            await asyncio.wait((task,), timeout=FEED_SEC)
+        await self._retiring.over()
 
     async def _until_something_happens(self, server: ServerProcess) -> None:
         """Wait for a stop or a reload. Raises EngineDied at the server's end, EngineHung if it gets nowhere."""
-        watch = HangWatch(self._now.config, server, lambda: self._notifier.send(WATCHDOG=1))
-        ending, watching = asyncio.create_task(server.ended()), asyncio.create_task(watch.run())
+
+        def feed() -> None:
+            # A reload that is due waits for the end of the one before.
+            self._notifier.feed(notify.FEED_SEC if self._now.due.is_set() else 0)
+
+        watching = asyncio.create_task(watch(self._now.config, server, feed))
         events = [asyncio.create_task(self._stop.wait()), asyncio.create_task(self._reload_due())]
         keeping = asyncio.create_task(fork_server.keep())
-        tasks: list[asyncio.Task[Any]] = [ending, watching, *events, keeping]
+        tasks: list[asyncio.Task[Any]] = [watching, *events, keeping]
         self._undisturbed = True
         try:
-            await asyncio.wait((ending, watching, *events), return_when=asyncio.FIRST_COMPLETED)
-            if self._stop.is_set():
-                return
-            if watching.done():
+            await asyncio.wait((watching, *events), return_when=asyncio.FIRST_COMPLETED)
+            if watching.done() and not self._stop.is_set():
                 watching.result()
-            if ending.done():
-                raise EngineDied(ending.result())
         finally:
             self._undisturbed = False
             for task in tasks:
@@ -255,22 +258,23 @@ class Supervisor:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._stop.wait(), pause)
 
-    def _out_of_memory(self) -> str:
-        """What to do about it if the kernel has killed a process for want of memory since the last look, else empty."""
+    def _judged(self, error: CitadelError) -> CitadelError:
+        """An end with its reason: the kernel may have killed a process for want of memory since the last look."""
         before, self._oom_kills = self._oom_kills, oom_kills()
-        if self._oom_kills == before:
-            return ""
-        return f"MEMORY_LIMIT_GB={self._now.config.memory_limit_gb:g} is too little; raise it, or lower KV_CACHE_GB"
+        if self._oom_kills == before or not isinstance(error, EngineDied):
+            return error
+        limit = f"MEMORY_LIMIT_GB={self._now.config.memory_limit_gb:g}"
+        return OutOfMemory(f"{error}, killed for want of memory: {limit} is too little; raise it, or lower KV_CACHE_GB")
 
-    async def _drain(self, server: ServerProcess) -> None:
+    async def _drain(self, server: ServerProcess | None) -> None:
+        """End without cutting a request, if they end in time; without a server, the one that leaves already."""
         self._notifier.send(STOPPING=1)
         limit = self._now.config.drain_timeout_sec
-        self._say(f"Stopping: waiting up to {limit:g} s for requests in flight")
-        others = [self._retiring] if self._retiring else []
-        drained, *_ = await asyncio.gather(server.drain(limit + DRAIN_GRACE_SEC), *others, return_exceptions=True)
-        if drained is not True:
+        self._notifier.say(f"Stopping: waiting up to {limit:g} s for requests in flight")
+        leaving = [self._retiring.over(), *([server.drain(limit + DRAIN_GRACE_SEC)] if server else [])]
+        if not all(await asyncio.gather(*leaving)):
             log.warning("Requests were still in flight after %g s and have been cut", limit)
-        self._say("Stopped")
+        self._notifier.say("Stopped")
 
     async def _asked(self, request: reload.Request) -> None:
         """Take in what root asks for. Keys and certificate count once it is answered, for every server there is."""
@@ -291,9 +295,5 @@ class Supervisor:
             self._notifier.send(RELOADING=1)
             now.due.set()
         elif self._undisturbed:
-            self._say(status)
+            self._notifier.say(status)
         request.answer(refused)
-
-    def _say(self, status: str, **state: int) -> None:
-        log.info("%s", status)
-        self._notifier.send(STATUS=status, **state)

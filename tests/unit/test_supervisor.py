@@ -1,0 +1,194 @@
+"""The main process around a reload and an end, with servers that are none."""
+
+import asyncio
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hxp_enterprise_llm import reload_command
+from hxp_enterprise_llm.services.core.service_manager import notify
+from hxp_enterprise_llm.services.core.service_manager import supervisor as module
+from hxp_enterprise_llm.services.core.service_manager.credentials import Credentials
+from hxp_enterprise_llm.services.core.service_manager.supervisor import Supervisor
+from hxp_enterprise_llm.utils.api_keys import digest
+from hxp_enterprise_llm.utils.errors import CitadelError, EngineDied, OutOfMemory, SettingsRefused
+from hxp_enterprise_llm.utils.settings_file import Fault
+
+from .test_reload import keyed, request
+
+
+class Recorder(notify.Notifier):
+    """What systemd would hear."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.said: list[dict[str, object]] = []
+
+    def send(self, **state: str | int) -> None:
+        self.said.append(dict(state))
+
+    @property
+    def statuses(self) -> list[str]:
+        return [str(state["STATUS"]) for state in self.said if "STATUS" in state]
+
+
+def supervisor(tmp_path: Path, keys: tuple[str, ...] = (), **wanted: object) -> tuple[Supervisor, Recorder]:
+    """A main process whose next server is to have other settings."""
+    recorder = Recorder()
+    main = Supervisor(
+        keyed(), "/m", Credentials(tuple(map(digest, keys))), recorder,
+        reread=lambda: (keyed(**wanted), "/m"), unit={}, run_time=tmp_path,
+    )  # fmt: skip
+    main._now._wanted = keyed(max_model_len=5), "/m"
+    return main, recorder
+
+
+class Server:
+    """What a supervisor knows of one."""
+
+    url, pulse, gone = "http://127.0.0.1:1", None, False
+
+    def __init__(self) -> None:
+        self.keys: tuple[str, ...] = ()
+        self.end = asyncio.Event()
+
+    async def take(self, credentials: Credentials) -> None:
+        self.keys = credentials.key_digests
+
+    def watch_engines(self) -> None: ...
+
+    def processes(self) -> list[Any]:
+        return []
+
+    engines = processes
+
+    async def open(self) -> None: ...
+
+    async def ended(self) -> str:
+        await self.end.wait()
+        return "the engine (pid 7) ended"
+
+    async def leave(self, _limit: float) -> bool:
+        return True
+
+    def kill(self) -> None:
+        self.gone = True
+
+
+async def come_up(*_: object, **__: object) -> bool:
+    return True
+
+
+@pytest.mark.parametrize("keys_only", [True, False])
+def test_every_server_hears_of_a_revoked_key_while_another_loads(tmp_path: Path, keys_only: bool) -> None:
+    main, recorder = supervisor(tmp_path, ("a", "b"), max_model_len=None if keys_only else 5)
+
+    async def ask() -> list[Server]:
+        main._servers = servers = [Server(), Server(), Server()]  # type: ignore[assignment]
+        # No part of a start or a stop is told to look for it, as it is while a server loads or retires.
+        one, far = request("b", keys_only)
+        with far:
+            await asyncio.wait_for(main._asked(one), 5)
+            assert far.recv(99) == reload_command.TAKEN
+        assert main._now.due.is_set() is not keys_only
+        return servers  # type: ignore[return-value]
+
+    for server in asyncio.run(ask()):
+        assert server.keys[0] == digest("b") and digest("a") not in server.keys
+        assert len(server.keys) == 2, "and the main process's own"
+    # READY=1 or a status of its own would end the reload that is under way for systemd.
+    assert recorder.said == ([] if keys_only else [{"RELOADING": 1}])
+
+
+def test_a_reload_that_came_while_an_engine_was_replaced_ends_with_its_own_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> list[bool]:
+        main, recorder = supervisor(tmp_path)
+        for due in (True, True, False):
+            # The first start is one, whatever is due.
+            main._now.due.set() if due else main._now.due.clear()
+            assert await main._start(Server())  # type: ignore[arg-type]
+        return ["READY" in state for state in recorder.said if str(state.get("STATUS")).startswith("Ready")]
+
+    monkeypatch.setattr(module, "bring_up", come_up)
+    assert asyncio.run(run()) == [True, False, True]
+
+
+def test_settings_that_have_gone_bad_since_the_reload_leave_the_server_that_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: object) -> None:
+        raise SettingsRefused([])
+
+    async def run() -> None:
+        main, recorder = supervisor(tmp_path)
+        monkeypatch.setattr(main, "_new_server", refuse)
+        server: Any = Server()
+        before = main._now.turn()
+        with socket.socket() as listener:
+            assert await main._replace(server, *before, listener) is server
+        assert not server.gone
+        assert main._now.config == before[0]
+        assert recorder.said[-1]["READY"] == 1
+        assert recorder.statuses[-1].startswith(notify.WENT_BACK)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("kills", "starts", "error"), [(0, True, EngineDied), (0, False, EngineDied), (1, False, OutOfMemory)]
+)
+def test_a_server_that_dies_while_its_successor_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: int, starts: bool, error: type[CitadelError]
+) -> None:
+    """All of it is ended at once, so that requests wait; what follows is the successor's start, or a recovery."""
+    old, new = Server(), Server()
+
+    async def load(*_: object, **__: object) -> bool:
+        old.end.set()
+        monkeypatch.setattr(module, "oom_kills", lambda: kills)
+        while not old.gone:
+            await asyncio.sleep(0)
+        if starts:
+            return True
+        raise SettingsRefused([Fault("file", 0, "no server")])
+
+    async def run() -> None:
+        main, recorder = supervisor(tmp_path)
+        monkeypatch.setattr(main, "_new_server", lambda _: new)
+        monkeypatch.setattr(module, "bring_up", load)
+        before = main._now.turn()
+        with socket.socket() as listener:
+            replacing = main._replace(old, *before, listener)  # type: ignore[arg-type]
+            if starts:
+                assert await replacing is new  # type: ignore[comparison-overlap]
+                assert main._state._state["failures"] == {error.code: 1}
+                return
+            with pytest.raises(error, match=r"the engine \(pid 7\) ended"):
+                await replacing
+            assert new.gone and main._now.config == before[0]
+            assert not [text for text in recorder.statuses if text.startswith("Ready")], "nothing serves"
+            monkeypatch.setattr(module, "bring_up", come_up)
+            await main._start(Server())  # type: ignore[arg-type]
+            assert recorder.statuses[-1].startswith(notify.WENT_BACK)
+
+    monkeypatch.setattr(module, "oom_kills", lambda: 0)
+    asyncio.run(asyncio.wait_for(run(), 10))
+
+
+def test_a_reload_may_wait_for_the_end_of_the_one_before_longer_than_systemd_would(tmp_path: Path) -> None:
+    main, recorder = supervisor(tmp_path)
+
+    async def run() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("hxp_enterprise_llm.services.core.service_manager.hang.LOOK_SEC", 0.01)
+            patch.setattr(main, "_reload_due", asyncio.Event().wait)
+            main._now.due.set()
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(main._until_something_happens(Server()), 0.2)  # type: ignore[arg-type]
+
+    asyncio.run(run())
+    assert {"WATCHDOG": 1, "EXTEND_TIMEOUT_USEC": 11_000_000} in recorder.said

@@ -22,11 +22,15 @@ from bench.rows import Row
 from bench.sides import Side, sides
 
 TINY_MODEL = "/usr/share/citadel-llm/models/test"
+ROUNDS = 3
+"""Of which medians can be published: fewer are printed, and not written."""
 GROUPS = ("generator", "command", "monitor", "start", "chat", "load", "reload", "memory", "package", "install")
 LOADS = [(1, 100), (8, 400), (64, 1000)]
 CHAT_LOADS = [(1, 6), (8, 32), (64, 128)]
 """Requests at a time, and in all: some seconds each, since in less than one (12 requests to the tiny model) the sides
 differed by a fifth, either way."""
+SOURCE_DIGITS = 12
+"""How much of the sources' hash (packaging/deb.sh) tells one build from another."""
 begin = time.monotonic()
 
 
@@ -66,8 +70,8 @@ class Bench:
         return host.monitor(self.machine, say)
 
     def start(self) -> list[Row]:
-        rows = measure.import_once(self.machine, self._rounds, say)
-        rows += measure.starts(self._tiny, rounds=self._rounds, say=say, title="test")
+        rows = measure.starts(self._tiny, rounds=self._rounds, say=say, title="test")
+        rows += measure.floor(self.machine, rows, self._rounds, say)
         return rows + measure.cold_starts(*self._tiny, min(2, self._rounds), say, "test")
 
     def chat(self) -> list[Row]:
@@ -103,6 +107,7 @@ def about(package: Path, rounds: int) -> dict[str, str]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "package": package.name,
+        "made from": package.with_name(f".{package.name}.source").read_text(encoding="ascii")[:SOURCE_DIGITS],
         "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
         "CPU": f"{cpu} × {len(os.sched_getaffinity(0))}",
         "memory": f"{memory:.0f} GiB",
@@ -119,7 +124,9 @@ def main() -> int:
     parser.add_argument(
         "--update", action="store_true", help="write what the groups gave into results of this machine and these rounds"
     )
-    parser.add_argument("--rounds", type=int, default=3, help="how often each side is measured (%(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=ROUNDS, help="how often each side is measured (%(default)s; fewer write nothing)"
+    )
     chosen = parser.parse_args()
     if unknown := set(chosen.groups) - set(GROUPS):
         parser.error(f"there is no group {', '.join(sorted(unknown))}; there are {', '.join(GROUPS)}")
@@ -134,15 +141,18 @@ def main() -> int:
         machine.copy_in(package, f"/root/{package.name}")
         machine.run("apt-get", "-qy", "install", f"/root/{package.name}")
         bench = Bench(machine, package, demo_wheels, wheels, chosen.rounds)
-        for group in todo:
-            say(f"measuring: {group}")
-            work: Callable[[], list[Row]] = getattr(bench, group)
-            rows += work()
-    results = {"about": here, "rows": [row.plainly() for row in rows]}
-    print(report.shown(results))
+        try:
+            for group in todo:
+                say(f"measuring: {group}")
+                work: Callable[[], list[Row]] = getattr(bench, group)
+                rows += work()
+        finally:
+            # What was measured before a fault is not lost.
+            results = {"about": here, "rows": [row.as_json() for row in rows]}
+            print(report.shown(results))
     if chosen.update:
         results = report.updated(before, results)
-    if chosen.update or not chosen.groups:
+    if chosen.rounds >= ROUNDS and (chosen.update or not chosen.groups):
         for path in report.write(results):
             say(f"written: {path}")
     missed = report.missed(rows)

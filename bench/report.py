@@ -9,7 +9,7 @@ from typing import Any
 
 from machine import PROJECT
 
-from bench.rows import MISSED, Row
+from bench.rows import MISSED, Bound, Row
 
 RESULTS = PROJECT / "bench/results.json"
 PAGE, PLOT = PROJECT / "docs/performance.md", PROJECT / "docs/performance.svg"
@@ -87,8 +87,15 @@ def plot(results: dict[str, Any]) -> None:
 
 def missed(rows: Sequence[Row]) -> list[str]:
     """The bounds that are not met, in words."""
+
+    def measured(row: Row, bound: Bound) -> str:
+        value = row.bounded(bound)
+        if bound.ratio or bound.start:
+            return NOTHING if value is None else f"{value:.2f}"
+        return f"{number(statistics.median(row.ours))} {row.unit}"
+
     return [
-        f"{row.what}: {bound}, but it is {number(statistics.median(row.ours))} {row.unit}"
+        f"{row.group}: {row.what}: {bound}, but it is {measured(row, bound)}"
         for row in rows
         for bound, verdict in row.verdicts()
         if verdict == MISSED

@@ -10,14 +10,20 @@ MET, MISSED = "met", "missed"
 
 @dataclass(frozen=True)
 class Bound:
-    """What a figure may be at most, or at least. `ratio` bounds it against the other side, else it stands alone."""
+    """What a figure may be at most, or at least.
+
+    `ratio` bounds it against the other side's; `start` against the other side's start, which is this long (seconds);
+    else it stands alone.
+    """
 
     limit: float
     ratio: bool = False
     least: bool = False
+    start: float = 0.0
 
     def __str__(self) -> str:
-        return f"{'≥' if self.least else '≤'} {self.limit:g}{' of plain' if self.ratio else ''}"
+        of = " of plain" if self.ratio else " of plain's start" if self.start else ""
+        return f"{'≥' if self.least else '≤'} {self.limit:g}{of}"
 
 
 @dataclass(frozen=True)
@@ -41,16 +47,20 @@ class Row:
             return None
         return statistics.median(self.ours) / statistics.median(self.plain)
 
+    def bounded(self, bound: Bound) -> float | None:
+        """What a bound is about: the median, or its part of the other side's; None if there is no other side."""
+        return self.ratio if bound.ratio else statistics.median(self.ours) / (bound.start or 1)
+
     def verdicts(self) -> list[tuple[Bound, str]]:
         """Each bound and whether it is met."""
         found = []
         for bound in self.bounds:
-            value = self.ratio if bound.ratio else statistics.median(self.ours)
+            value = self.bounded(bound)
             met = value is not None and (value >= bound.limit if bound.least else value <= bound.limit)
             found.append((bound, MET if met else MISSED))
         return found
 
-    def plainly(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """For results.json."""
         return {
             "group": self.group,

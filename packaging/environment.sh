@@ -11,7 +11,16 @@ export PYTHONDONTWRITEBYTECODE=1
 
 say() { echo "environment: $*"; }
 
+prove() {
+    # The directory is not the caller's home: libraries look there for settings.
+    env VLLM_TARGET_DEVICE=cpu HOME="$proofs" "$staged/bin/python" -I "$here/import_proof.py" "$proofs/$1"
+}
+
 say "as installed: $(du -sm "$staged" | cut -f1) MB"
+say "importing every module of the engine, as installed"
+proofs=$(mktemp -d)
+trap 'rm -rf "$proofs"' EXIT
+prove before
 
 # Building C++ extensions, and tests that wheels bring along. torch.compile on a GPU host needs torch/include, a CPU
 # instance runs eager.
@@ -39,15 +48,7 @@ say "compiling"
 "$staged/bin/python" -m compileall -q -j 0 --invalidation-mode unchecked-hash -x /py312_intrinsics \
     -s "$staged" -p "$final" "$staged/lib"
 
-prove() {
-    # The directory is not the caller's home: libraries look there for settings.
-    env VLLM_TARGET_DEVICE=cpu HOME="$proofs" "$staged/bin/python" -I "$here/import_proof.py" "$proofs/$1"
-}
-
-say "trimming, and importing every module of the engine before and after"
-proofs=$(mktemp -d)
-trap 'rm -rf "$proofs"' EXIT
-prove before
+say "trimming, and importing them again"
 "$staged/bin/python" "$here/left_out.py" "$packages" "$left_out"
 "$staged/bin/python" "$here/strip_symbols.py" "$staged"
 prove after

@@ -62,5 +62,7 @@ if __name__ == "__main__":
     nowhere = io.StringIO()
     with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         results = proof()
+    if absent := [name for name in ON_DEMAND if results[name] != "imported"]:
+        sys.exit(f"imports: these are needed and cannot be imported: {', '.join(absent)}")
     Path(sys.argv[1]).write_text(json.dumps(results, indent=0, sort_keys=True), encoding="utf-8")
     print(f"imports: {sum(value == 'imported' for value in results.values())} of {len(results)} modules")

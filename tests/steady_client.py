@@ -16,10 +16,12 @@ PAUSE_SEC = 0.05
 
 counts = {"plain": 0, "streamed": 0}
 failures: list[str] = []
+took: list[float] = []  # by each answer (seconds)
 
 
 async def ask(client: httpx.AsyncClient, url: str, model: str, kind: str) -> None:
     # A random model draws its end-of-text token now and then.
+    begin = time.monotonic()
     body = {"model": model, "prompt": "License", "max_tokens": TOKENS, "ignore_eos": True}
     try:
         if kind == "plain":
@@ -36,6 +38,7 @@ async def ask(client: httpx.AsyncClient, url: str, model: str, kind: str) -> Non
             said = str(lines[-3:])
         if right:
             counts[kind] += 1
+            took.append(time.monotonic() - begin)
         else:
             failures.append(f"{time.strftime('%T')} {kind}: {answer.status_code} {said[:200]}")
     except (httpx.HTTPError, ValueError, LookupError) as error:
@@ -51,7 +54,7 @@ async def main(url: str, model: str, enough: Path) -> None:
             tasks.append(asyncio.create_task(ask(client, url, model, "plain" if len(tasks) % 2 else "streamed")))
             await asyncio.sleep(PAUSE_SEC)
         await asyncio.gather(*tasks)
-    print(json.dumps({"counts": counts, "failures": failures}))
+    print(json.dumps({"counts": counts, "failures": failures, "longest": max(took, default=0.0)}))
 
 
 if __name__ == "__main__":

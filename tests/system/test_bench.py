@@ -7,7 +7,7 @@ from bench.sides import sides
 
 from .conftest import SUMMARY, TINY_MODEL, Host
 
-MARGIN = 2.0
+MARGIN = 1.5
 """So much worse than the project's own bounds may one hurried measurement be; `./build.sh bench` has the real ones."""
 
 
@@ -15,9 +15,12 @@ def test_ratios(host: Host) -> None:
     host.made.add("ratio")
     pair = plain, ours = sides(host.machine, "ratio", MODEL=TINY_MODEL, PORT=21900, KV_CACHE_GB=0.25)
     try:
+        # The first start of a model is another than the later ones, which the bounds are about.
+        plain.start()
+        plain.stop()
         theirs = plain.start()[1]
         start, recovery = ours.start()[0] / theirs, ours.kill_engine() / theirs
-        rows = load(pair, tokenizer=TINY_MODEL, loads=[(8, 64)], rounds=2, say=print, title="test")
+        rows = load(pair, tokenizer=TINY_MODEL, loads=[(8, 400)], rounds=2, say=print, title="test")
     finally:
         plain.stop()
         host.machine.run("rm", "/etc/systemd/system/plain-ratio.service")

@@ -10,7 +10,7 @@ def test_verdicts_are_on_medians_and_ratios() -> None:
     row = Row("start", "start", "s", [30.0, 10.0, 20.0], [9.0, 8.0, 40.0], [Bound(0.45, ratio=True), Bound(8.5)])
     assert row.ratio == 0.45
     assert [verdict for _, verdict in row.verdicts()] == [MET, MISSED]
-    assert report.missed([row]) == ["start: ≤ 8.5, but it is 9 s"]
+    assert report.missed([row]) == ["start: start: ≤ 8.5, but it is 9 s"]
 
 
 def test_a_bound_may_be_a_least_one() -> None:
@@ -18,11 +18,20 @@ def test_a_bound_may_be_a_least_one() -> None:
     assert [(str(bound), verdict) for bound, verdict in row.verdicts()] == [("≥ 0.98 of plain", MISSED)]
 
 
+def test_a_bound_may_be_a_part_of_a_start() -> None:
+    row = Row("start", "engine killed", "s", [20.0], [3.0], [Bound(0.2, start=20.0), Bound(0.1, start=20.0)])
+    assert [(str(bound), verdict) for bound, verdict in row.verdicts()] == [
+        ("≤ 0.2 of plain's start", MET),
+        ("≤ 0.1 of plain's start", MISSED),
+    ]
+    assert report.missed([row]) == ["start: engine killed: ≤ 0.1 of plain's start, but it is 0.15"]
+
+
 def test_what_has_no_other_side_has_no_ratio_and_misses_a_bound_on_one() -> None:
     row = Row("host", "size", "MB", [], [300.0], [Bound(600), Bound(1, ratio=True)])
     assert row.ratio is None
     assert [verdict for _, verdict in row.verdicts()] == [MET, MISSED]
-    assert report.lines({"rows": [row.plainly()]}) == [
+    assert report.lines({"rows": [row.as_json()]}) == [
         ("host: size", report.NOTHING, "300 MB", report.NOTHING, "≤ 600", MET),
         ("", "", "", "", "≤ 1 of plain", MISSED),
     ]
@@ -30,7 +39,7 @@ def test_what_has_no_other_side_has_no_ratio_and_misses_a_bound_on_one() -> None
 
 def test_some_groups_are_measured_again() -> None:
     def made(*rows: Row, **about: str) -> dict[str, Any]:
-        return {"about": about, "rows": [row.plainly() for row in rows]}
+        return {"about": about, "rows": [row.as_json() for row in rows]}
 
     first = [Row("load", "throughput", unit, [1.0], [2.0]) for unit in ("tokens/s", "requests/s")]
     again = Row("load", "throughput", "tokens/s", [1.0], [3.0])

@@ -209,7 +209,9 @@ def beside(old: ServiceConfigSchema, old_model: str, new: ServiceConfigSchema, n
     limit = min(old.memory_limit_gb, new.memory_limit_gb)
     if fits_beside(old, old_model, new, new_model, limit):
         return True
-    log.info("Two servers do not fit in MEMORY_LIMIT_GB=%g; the old one ends before the new one starts", limit)
+    sized = all(config.gpu_devices or config.kv_cache_gb is not None for config in (old, new))
+    advice = "" if sized else " (without KV_CACHE_GB the cache takes what there is)"
+    log.info("Two servers do not fit in MEMORY_LIMIT_GB=%g%s; the old one ends before the new one starts", limit, advice)
     return False
 
 

@@ -211,7 +211,7 @@ def beside(old: ServiceConfigSchema, old_model: str, new: ServiceConfigSchema, n
         return True
     sized = all(config.gpu_devices or config.kv_cache_gb is not None for config in (old, new))
     advice = "" if sized else " (without KV_CACHE_GB the cache takes what there is)"
-    log.info("Two servers do not fit in MEMORY_LIMIT_GB=%g%s; the old one ends before the new one starts", limit, advice)
+    log.info("Two servers do not fit in MEMORY_LIMIT_GB=%g%s; the old one ends before the new starts", limit, advice)
     return False
 
 

@@ -223,10 +223,10 @@ def test_whether_two_servers_fit(
         (tmp_path / "more.safetensors").symlink_to("nowhere")
     values = {"name": "m", "model": model, "port": 11500, "memory_limit_gb": limit, "allow_download": True}
     settings = ServiceConfigSchema.model_validate(values | more)
-    assert reload.beside(settings, model, settings, model) is expected
+    assert (not reload.apart(settings, model, settings, model)) is expected
     for method in ("beside", "restart"):
         told = settings.model_copy(update={"reload_method": method})
-        assert reload.beside(settings, model, told, model) is (method == "beside")
+        assert (not reload.apart(settings, model, told, model)) is (method == "beside")
 
 
 def keyed(**more: object) -> ServiceConfigSchema:

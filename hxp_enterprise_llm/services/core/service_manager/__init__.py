@@ -197,7 +197,7 @@ class ServiceManager:
         return service
 
     async def _job(self, systemd: "Systemd", verb: str, name: str) -> None:
-        from hxp_enterprise_llm.services.core.service_manager.notify import RELOAD_REFUSED, WENT_BACK
+        from hxp_enterprise_llm.services.core.service_manager.notify import RELOAD_REFUSED, WAITED, WENT_BACK
         from hxp_enterprise_llm.services.core.service_manager.service import State
         from hxp_enterprise_llm.utils.errors import ExitStatus, JobFailed, NotRunning
 
@@ -222,6 +222,8 @@ class ServiceManager:
         said = str(properties.get("StatusText") or f"see: journalctl -u citadel-llm@{name}")
         refused = verb == "Reload" and said.startswith((RELOAD_REFUSED, WENT_BACK))
         if result == "done" and not refused:
+            if verb == "Reload" and (why := said.partition(WAITED)[2]):
+                log.warning("%s: requests waited while it was reloaded: %s", name, why)
             return
         status = ExitStatus.CONFIG if refused else properties.get("ExecMainStatus")
         raise JobFailed(f"{name}: {verb.lower()} {'in vain' if refused else result}: {said}", status)

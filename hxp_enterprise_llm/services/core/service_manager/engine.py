@@ -188,6 +188,8 @@ def arguments(config: ServiceConfigSchema, model: str) -> list[str]:
     words = [word for flag in flags.items() for word in flag]
     if not config.gpu_devices:
         # torch.compile on a CPU wants a C++ compiler and writable, executable memory; the unit offers neither.
+        if any(word.replace("_", "-").startswith("--no-enforce") for word in config.vllm_args):
+            raise _refused(config, "VLLM_ARGS: --no-enforce-eager cannot be used: on a CPU nothing is compiled here")
         words.append("--enforce-eager")
     return [*words, *config.vllm_args]
 

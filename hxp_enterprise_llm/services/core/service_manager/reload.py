@@ -202,17 +202,18 @@ def same_server(old: ServiceConfigSchema, new: ServiceConfigSchema) -> bool:
     return old.model_copy(update=files) == new.model_copy(update=files)
 
 
-def beside(old: ServiceConfigSchema, old_model: str, new: ServiceConfigSchema, new_model: str) -> bool:
-    """Whether a reload starts the new server beside the old one."""
-    if new.reload_method != "auto":
-        return new.reload_method == "beside"
+def apart(old: ServiceConfigSchema, old_model: str, new: ServiceConfigSchema, new_model: str) -> str:
+    """Why a reload does not start the new server beside the old one, empty if it does."""
     limit = min(old.memory_limit_gb, new.memory_limit_gb)
-    if fits_beside(old, old_model, new, new_model, limit):
-        return True
-    sized = all(config.gpu_devices or config.kv_cache_gb is not None for config in (old, new))
-    advice = "" if sized else " (without KV_CACHE_GB the cache takes what there is)"
-    log.info("Two servers do not fit in MEMORY_LIMIT_GB=%g%s; the old one ends before the new starts", limit, advice)
-    return False
+    tight = ""
+    if new.reload_method != "restart" and not fits_beside(old, old_model, new, new_model, limit):
+        tight = f"two servers do not fit in MEMORY_LIMIT_GB={limit:g}"
+        if any(config.kv_cache_gb is None and not config.gpu_devices for config in (old, new)):
+            tight += ", for without KV_CACHE_GB the cache takes what there is"
+    if tight and new.reload_method == "beside":
+        log.warning("RELOAD_METHOD=beside, though by estimate %s: the kernel may end either", tight)
+        return ""
+    return tight or ("RELOAD_METHOD=restart" if new.reload_method == "restart" else "")
 
 
 def fits_beside(

@@ -14,12 +14,12 @@ class Retirement:
     def __init__(self) -> None:
         self._task: asyncio.Task[None] | None = None
 
-    def begin(self, server: ServerProcess, limit: float) -> None:
-        """End a server without cutting a request, if they end within `limit` seconds."""
+    def begin(self, server: ServerProcess, limit: float, *, patient: bool = False) -> None:
+        """End a server without cutting a request, if they end within `limit` seconds; `patient` as in `leave`."""
 
         async def retire() -> None:
             try:
-                if not await server.leave(limit):
+                if not await server.leave(limit, patient=patient):
                     log.warning("Requests were still in flight after %g s and have been cut", limit)
             finally:
                 server.kill()

@@ -164,15 +164,19 @@ class ServerProcess:
                 raise EngineDied(f"the server has not {what} before its end")
             await asyncio.sleep(LOOK_SEC)
 
-    async def leave(self, limit: float) -> bool:
+    async def leave(self, limit: float, *, patient: bool = False) -> bool:
         """Have it accept no more connections, and wait up to `limit` s for its clients to go; False if it cuts one.
+
+        One that nobody waits for may be `patient`: the limit then counts from the last token.
 
         New connections wait in the public listener's queue, or go to a successor. A client that keeps an idle
         connection is gone when uvicorn closes that, as it does in any case (VLLM_HTTP_TIMEOUT_KEEP_ALIVE).
         """
         self._tell("leave")
-        begin = time.monotonic()
+        begin, progress = time.monotonic(), None
         while time.monotonic() - begin < limit and self._runs():
+            if patient and self.pulse and self.pulse.progress != progress:
+                begin, progress = time.monotonic(), self.pulse.progress
             # Once the door is shut their number can but fall: an old pulse does no harm.
             if self.pulse and not self.pulse.open and not self.pulse.connections:
                 return True

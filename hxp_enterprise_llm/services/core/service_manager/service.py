@@ -58,6 +58,13 @@ def mending(properties: Mapping[str, Any]) -> bool:
     return properties.get("ActiveState") == "active" and status.startswith((RECOVERING, IMPORTING, LOADING))
 
 
+def _reason(properties: Mapping[str, Any]) -> str:
+    """What the main process said last; of one that was killed that it was, since its last words are of before."""
+    if properties.get("SubState") == "auto-restart" and properties.get("Result") in ("signal", "core-dump", "watchdog"):
+        return f"the main process was ended ({properties['Result']}); systemd starts it again after RESTART_SEC"
+    return str(properties.get("StatusText", ""))
+
+
 class Service(BaseModel):
     """One instance. Memory in bytes, times as seconds or UTC; None is what systemd or the settings do not say.
 
@@ -124,7 +131,7 @@ class Service(BaseModel):
             enabled=properties.get("UnitFileState") == "enabled",
             config=config,
             faults=faults,
-            reason=str(properties.get("StatusText", "")),
+            reason=_reason(properties),
             pid=figure("MainPID") or None,
             since=datetime.fromtimestamp(changed / 1e6, UTC) if changed else None,
             restarts=figure("NRestarts") or 0,

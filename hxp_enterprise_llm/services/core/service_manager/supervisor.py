@@ -64,7 +64,7 @@ class Supervisor:
         self._servers: list[ServerProcess] = []
         # What to go back to if the settings of a reload turn out to start no server.
         self._previous: tuple[ServiceConfigSchema, str] | None = None
-        self._went_back = ""  # why, until a server with the settings before has said so
+        self._went_back = self._waited = ""  # why, which the next server that is ready tells
         self._unit = unit
         self._begin = 0.0
         self._retiring = Retirement()
@@ -117,9 +117,9 @@ class Supervisor:
                     await self._drain(server)
                     return
                 before = self._now.turn()
-                if not reload.beside(*before, self._now.config, self._now.model):
-                    self._previous = before
-                    self._notifier.say("Reloading: answering what has been asked; new requests wait")
+                if apart := reload.apart(*before, self._now.config, self._now.model):
+                    self._previous, self._waited = before, apart
+                    self._notifier.say(f"Reloading, the old server leaves first: {apart}; new requests wait")
                     self._retiring.begin(server, before[0].drain_timeout_sec)
                     while not self._stop.is_set() and not await self._retiring.over(notify.FEED_SEC):
                         self._notifier.feed(notify.FEED_SEC)
@@ -169,8 +169,9 @@ class Supervisor:
         self._state.started(took, address, self._now.credentials.expires)
         state = {} if reloading else {"READY": 1}
         text = f"Ready: {config.api_name} on {address.url}, started in {took:.1f} s"
+        text += f"{notify.WAITED}{self._waited}" if self._waited else ""
         self._notifier.say(f"{notify.WENT_BACK}: {self._went_back}" if self._went_back else text, **state)
-        self._went_back = ""
+        self._went_back = self._waited = ""
         return True
 
     async def _replace(
@@ -194,7 +195,7 @@ class Supervisor:
         if successor and ready:
             if ended:
                 self._state.failed(ended.code, str(ended))
-            self._retiring.begin(server, old.drain_timeout_sec)
+            self._retiring.begin(server, old.drain_timeout_sec, patient=True)
             return successor
         if successor:
             successor.kill()

@@ -76,3 +76,22 @@ def test_a_reload_takes_in_variables_and_forgets_them(host: Host) -> None:
     print(f"threads of the engine: {one}, {three}, {again}; debugging lines: {quiet}, {loud}, {silence}")
     assert one == again < three
     assert (quiet, silence) == (0, 0) and loud > 0
+
+
+def test_an_engine_that_dies_while_its_successor_loads(host: Host) -> None:
+    """A changed variable makes for a long load: an import. Who asks meanwhile waits for the new server."""
+    settings = {"MODEL": TINY_MODEL, "PORT": PORT, "KV_CACHE_GB": 0.25}
+    host.settings("dying", **settings)
+    host.machine.run("systemctl", "start", "citadel-llm@dying")
+    host.settings("dying", **settings, VLLM_LOGGING_LEVEL="WARNING", MAX_MODEL_LEN=1000)
+    ask = f"curl -sf -H 'Content-Type: application/json' -d @/root/body http://127.0.0.1:{PORT}/v1/completions"
+    host.machine.write("/root/body", json.dumps({"prompt": "x", "max_tokens": 4}))
+    reloading = "systemctl reload citadel-llm@dying & sleep 1; pkill -KILL -f '^VLLM::EngineCore'; sleep 0.5"
+    host.machine.run("sh", "-c", f"{reloading}; {ask} || exit 1; wait $!")
+    journal = host.journal("dying")
+    assert "ended, while another one is starting" in journal
+    assert journal.count("Ready: dying on ") == 2, "the first start and the reload"
+    models = host.machine.output("curl", "-s", f"http://127.0.0.1:{PORT}/v1/models")
+    assert json.loads(models)["data"][0]["max_model_len"] == 1000
+    state = json.loads(host.machine.output("cat", "/run/citadel-llm/dying/state.json"))
+    assert state["failures"] == {"engine-died": 1}

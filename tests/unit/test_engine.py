@@ -156,6 +156,15 @@ def test_the_environment_is_clean_and_the_settings_win(tmp_path: Path) -> None:
     assert "TORCHDYNAMO_DISABLE" not in environment(gpu_devices="0")
 
 
+def test_nothing_is_compiled_on_a_cpu(model: Path) -> None:
+    for flag in ("--no-enforce-eager", "--no_enforce_eager", "--no-enforce"):
+        with pytest.raises(SettingsRefused, match="nothing is compiled"):
+            engine.arguments(config(vllm_args=(flag,)), str(model))
+    assert "--no-enforce-eager" in engine.arguments(
+        config(gpu_devices="0", vllm_args=("--no-enforce-eager",)), str(model)
+    )
+
+
 def test_a_small_model_leaves_a_core_to_the_api_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)))
     weights = tmp_path / "model.safetensors"

@@ -58,6 +58,33 @@ def test_a_server_that_does_not_take_its_keys_is_ended(one_server: Any) -> None:
     assert one_server.signals == [9]
 
 
+def test_what_imports_is_no_engine(one_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the fork the fork server stands for the server; it must not end with that."""
+    importing = SimpleNamespace(pid=os.getpid(), name=lambda: "VLLM::ForkServer")
+    monkeypatch.setattr(one_server.it, "processes", lambda: [importing])
+    one_server.it.watch_engines()
+    assert one_server.it._engines == {}
+
+
+@pytest.mark.parametrize(("patient", "seconds"), [(True, 0.6), (False, 0.3)])
+def test_a_patient_leave_lasts_while_tokens_come(
+    one_server: Any, monkeypatch: pytest.MonkeyPatch, patient: bool, seconds: float
+) -> None:
+    """They come for 0.4 s, and the limit is 0.3."""
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+
+    async def tick(_: float) -> None:
+        clock.now += 0.05
+        tokens = min(int(clock.now / 0.1), 4)
+        one_server.it.pulse = Pulse(clock.now, 1, 1, False, 1, [tokens])
+
+    monkeypatch.setattr(server_process, "time", clock)
+    monkeypatch.setattr(server_process.asyncio, "sleep", tick)
+    assert asyncio.run(one_server.it.leave(0.3, patient=patient)) is False
+    assert clock.now >= seconds
+    assert (clock.now > 0.35) is patient
+
+
 def test_a_server_that_cannot_be_told_never_opens(one_server: Any) -> None:
     one_server.it._channel.close()
 

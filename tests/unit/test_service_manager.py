@@ -209,6 +209,29 @@ def test_a_reload_says_what_it_was_for(root: Root) -> None:
     assert failed.value.exit_status == ExitStatus.CONFIG
 
 
+def test_a_reload_that_systemd_holds_for_done_may_be_in_vain_or_not_beside(
+    root: Root, caplog: pytest.LogCaptureFixture
+) -> None:
+    root.instance("a", GOOD)
+    said = "Ready with the old settings, the new ones start no server: the cache is too small"
+    with pytest.raises(JobFailed, match=f"a: reload in vain: {said}") as failed:
+        manager(root, FakeSystemd(ActiveState="active", SubState="running", StatusText=said)).reload("a")
+    assert failed.value.exit_status == ExitStatus.CONFIG
+    said = "Ready: a, started in 1 s; requests waited meanwhile: two servers do not fit"
+    manager(root, FakeSystemd(ActiveState="active", SubState="running", StatusText=said)).reload("a")
+    assert caplog.messages == ["a: requests waited while it was reloaded: two servers do not fit"]
+
+
+def test_one_that_was_killed_is_not_described_by_its_last_words(root: Root) -> None:
+    root.instance("a", GOOD)
+    systemd = FakeSystemd(
+        ActiveState="activating", SubState="auto-restart", Result="signal", StatusText="Ready: a on http://x"
+    )
+    assert manager(root, systemd).status("a").reason == (
+        "the main process was ended (signal); systemd starts it again after RESTART_SEC"
+    )
+
+
 def test_a_failed_job_says_what_the_unit_says(root: Root) -> None:
     root.instance("a", GOOD)
     systemd = FakeSystemd({"citadel-llm@a.service": "failed"}, StatusText="Failed: PORT is missing", ExecMainStatus=78)

@@ -111,9 +111,11 @@ class ServerProcess:
 
         vLLM's API server itself looks only every 5 s, and then ends with status 0.
         """
-        for process in self.processes():
+        if self._process.pid is None:
+            return
+        for process in self.engines():
             with suppress(psutil.NoSuchProcess, ProcessLookupError):
-                if process.pid not in {self._process.pid, *self._engines} and process.name().startswith(ENGINE_TITLE):
+                if process.pid not in self._engines and process.name().startswith(ENGINE_TITLE):
                     self._engines[process.pid] = os.pidfd_open(process.pid)
 
     async def ended(self) -> str:

@@ -273,7 +273,7 @@ INSTANCE_KEYS = {
         _like("DEFAULT_RESTART_POLICY", "RESTART_POLICY", "When systemd starts the service again, as its Restart=."),
         _like("DEFAULT_RESTART_SEC", "RESTART_SEC", "Pause before systemd starts the service again (seconds)."),
         Key("START_TIMEOUT_SEC", timeout, "300", "How long loading may go without progress (seconds)."),
-        Key("DRAIN_TIMEOUT_SEC", seconds, "30", "How long a stop waits for requests in flight (seconds)."),
+        Key("DRAIN_TIMEOUT_SEC", seconds, "30", "How long a stop or reload waits for requests in flight (seconds)."),
         Key("HANG_TIMEOUT_SEC", timeout, "300", "How long requests may wait without a token coming (seconds)."),
         Key("MAX_MODEL_LEN", tokens, None, "Longest prompt and answer together (tokens); without it the model's."),
         Key("KV_CACHE_GB", gigabytes, None, "Memory for the KV cache (GB); without it what the limit leaves."),

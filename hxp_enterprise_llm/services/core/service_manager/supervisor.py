@@ -269,10 +269,10 @@ class Supervisor:
 
     async def _drain(self, server: ServerProcess | None) -> None:
         """End without cutting a request, if they end in time; without a server, the one that leaves already."""
-        self._notifier.send(STOPPING=1)
         limit = self._now.config.drain_timeout_sec
-        self._notifier.say(f"Stopping: waiting up to {limit:g} s for requests in flight")
-        leaving = [self._retiring.over(), *([server.drain(limit + DRAIN_GRACE_SEC)] if server else [])]
+        self._notifier.say(f"Stopping: waiting up to {limit:g} s for requests in flight", STOPPING=1)
+        until = limit + DRAIN_GRACE_SEC
+        leaving = [self._retiring.over(until), *([server.drain(until)] if server else [])]
         if not all(await asyncio.gather(*leaving)):
             log.warning("Requests were still in flight after %g s and have been cut", limit)
         self._notifier.say("Stopped")

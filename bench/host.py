@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from base_tree import PROJECT, package_depends
 from fakes import Fakes
-from machine import PROJECT, Machine, package_depends
+from machine import Machine
 
 from bench.rows import Bound, Row
 

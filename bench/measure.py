@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from machine import PROJECT, Machine
+from base_tree import PROJECT
+from machine import Machine
 
 from bench.rows import Bound, Row
 from bench.sides import Side

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from machine import PROJECT
+from base_tree import PROJECT
 
 from bench.rows import MISSED, Bound, Row
 

@@ -8,7 +8,8 @@ import shutil
 import zipfile
 from pathlib import Path
 
-from machine import CACHE, PROJECT, Machine
+from base_tree import CACHE, PROJECT
+from machine import Machine
 
 NAME = "SmolLM2-135M-Instruct"
 CONVERTER = PROJECT / "packaging/smollm2.py"

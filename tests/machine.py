@@ -9,10 +9,7 @@ Standard library only: the demo runs it with the distribution's Python.
 """
 
 import contextlib
-import fcntl
-import hashlib
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -22,20 +19,13 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-PROJECT = Path(__file__).resolve().parent.parent
-CACHE = Path(os.environ.get("CITADEL_BUILD_CACHE", "/var/cache/citadel-llm-build"))
+from base_tree import CACHE, ENVIRONMENT, base_tree
+
 CGROUPS = Path("/sys/fs/cgroup")
 V1_CONTROLLERS = ("memory", "cpu", "cpuacct", "pids", "blkio", "cpuset", "devices", "freezer")
-TREE_PACKAGES = ("systemd", "systemd-sysv", "dbus", "iproute2", "procps", "curl")
 SHUTDOWN_SIGNAL = signal.SIGRTMIN + 3  # systemd(1): start halt.target
 SHUTDOWN_SEC = 60
 BOOT_SEC = 60
-ENVIRONMENT = {
-    "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
-    "LANG": "C.UTF-8",
-    "HOME": "/root",
-    "DEBIAN_FRONTEND": "noninteractive",
-}
 
 
 def host_runs_systemd() -> bool:
@@ -47,62 +37,6 @@ def _controllers() -> list[str]:
     """The hierarchies in which a machine has a group of its own, with those in which systemd keeps its processes."""
     own = [name for name in ("systemd", "unified") if (CGROUPS / name / "cgroup.procs").exists()]
     return [*V1_CONTROLLERS, *own]
-
-
-def package_depends() -> list[str]:
-    """The packages that ours depends on, for the base tree to have their .debs at hand."""
-    control = (PROJECT / "debian/control").read_text(encoding="utf-8")
-    field = re.search(r"^Depends:(.*(?:\n[ \t].*)*)", control, re.MULTILINE)
-    assert field, "debian/control has no Depends"
-    names = re.sub(r"\(.*?\)|\$\{.*?\}|\n", "", field[1]).split(",")
-    return sorted(name.strip() for name in names if name.strip())
-
-
-def base_tree(suite: str = "bookworm", more: Sequence[str] = ()) -> Path:
-    """The tree of a minimal Debian with systemd, and `more` packages, made on first use (about a minute).
-
-    Our package's dependencies lie in apt's cache there, not installed: `apt install` then works as on any host,
-    and needs no network.
-    """
-    packages = (*TREE_PACKAGES, *more)
-    recipe = [suite, *packages, *package_depends()]
-    tree = CACHE / "trees" / f"{suite}-{hashlib.sha256(repr(recipe).encode()).hexdigest()[:12]}"
-    tree.parent.mkdir(parents=True, exist_ok=True)
-    with (tree.parent / "lock").open("w") as lock:
-        # Another run may be making it.
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not tree.is_dir():
-            _make_tree(suite, packages, tree)
-    return tree
-
-
-def _make_tree(suite: str, packages: Sequence[str], tree: Path) -> None:
-    print(f"making a base tree of {suite} (once)", flush=True)
-    partial = tree.with_suffix(".part")
-    shutil.rmtree(partial, ignore_errors=True)
-    log = CACHE / "debootstrap.log"
-    fetch = ["apt-get", "-qy", "--no-install-recommends", "--download-only", "install"]
-    steps = [
-        ["debootstrap", "--variant=minbase", f"--include={','.join(packages)}", suite, str(partial)],
-        ["chroot", str(partial), "apt-get", "-q", "update"],
-        ["chroot", str(partial), *fetch, "python3", "python3-venv", *package_depends()],
-    ]
-    try:
-        for step in steps:
-            with log.open("ab") as output:
-                done = subprocess.run(step, stdout=output, stderr=subprocess.STDOUT, env=ENVIRONMENT, check=False)
-            if done.returncode:
-                raise SystemExit(f"{step[0]} failed; is the network there? Its output is in {log}")
-    except BaseException:
-        # debootstrap mounts /proc and /sys below the tree.
-        for mounted in ("proc", "sys"):
-            subprocess.run(["umount", "--quiet", partial / mounted], check=False)
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    # The journal survives the machine, so that a failed test can keep it.
-    (partial / "var/log/journal").mkdir(exist_ok=True)
-    (partial / "etc/machine-id").unlink(missing_ok=True)
-    partial.rename(tree)
 
 
 class Machine:

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from machine import CACHE, CGROUPS
+from base_tree import CACHE
+from machine import CGROUPS
 
 
 def traces(name: str) -> list[str]:

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from base_tree import CACHE
 from fakes import Fakes
-from machine import CACHE, Machine
+from machine import Machine
 from versions import Versions
 
 PACKAGE = Path(os.environ.get("CITADEL_TEST_PACKAGE", "none"))

@@ -6,7 +6,8 @@ import signal
 import subprocess
 from pathlib import Path
 
-from machine import CACHE, PROJECT, SHUTDOWN_SEC
+from base_tree import CACHE, PROJECT
+from machine import SHUTDOWN_SEC
 from traces import traces
 
 DEMO = [str(PROJECT / "build.sh"), "demo"]

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from machine import CACHE, ENVIRONMENT, PROJECT, Machine, base_tree
+from base_tree import CACHE, ENVIRONMENT, PROJECT, base_tree
+from machine import Machine
 from versions import field, with_version
 
 from .conftest import PACKAGE, SUMMARY, install

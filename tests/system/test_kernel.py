@@ -12,7 +12,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from machine import CACHE, ENVIRONMENT, Machine
+from base_tree import CACHE, ENVIRONMENT
+from machine import Machine
 
 from .conftest import PACKAGE, SUMMARY
 

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from machine import ENVIRONMENT, Machine
+from base_tree import ENVIRONMENT
+from machine import Machine
 from versions import COMMENT, NEW_WORDS, Versions
 
 from .conftest import PACKAGE, SUMMARY, install

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from machine import PROJECT, Machine
+from base_tree import PROJECT
+from machine import Machine
 from traces import traces
 
 BOOT_AND_WAIT = """

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from machine import PROJECT
+from base_tree import PROJECT
 
 from .conftest import TINY_MODEL, Host
 
@@ -44,6 +44,8 @@ def test_no_request_fails_through_ten_reloads(host: Host, method: str, beside: b
     journal = host.journal(instance)
     assert journal.count(f"Ready: {instance} on ") == 1 + RELOADS
     assert journal.count("new requests wait") == (0 if beside else RELOADS)
+    waited = "requests waited meanwhile: RELOAD_METHOD=restart" in machine.show(unit, "StatusText")["StatusText"]
+    assert waited is not beside
     models = machine.output("curl", "-s", f"http://127.0.0.1:{PORT}/v1/models")
     assert json.loads(models)["data"][0]["max_model_len"] == 1000 + RELOADS
 
@@ -95,3 +97,21 @@ def test_an_engine_that_dies_while_its_successor_loads(host: Host) -> None:
     assert json.loads(models)["data"][0]["max_model_len"] == 1000
     state = json.loads(host.machine.output("cat", "/run/citadel-llm/dying/state.json"))
     assert state["failures"] == {"engine-died": 1}
+
+
+def test_a_stream_may_last_longer_than_the_drain_while_tokens_come(host: Host) -> None:
+    """On half a core, for the tiny model would be through too soon."""
+    tokens = 1900
+    settings = {"MODEL": TINY_MODEL, "PORT": PORT, "KV_CACHE_GB": 0.25, "CPU_CORES": 0.5, "DRAIN_TIMEOUT_SEC": 1}
+    host.settings("long", **settings)
+    host.machine.run("systemctl", "start", "citadel-llm@long")
+    more = {"stream": True, "stream_options": {"include_usage": True}, "ignore_eos": True}
+    host.machine.write("/root/body", json.dumps({"prompt": "x", "max_tokens": tokens, **more}))
+    ask = f"curl -sfN -H 'Content-Type: application/json' -d @/root/body http://127.0.0.1:{PORT}/v1/completions"
+    script = f"{ask} >/root/stream & sleep 1; systemctl reload citadel-llm@long; date +%s.%N; wait $!; date +%s.%N"
+    reloaded, ended = map(float, host.machine.output("sh", "-c", script).split())
+    print(f"the stream ended {ended - reloaded:.1f} s after the reload")
+    assert ended - reloaded > 2 * settings["DRAIN_TIMEOUT_SEC"], "too quick to show anything"
+    *_, usage, done = filter(None, host.machine.output("cat", "/root/stream").splitlines())
+    assert done == "data: [DONE]"
+    assert json.loads(usage.removeprefix("data: "))["usage"]["completion_tokens"] == tokens

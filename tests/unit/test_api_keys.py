@@ -1,4 +1,3 @@
-import asyncio
 import fcntl
 import os
 from collections.abc import Callable
@@ -6,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from stat import S_ISREG
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -14,7 +12,6 @@ from click.testing import CliRunner
 from hxp_enterprise_llm import reload_command
 from hxp_enterprise_llm.cli import keys
 from hxp_enterprise_llm.cli.commands import cli
-from hxp_enterprise_llm.services.core.service_manager.traffic import Traffic
 from hxp_enterprise_llm.utils import api_keys, config
 from hxp_enterprise_llm.utils.errors import CitadelError, NoSuchInstance, NotPermitted, SettingsRefused
 
@@ -270,50 +267,6 @@ def test_an_address_of_the_host_wants_a_key_or_a_word(root: Root) -> None:
     root.host("SERVER_IP=192.0.2.1\nALLOW_UNAUTHENTICATED=yes\n")
     root.instance("m", GOOD)
     assert config.load("m", str(root))[0].allow_unauthenticated
-
-
-def answer(path: str, authorization: bytes | None, kind: str = "http") -> dict[str, Any]:
-    """What a request is first answered, by an application that lets everybody in."""
-    sent: list[dict[str, Any]] = []
-
-    async def application(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200})
-
-    async def send(message: dict[str, Any]) -> None:
-        sent.append(message)
-
-    headers = [] if authorization is None else [(b"authorization", authorization)]
-    scope = {"type": kind, "method": "GET", "path": path, "headers": headers, "app": type("App", (), {"state": Any})}
-    scope["app"] = type("App", (), {"state": type("State", (), {"server": None})})
-    asyncio.run(Traffic(application)(scope, None, send))
-    return sent[0]
-
-
-@pytest.fixture
-def locked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Traffic, "key_digests", (api_keys.digest("first"), api_keys.digest("second")))
-
-
-@pytest.mark.parametrize(
-    "path", ["/v1/models", "/metrics", "/tokenize", "/invocations", "/docs", "/health/", "/Health"]
-)
-@pytest.mark.parametrize(
-    "given", [None, b"", b"Bearer", b"Bearer ", b"Bearer third", b"Basic first", b"first", b"\xff"]
-)
-def test_every_path_asks_for_a_key(locked: None, path: str, given: bytes | None) -> None:
-    assert answer(path, given)["status"] == 401
-
-
-@pytest.mark.parametrize("given", [b"Bearer first", b"bearer second", b"Bearer  first "])
-def test_each_key_opens(locked: None, given: bytes) -> None:
-    assert answer("/metrics", given)["status"] == 200
-
-
-def test_health_is_open_and_so_is_all_without_keys(locked: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert answer("/health", None)["status"] == 200
-    assert answer("/v1/realtime", None, "websocket") == {"type": "websocket.close", "code": 1008}
-    monkeypatch.setattr(Traffic, "key_digests", ())
-    assert answer("/metrics", None)["status"] == 200
 
 
 def test_the_file_of_keys_is_bounded(instance: Root, tmp_path: Path) -> None:

@@ -208,7 +208,7 @@ def floor(machine: Machine, starts: list[Row], rounds: int, say: Say) -> list[Ro
         begin = time.monotonic()
         machine.run(
             "env", "VLLM_TARGET_DEVICE=cpu", "TORCHDYNAMO_DISABLE=1", "/opt/citadel/env/bin/python", "-I", "-c",
-            "import hxp_enterprise_llm.services.core.service_manager.preload",
+            "import hxp_enterprise_llm.worker.preload",
         )  # fmt: skip
         values.append(time.monotonic() - begin)
     say(f"one import of what serves: {statistics.median(values):.1f} s")

@@ -18,14 +18,14 @@ PLAIN_OFFSET = 1000
 """What the other side's port is more than ours."""
 FLAGS = """
 import json, sys
-from hxp_enterprise_llm.services.core.service_manager import engine
-from hxp_enterprise_llm.utils import config
+from hxp_enterprise_llm.engine import launch
+from hxp_enterprise_llm.settings import config
 settings, _ = config.load(sys.argv[1])
-words = engine.arguments(settings, engine.find_model(settings))
+words = launch.arguments(settings, launch.find_model(settings))
 for flag in ("--middleware", "--model", "--port"):
     where = words.index(flag)
     del words[where:where + 2]
-print(json.dumps([engine.find_model(settings), *words]))
+print(json.dumps([launch.find_model(settings), *words]))
 """
 PLAIN_UNIT = """\
 [Service]

@@ -50,7 +50,7 @@ def vllm_modules() -> list[str]:
 def proof() -> dict[str, str]:
     from vllm.model_executor.models import ModelRegistry
 
-    import hxp_enterprise_llm.services.core.service_manager.preload  # noqa: F401
+    import hxp_enterprise_llm.worker.preload  # noqa: F401
 
     results = {f"architecture {name}": ModelRegistry.models[name].load_model_cls().__name__ for name in ARCHITECTURES}
     return results | {name: outcome(name) for name in [*ON_DEMAND, *vllm_modules()]}

@@ -6,12 +6,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from hxp_enterprise_llm.utils.settings_keys import HOST_KEYS, INSTANCE_KEYS, PASSED_THROUGH, Key, allowed
+from hxp_enterprise_llm.settings.keys import HOST_KEYS, INSTANCE_KEYS, PASSED_THROUGH, Key, allowed
 
 HEAD = """\
 # Settings
 
-<!-- Made from hxp_enterprise_llm/utils/settings_keys.py by packaging/settings_page.py; edit there. -->
+<!-- Made from hxp_enterprise_llm/settings/keys.py by packaging/settings_page.py; edit there. -->
 
 `/etc/default/citadel-llm` holds the settings of the host, `/etc/default/citadel-llm-NAME` those of the instance NAME.
 `citadel-llm show NAME` prints what is in effect and where it comes from. After an edit: `systemctl daemon-reload`, and

@@ -11,7 +11,7 @@ from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.model_executor.models import ModelRegistry
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from hxp_enterprise_llm.services.core.service_manager import model_config, vllm_flags
+from hxp_enterprise_llm.engine import flags, model_config
 
 
 def kind(action: argparse.Action) -> str:
@@ -19,7 +19,7 @@ def kind(action: argparse.Action) -> str:
     return {int: "int", float: "float"}.get(action.type, "text")  # type: ignore[arg-type]
 
 
-def flags() -> list[dict[str, Any]]:
+def table() -> list[dict[str, Any]]:
     parser = make_arg_parser(FlexibleArgumentParser())
     return [
         {
@@ -34,5 +34,5 @@ def flags() -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    vllm_flags.TABLE.write_text(json.dumps(flags(), indent=0), encoding="utf-8")
+    flags.TABLE.write_text(json.dumps(table(), indent=0), encoding="utf-8")
     model_config.TABLE.write_text(json.dumps(sorted(ModelRegistry.get_supported_archs()), indent=0), encoding="utf-8")

@@ -25,7 +25,7 @@ COMMENT = "# A comment that the next version has.\n"
 NEW_WORDS = "Ready (next version): "
 """How the status of a process begins that runs the new code."""
 
-_MODULE = "hxp_enterprise_llm/services/core/service_manager/supervisor.py"
+_MODULE = "hxp_enterprise_llm/supervisor/supervisor.py"
 _OLD_WORDS = "Ready: "
 
 

@@ -16,7 +16,7 @@ def main() -> None:
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     from hxp_enterprise_llm.cli.commands import cli
     from hxp_enterprise_llm.cli.output import complain
-    from hxp_enterprise_llm.utils.errors import CitadelError, ExitStatus
+    from hxp_enterprise_llm.settings.errors import CitadelError, ExitStatus
 
     logging.basicConfig(level=logging.WARNING, format="citadel-llm: %(message)s")
     try:

@@ -4,11 +4,12 @@ from collections.abc import Iterator, Sequence
 
 import click
 
+from hxp_enterprise_llm.checks import host, start
+from hxp_enterprise_llm.checks.host import Finding
 from hxp_enterprise_llm.cli import output, strays
-from hxp_enterprise_llm.services.core.service_manager import ServiceManager, host_checks, start_check
-from hxp_enterprise_llm.services.core.service_manager.host_checks import Finding
-from hxp_enterprise_llm.utils import config as settings
-from hxp_enterprise_llm.utils.errors import ExitStatus, NoSuchInstance, SystemdUnreachable
+from hxp_enterprise_llm.control.service_manager import ServiceManager
+from hxp_enterprise_llm.settings import config as settings
+from hxp_enterprise_llm.settings.errors import ExitStatus, NoSuchInstance, SystemdUnreachable
 
 
 def check(names: Sequence[str], for_program: bool = False) -> ExitStatus:
@@ -39,8 +40,8 @@ def check(names: Sequence[str], for_program: bool = False) -> ExitStatus:
 
 def before_a_start(name: str) -> list[Finding]:
     """What is wrong with an instance that is new, and between it and the others."""
-    around = (finding for finding in host_checks.neighbours() if finding.instance == name)
-    return [*start_check.findings(name, running=False), *around]
+    around = (finding for finding in host.neighbours() if finding.instance == name)
+    return [*start.findings(name, running=False), *around]
 
 
 def _look(names: Sequence[str]) -> Iterator[Finding]:
@@ -52,12 +53,12 @@ def _look(names: Sequence[str]) -> Iterator[Finding]:
     except SystemdUnreachable as error:
         yield Finding("host", f"{error}; what runs and what is enabled is not checked", fatal=False)
         services = {}
-    around = [*host_checks.neighbours(), *host_checks.disk()]
+    around = [*host.neighbours(), *host.disk()]
     together = [service for service in services.values() if service.enabled or service.running or service.name in names]
-    around += host_checks.memory([service.config for service in together if service.config])
+    around += host.memory([service.config for service in together if service.config])
     for name in names or everything:
         service = services.get(name)
-        yield from start_check.findings(name, running=bool(service and service.pid))
+        yield from start.findings(name, running=bool(service and service.pid))
         yield from (finding for finding in around if finding.instance == name)
     yield from (Finding("host", warning, fatal=False) for warning in strays.warnings())
     yield from (finding for finding in around if finding.instance not in everything)

@@ -10,12 +10,12 @@ import click
 
 from hxp_enterprise_llm.cli import output, strays
 from hxp_enterprise_llm.cli.names import InstanceName, KeyName
-from hxp_enterprise_llm.generator import unit_name
-from hxp_enterprise_llm.services.core.service_manager import ServiceManager
-from hxp_enterprise_llm.services.core.service_manager.service import Service
-from hxp_enterprise_llm.utils import config as settings
-from hxp_enterprise_llm.utils.errors import CitadelError, ExitStatus, NoSuchInstance, SettingsRefused
-from hxp_enterprise_llm.utils.settings import load_host, load_instance
+from hxp_enterprise_llm.control.service import Service
+from hxp_enterprise_llm.control.service_manager import ServiceManager
+from hxp_enterprise_llm.settings import config as settings
+from hxp_enterprise_llm.settings.errors import CitadelError, ExitStatus, NoSuchInstance, SettingsRefused
+from hxp_enterprise_llm.settings.units import unit_name
+from hxp_enterprise_llm.settings.values import load_host, load_instance
 
 NAME = InstanceName()
 json_option = click.option("--json", "for_program", is_flag=True, help="Print JSON for a program.")
@@ -126,16 +126,16 @@ def _written(value: Any) -> str:
 @click.option("--set", "others", multiple=True, metavar="KEY=VALUE", help="Any other setting; may be repeated.")
 def create(name: str, model: str, port: int | None, others: tuple[str, ...]) -> None:
     """Create an instance: write its settings file. Starts nothing."""
-    from hxp_enterprise_llm.cli import create as creation
+    from hxp_enterprise_llm.cli import create
     from hxp_enterprise_llm.cli.checks import before_a_start
 
-    values = {"MODEL": model, "PORT": str(port or creation.free_port())}
+    values = {"MODEL": model, "PORT": str(port or create.free_port())}
     for word in others:
         key, equals, value = word.partition("=")
         if not equals:
             raise click.UsageError(f"--set {word}: write KEY=VALUE")
         values[key] = value
-    file = creation.create(name, values)
+    file = create.create(name, values)
     ServiceManager().settings_changed()
     click.echo(f"{file}: written, PORT={values['PORT']}")
     for finding in before_a_start(name):

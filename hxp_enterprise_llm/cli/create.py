@@ -7,11 +7,11 @@ from pathlib import Path
 
 import psutil
 
-from hxp_enterprise_llm.utils import config
-from hxp_enterprise_llm.utils.errors import CitadelError, NotPermitted, SettingsRefused
-from hxp_enterprise_llm.utils.settings import instance_file, instance_names, load_host, load_instance
-from hxp_enterprise_llm.utils.settings_file import Fault, shown
-from hxp_enterprise_llm.utils.settings_keys import is_instance_name
+from hxp_enterprise_llm.settings import config
+from hxp_enterprise_llm.settings.errors import CitadelError, NotPermitted, SettingsRefused
+from hxp_enterprise_llm.settings.grammar import Fault, shown
+from hxp_enterprise_llm.settings.keys import is_instance_name
+from hxp_enterprise_llm.settings.values import instance_file, instance_names, load_host, load_instance
 
 FIRST_PORT = 11400
 

@@ -13,13 +13,13 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from hxp_enterprise_llm.generator import MONITOR
-from hxp_enterprise_llm.services.core.service_manager.isolation import PORTS_SINCE, SIGNALS_SINCE, landlock_version
-from hxp_enterprise_llm.services.core.service_manager.systemd import Systemd
-from hxp_enterprise_llm.utils.errors import CitadelError
-from hxp_enterprise_llm.utils.processes import run
-from hxp_enterprise_llm.utils.settings import load_host, one_port_for_both
-from hxp_enterprise_llm.utils.settings_keys import GIBIBYTE
+from hxp_enterprise_llm.control.systemd import Systemd
+from hxp_enterprise_llm.settings.errors import CitadelError
+from hxp_enterprise_llm.settings.keys import GIBIBYTE
+from hxp_enterprise_llm.settings.units import MONITOR
+from hxp_enterprise_llm.settings.values import load_host, one_port_for_both
+from hxp_enterprise_llm.system.isolation import PORTS_SINCE, SIGNALS_SINCE, landlock_version
+from hxp_enterprise_llm.system.processes import run
 
 OLDEST_SYSTEMD = 252  # Debian 12's; older ones lack what the units use
 VERIFY_SEC, CONNECT_SEC = 120.0, 3.0

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from hxp_enterprise_llm import reload_command
-from hxp_enterprise_llm.services.core.service_manager import ServiceManager
-from hxp_enterprise_llm.utils import api_keys, config, credentials
-from hxp_enterprise_llm.utils.api_keys import ApiKey
-from hxp_enterprise_llm.utils.errors import CitadelError, NoSuchInstance, NotPermitted, SettingsRefused
-from hxp_enterprise_llm.utils.settings import read_alone
-from hxp_enterprise_llm.utils.settings_keys import HOST_KEYS
+from hxp_enterprise_llm.control.service_manager import ServiceManager
+from hxp_enterprise_llm.protocol import reload_request
+from hxp_enterprise_llm.settings import api_keys, config, credential_files
+from hxp_enterprise_llm.settings.api_keys import ApiKey
+from hxp_enterprise_llm.settings.errors import CitadelError, NoSuchInstance, NotPermitted, SettingsRefused
+from hxp_enterprise_llm.settings.keys import HOST_KEYS
+from hxp_enterprise_llm.settings.values import read_alone
 
 
 def file_of(name: str, root: str = "/") -> tuple[Path, bool]:
@@ -22,7 +22,7 @@ def file_of(name: str, root: str = "/") -> tuple[Path, bool]:
     file = config.api_key_file(name, root)
     if file:
         return Path(file), True
-    return Path(root, credentials.DIRECTORY[1:], f"{name}.keys"), False
+    return Path(root, credential_files.DIRECTORY[1:], f"{name}.keys"), False
 
 
 def listed(name: str, root: str = "/") -> list[ApiKey]:
@@ -97,11 +97,11 @@ def hand_over(name: str, root: str = "/") -> None:
     with ExitStack() as alone:
         alone.enter_context(_alone(root))
         file, _ = file_of(name, root)
-        contents = {credentials.API_KEY: credentials.read(str(file)).decode("latin-1")}
+        contents = {credential_files.API_KEY: credential_files.read(str(file)).decode("latin-1")}
         # Whatever else is wrong with the host's file.
         key = HOST_KEYS["VLLM_PID_PATH"]
         run_time = f"{read_alone(config.host_file(root), key)[0] or key.default}/{name}"
-        refused = reload_command.ask(run_time, pid, contents, reload_command.KEYS, sent=alone.close)
+        refused = reload_request.ask(run_time, pid, contents, reload_request.KEYS, sent=alone.close)
     if refused:
         raise CitadelError(f"{name} has not taken the keys in {file}, and asks for those that it had: {refused}")
 
@@ -109,9 +109,9 @@ def hand_over(name: str, root: str = "/") -> None:
 @contextmanager
 def _alone(root: str) -> Iterator[None]:
     """Let one at a time read keys and write them back, or hand them over; others wait."""
-    directory = Path(root, credentials.DIRECTORY[1:])
+    directory = Path(root, credential_files.DIRECTORY[1:])
     try:
-        descriptor = credentials.lock(root)
+        descriptor = credential_files.lock(root)
     except PermissionError:
         raise NotPermitted(f"{directory} can be read by root only; run it with sudo") from None
     except OSError as error:
@@ -124,7 +124,7 @@ def _alone(root: str) -> Iterator[None]:
 
 def _lines(file: Path) -> list[str]:
     try:
-        return credentials.content(str(file)).decode("utf-8", "replace").splitlines()
+        return credential_files.content(str(file)).decode("utf-8", "replace").splitlines()
     except FileNotFoundError:
         return []
     except PermissionError:

@@ -3,9 +3,9 @@
 import click
 from click.shell_completion import CompletionItem
 
-from hxp_enterprise_llm.generator import unit_name
-from hxp_enterprise_llm.utils import settings_keys
-from hxp_enterprise_llm.utils.settings import instance_names
+from hxp_enterprise_llm.settings import keys
+from hxp_enterprise_llm.settings.units import unit_name
+from hxp_enterprise_llm.settings.values import instance_names
 
 
 class InstanceName(click.ParamType[str]):
@@ -31,6 +31,6 @@ class KeyName(click.ParamType[str]):
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """As a settings file would take it."""
         try:
-            return settings_keys.word(value)
+            return keys.word(value)
         except ValueError as error:
             self.fail(f"{value!r}: write {error}", param, ctx)

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from hxp_enterprise_llm.services.core.service_manager.address import Address
-from hxp_enterprise_llm.services.core.service_manager.service import Service, State
-from hxp_enterprise_llm.utils.settings_keys import GIBIBYTE
+from hxp_enterprise_llm.control.service import Service, State
+from hxp_enterprise_llm.settings.address import Address
+from hxp_enterprise_llm.settings.keys import GIBIBYTE
 
 COLOURS = {State.READY: "green", State.FAILED: "red", State.STARTING: "yellow", State.RESTARTING: "yellow"}
 """Of a state, on a terminal; click leaves colours out elsewhere."""

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from hxp_enterprise_llm.cli import output
-from hxp_enterprise_llm.services.core.service_manager import engine
-from hxp_enterprise_llm.services.core.service_manager.config import ServiceManagerConfig
-from hxp_enterprise_llm.utils import config as settings
-from hxp_enterprise_llm.utils.errors import CitadelError, NoSuchInstance, NotPermitted, SeveralFailed
+from hxp_enterprise_llm.engine import launch
+from hxp_enterprise_llm.settings import config as settings
+from hxp_enterprise_llm.settings.errors import CitadelError, NoSuchInstance, NotPermitted, SeveralFailed
+from hxp_enterprise_llm.settings.host import ServiceManagerConfig
 
 if TYPE_CHECKING:
-    from hxp_enterprise_llm.models.hub import Hub
+    from hxp_enterprise_llm.cli.hub import Hub
 
 LONGEST_TOKEN = 4096
 """Characters; the hub's have 37."""
@@ -62,11 +62,11 @@ def pull(names: Sequence[str] | None, verify: bool, token_file: Path | None) -> 
     token = read_token(token_file) if token_file else None
     errors: list[CitadelError] = []
     wanted = _wanted(names, token, errors)
-    from hxp_enterprise_llm.models import hub
+    from hxp_enterprise_llm.cli import hub
 
     hub.drop_privileges(ServiceManagerConfig.load().user)
     for repository, name, endpoint, token in wanted:
-        source = hub.Hub(engine.MODELS, endpoint, token)
+        source = hub.Hub(launch.MODELS, endpoint, token)
         try:
             if verify:
                 _verify(source, name, repository)
@@ -120,6 +120,6 @@ def _verify(source: "Hub", name: str, repository: str) -> None:
     wrong = source.verify(repository)
     if wrong:
         raise CitadelError(
-            f"{repository}: missing or damaged: {', '.join(wrong)}; delete {engine.MODELS / repository} and pull again"
+            f"{repository}: missing or damaged: {', '.join(wrong)}; delete {launch.MODELS / repository} and pull again"
         )
     click.echo(f"{name}: {repository} is as on the hub")

@@ -9,7 +9,7 @@ from hxp_enterprise_llm.cli import output
 from hxp_enterprise_llm.monitoring import figures
 from hxp_enterprise_llm.monitoring.figures import UPTIME_GOAL, Figures, Verdict
 from hxp_enterprise_llm.monitoring.instance import STARTUP_GOAL_SEC
-from hxp_enterprise_llm.utils.settings import instance_names
+from hxp_enterprise_llm.settings.values import instance_names
 
 COLOURS = {Verdict.GOOD: "green", Verdict.MISSED: "red"}
 

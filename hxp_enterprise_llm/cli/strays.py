@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from hxp_enterprise_llm.utils.settings import DIRECTORY, PREFIX
-from hxp_enterprise_llm.utils.settings_keys import INSTANCE_NAME
+from hxp_enterprise_llm.settings.keys import INSTANCE_NAME
+from hxp_enterprise_llm.settings.values import DIRECTORY, PREFIX
 
 RULE = "a name has up to 64 letters, digits, . _ and -, a letter or digit first"
 

@@ -15,8 +15,8 @@ def main() -> None:
     sys.modules["httpx._main"] = None  # type: ignore[assignment]  # None is what "there is none" is written as
     from hxp_enterprise_llm.monitoring.daemon import Monitor
     from hxp_enterprise_llm.monitoring.store import Store
-    from hxp_enterprise_llm.services.core.service_manager.journal import JournalHandler
-    from hxp_enterprise_llm.services.core.service_manager.notify import Notifier
+    from hxp_enterprise_llm.system.journal import JournalHandler
+    from hxp_enterprise_llm.system.notify import Notifier
 
     handler: logging.Handler = logging.StreamHandler(sys.stdout)
     if "JOURNAL_STREAM" in os.environ:

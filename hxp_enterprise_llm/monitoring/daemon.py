@@ -12,8 +12,8 @@ from hxp_enterprise_llm.monitoring.fleet import Fleet
 from hxp_enterprise_llm.monitoring.ports import Port
 from hxp_enterprise_llm.monitoring.store import Store
 from hxp_enterprise_llm.monitoring.units import UnitWatch
-from hxp_enterprise_llm.services.core.service_manager.notify import Notifier
-from hxp_enterprise_llm.utils.settings import load_host, one_port_for_both
+from hxp_enterprise_llm.settings.values import load_host, one_port_for_both
+from hxp_enterprise_llm.system.notify import Notifier
 
 log = logging.getLogger("citadel-llm-monitor")
 

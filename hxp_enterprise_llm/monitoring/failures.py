@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from hxp_enterprise_llm.utils.errors import ExitStatus
+from hxp_enterprise_llm.settings.errors import ExitStatus
 
 REASON_LENGTH = 300
 """How much of somebody's words is kept (characters)."""

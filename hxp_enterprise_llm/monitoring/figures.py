@@ -13,7 +13,7 @@ from hxp_enterprise_llm.monitoring.failures import Kind
 from hxp_enterprise_llm.monitoring.instance import STARTUP_GOAL_SEC
 from hxp_enterprise_llm.monitoring.ledger import DAY_SEC
 from hxp_enterprise_llm.monitoring.store import FILE
-from hxp_enterprise_llm.utils.errors import CitadelError, NotPermitted
+from hxp_enterprise_llm.settings.errors import CitadelError, NotPermitted
 
 UPTIME_GOAL = 0.999
 MEMORY_GOAL = 0.95

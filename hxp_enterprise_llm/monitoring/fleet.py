@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from hxp_enterprise_llm.control.service import State
 from hxp_enterprise_llm.monitoring import cgroups, state_file
 from hxp_enterprise_llm.monitoring.cgroups import Usage
 from hxp_enterprise_llm.monitoring.failures import Kind, kind_of
@@ -14,11 +15,10 @@ from hxp_enterprise_llm.monitoring.health import ServiceHealth, ServicesHealth, 
 from hxp_enterprise_llm.monitoring.instance import CANNOT_ASK, NOT_ASKED, Instance
 from hxp_enterprise_llm.monitoring.presence import Presence
 from hxp_enterprise_llm.monitoring.store import Store
-from hxp_enterprise_llm.services.core.service_manager.address import Address
-from hxp_enterprise_llm.services.core.service_manager.service import State
-from hxp_enterprise_llm.utils import config as settings
-from hxp_enterprise_llm.utils.errors import SettingsRefused
-from hxp_enterprise_llm.utils.settings import load_host
+from hxp_enterprise_llm.settings import config as settings
+from hxp_enterprise_llm.settings.address import Address
+from hxp_enterprise_llm.settings.errors import SettingsRefused
+from hxp_enterprise_llm.settings.values import load_host
 
 log = logging.getLogger("citadel-llm-monitor")
 

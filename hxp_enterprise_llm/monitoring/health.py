@@ -7,9 +7,9 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from hxp_enterprise_llm.control.service import State
 from hxp_enterprise_llm.monitoring.failures import Kind
-from hxp_enterprise_llm.services.core.service_manager.address import Address
-from hxp_enterprise_llm.services.core.service_manager.service import State
+from hxp_enterprise_llm.settings.address import Address
 
 __all__ = ["FailureSeen", "MonitorHealth", "Problem", "ServiceHealth", "ServicesHealth", "Status", "Target", "overall"]
 

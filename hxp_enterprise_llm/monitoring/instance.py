@@ -6,16 +6,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from hxp_enterprise_llm.control.service import State, limits_of, mending
+from hxp_enterprise_llm.control.systemd import UNSET
 from hxp_enterprise_llm.monitoring import cgroups
 from hxp_enterprise_llm.monitoring.cgroups import Usage
 from hxp_enterprise_llm.monitoring.failures import kind_of, reason_of, words
 from hxp_enterprise_llm.monitoring.health import FailureSeen, ServiceHealth
 from hxp_enterprise_llm.monitoring.ledger import Ledger
 from hxp_enterprise_llm.monitoring.presence import Presence
-from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
-from hxp_enterprise_llm.services.core.service_manager.address import Address
-from hxp_enterprise_llm.services.core.service_manager.service import State, limits_of, mending
-from hxp_enterprise_llm.services.core.service_manager.systemd import UNSET
+from hxp_enterprise_llm.settings.address import Address
+from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 
 RATE_SEC = 1.0
 """The shortest time over which the use of the CPU is measured."""

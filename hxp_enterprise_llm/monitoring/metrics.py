@@ -12,12 +12,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from hxp_enterprise_llm.control.service import State
 from hxp_enterprise_llm.monitoring.failures import Kind
 from hxp_enterprise_llm.monitoring.fleet import Fleet
 from hxp_enterprise_llm.monitoring.health import ServiceHealth, ServicesHealth
 from hxp_enterprise_llm.monitoring.instance import UP
 from hxp_enterprise_llm.monitoring.ledger import Ledger
-from hxp_enterprise_llm.services.core.service_manager.service import State
 
 PREFIX = "citadel_llm_service"
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import httpx
 
-from hxp_enterprise_llm.services.core.service_manager.address import Address
+from hxp_enterprise_llm.settings.address import Address
 
 ANSWER_SEC = 3.0
 """How long an instance has to answer from the first byte to the last header; nobody waits for it meanwhile."""

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
 
 from hxp_enterprise_llm.monitoring.failures import Failure, Kind, words
-from hxp_enterprise_llm.services.core.service_manager.address import Address
-from hxp_enterprise_llm.services.core.service_manager.state_file import NAME
-from hxp_enterprise_llm.utils.settings_keys import is_loopback
+from hxp_enterprise_llm.protocol.state import NAME
+from hxp_enterprise_llm.settings.address import Address
+from hxp_enterprise_llm.settings.keys import is_loopback
 
 LARGEST = 65536
 """Size of a file that is read (bytes); a real one has a few hundred."""

@@ -8,20 +8,19 @@ from typing import Any, Protocol
 
 from dbus_fast import Message
 
-from hxp_enterprise_llm.generator import unit_name
-from hxp_enterprise_llm.services.core.service_manager.systemd import (
+from hxp_enterprise_llm.control.systemd import (
     MANAGER_INTERFACE,
     PROPERTIES_INTERFACE,
     UNITS,
     Systemd,
     unit_path,
 )
-from hxp_enterprise_llm.utils.errors import CitadelError, JobFailed, SystemdUnreachable
-from hxp_enterprise_llm.utils.settings_keys import is_instance_name
+from hxp_enterprise_llm.settings.errors import CitadelError, JobFailed, SystemdUnreachable
+from hxp_enterprise_llm.settings.keys import is_instance_name
+from hxp_enterprise_llm.settings.units import PREFIX, instance_of, unit_name
 
 log = logging.getLogger("citadel-llm-monitor")
 
-PREFIX, SUFFIX = unit_name("\0").split("\0")
 PATH_PREFIX = unit_path(PREFIX)
 WANTED = {
     "ActiveState", "SubState", "UnitFileState", "InvocationID", "StateChangeTimestamp", "ActiveEnterTimestamp",
@@ -74,17 +73,13 @@ def plain(properties: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def instance_of(path: str) -> str | None:
+def instance_at(path: str) -> str | None:
     """The instance whose unit has a bus path, None for other units."""
     if not path.startswith(PATH_PREFIX):
         return None
     unit = re.sub("_([0-9a-f]{2})", lambda code: chr(int(code[1], 16)), path.removeprefix(f"{UNITS}/"))
-    name = unit.removeprefix(PREFIX).removesuffix(SUFFIX)
-    return name if unit == unit_name(name) and is_instance_name(name) else None
-
-
-def _name(unit: str) -> str:
-    return unit.removeprefix(PREFIX).removesuffix(SUFFIX)
+    name = instance_of(unit)
+    return name if name and is_instance_name(name) else None
 
 
 class UnitWatch:
@@ -168,11 +163,11 @@ class UnitWatch:
         it does nothing else: there may be thousands.
         """
         signals = dict(self._signals)
-        pattern = [f"{PREFIX}*{SUFFIX}"]
+        pattern = [unit_name("*")]
         (loaded,) = await systemd.call("ListUnitsByPatterns", "asas", [], pattern)
         (files,) = await systemd.call("ListUnitFilesByPatterns", "asas", ["enabled"], pattern)
-        held = {_name(unit): state for unit, _, _, state, *_ in loaded}
-        enabled = {_name(path.rpartition("/")[2]) for path, _ in files}
+        held = {name: state for unit, _, _, state, *_ in loaded if (name := instance_of(unit))}
+        enabled = {name for path, _ in files if (name := instance_of(path.rpartition("/")[2]))}
         known = {name for name, state in held.items() if state != "inactive"} | enabled
         names = {*self._listener.names(), *filter(is_instance_name, known)}
         self._listener.present(names)
@@ -212,7 +207,7 @@ class UnitWatch:
 
     def _on_signal(self, message: Message, lost: "asyncio.Future[None]") -> None:
         if message.member == "PropertiesChanged":
-            name = instance_of(message.path or "")
+            name = instance_at(message.path or "")
             if name is None:
                 return
             self._signals[name] = self._signals.get(name, 0) + 1

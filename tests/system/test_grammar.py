@@ -9,7 +9,7 @@ from dotenv import dotenv_values
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hxp_enterprise_llm.utils.settings_file import parse
+from hxp_enterprise_llm.settings.grammar import parse
 
 from .conftest import Host
 

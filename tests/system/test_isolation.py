@@ -140,7 +140,7 @@ def pair(machine: Any) -> Iterator[Pair]:
 
 
 def landlock(pair: Pair) -> int:
-    code = "from hxp_enterprise_llm.services.core.service_manager.isolation import landlock_version as version"
+    code = "from hxp_enterprise_llm.system.isolation import landlock_version as version"
     return int(pair.host.python(f"{code}; print(version())"))
 
 

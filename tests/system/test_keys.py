@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 
-from hxp_enterprise_llm.utils.api_keys import digest
+from hxp_enterprise_llm.settings.api_keys import digest
 
 from .conftest import SUMMARY, TINY_MODEL, Host
 

@@ -258,7 +258,7 @@ def test_a_hub_is_not_trusted_with_the_names_of_files(hub: Hub) -> None:
     code = """
 import sys
 from huggingface_hub.hf_api import RepoFile
-from hxp_enterprise_llm.models.hub import PullFailed, chosen
+from hxp_enterprise_llm.cli.hub import PullFailed, chosen
 try:
     chosen([RepoFile(path=sys.argv[1], size=1, oid="0")])
 except PullFailed as error:

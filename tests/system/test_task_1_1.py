@@ -5,13 +5,13 @@ import json
 from .conftest import Host
 
 LIST_SERVICES = """
-from hxp_enterprise_llm.services.core.service_manager import ServiceManager
+from hxp_enterprise_llm.control.service_manager import ServiceManager
 manager = ServiceManager()
 print(manager.list_services())
 """
 CONFIGURATION = """
-from hxp_enterprise_llm.services.core.service_manager.config import ServiceManagerConfig
-from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
+from hxp_enterprise_llm.settings.host import ServiceManagerConfig
+from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 
 config = ServiceManagerConfig(
     service_template_path="/opt/citadel/config/services",

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hxp_enterprise_llm.generator import DROP_IN, generate
+from hxp_enterprise_llm.generator.drop_ins import DROP_IN, generate
 
 from .conftest import Root
 

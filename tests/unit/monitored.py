@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hxp_enterprise_llm.monitoring.fleet import Fleet
 from hxp_enterprise_llm.monitoring.store import Store
-from hxp_enterprise_llm.services.core.service_manager.address import Address
+from hxp_enterprise_llm.settings.address import Address
 
 from .conftest import Root
 

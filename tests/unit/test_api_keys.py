@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
-from hxp_enterprise_llm import reload_command
 from hxp_enterprise_llm.cli import keys
 from hxp_enterprise_llm.cli.commands import cli
-from hxp_enterprise_llm.utils import api_keys, config
-from hxp_enterprise_llm.utils.errors import CitadelError, NoSuchInstance, NotPermitted, SettingsRefused
+from hxp_enterprise_llm.protocol import reload_request
+from hxp_enterprise_llm.settings import api_keys, config
+from hxp_enterprise_llm.settings.errors import CitadelError, NoSuchInstance, NotPermitted, SettingsRefused
 
 from .conftest import Root
 
@@ -109,7 +109,7 @@ def test_what_is_left_is_handed_to_the_main_process_that_runs(instance: Root, mo
         return refused
 
     monkeypatch.setattr(keys, "ServiceManager", Manager)
-    monkeypatch.setattr(reload_command, "ask", ask)
+    monkeypatch.setattr(reload_request, "ask", ask)
     instance.host("VLLM_PID_PATH=/run/elsewhere\nVLLM_USER=$x\n")
     keys.hand_over("m", str(instance))
     assert asked == [("/run/elsewhere/m", 7, {"api-key": "by-hand\n"}, b"keys")]

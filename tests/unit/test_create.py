@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from hxp_enterprise_llm.cli.create import create, free_port
-from hxp_enterprise_llm.utils import config
-from hxp_enterprise_llm.utils.errors import CitadelError, SettingsRefused
+from hxp_enterprise_llm.settings import config
+from hxp_enterprise_llm.settings.errors import CitadelError, SettingsRefused
 
 from .conftest import Root
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
-from hxp_enterprise_llm.services.core.service_manager import engine
-from hxp_enterprise_llm.utils.errors import ModelMissing, SettingsRefused
+from hxp_enterprise_llm.engine import launch
+from hxp_enterprise_llm.settings.errors import ModelMissing, SettingsRefused
+from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 
-PRIVATE = engine.PRIVATE
+PRIVATE = launch.PRIVATE
 
 
 def config(**values: object) -> ServiceConfigSchema:
@@ -24,24 +24,24 @@ def model(tmp_path: Path) -> Path:
 
 
 def test_a_model_is_found_by_directory_and_by_hub_id(model: Path) -> None:
-    assert engine.find_model(config(model=str(model))) == str(model)
+    assert launch.find_model(config(model=str(model))) == str(model)
     nested = model / "models/org/name"
     nested.mkdir(parents=True)
     (nested / "config.json").write_text("{}")
-    assert engine.find_model(config(model="org/name"), model / "models") == str(nested)
+    assert launch.find_model(config(model="org/name"), model / "models") == str(nested)
 
 
 def test_a_model_where_services_see_nothing(tmp_path: Path) -> None:
     """Also for a root that checks, and could read it."""
     for place in ("/home/me/model", "/root", "/var/lib/other/model", "/var/cache/model", "/dev/shm/m"):
         with pytest.raises(ModelMissing, match=r"services see nothing in /\w+.*copy the model to /var/lib/c"):
-            engine.find_model(config(model=place))
+            launch.find_model(config(model=place))
     (tmp_path / "link").symlink_to("/home/me/model")
     with pytest.raises(ModelMissing, match="services see nothing in /home"):
-        engine.find_model(config(model=str(tmp_path / "link")))
+        launch.find_model(config(model=str(tmp_path / "link")))
     for place in ("/var/lib/citadel-llm/models/none", "/srv/none", "/var/models", "/homes/none"):
         with pytest.raises(ModelMissing, match="no such directory"):
-            engine.find_model(config(model=place))
+            launch.find_model(config(model=place))
 
 
 def test_what_the_template_hides_is_known_here() -> None:
@@ -52,7 +52,7 @@ def test_what_the_template_hides_is_known_here() -> None:
     hidden |= {"/home", "/root", "/run/user"} if "\nProtectHome=yes\n" in template else set()
     own = {"/dev/shm", "/tmp", "/var/tmp"} if "\nPrivateTmp=yes\n" in template else {"/dev/shm"}
     assert {*PRIVATE} == own
-    assert {*engine.HIDDEN} == {place for place in hidden - own if place not in ("/run/dbus", "/run/citadel-llm")}
+    assert {*launch.HIDDEN} == {place for place in hidden - own if place not in ("/run/dbus", "/run/citadel-llm")}
 
 
 def test_files_of_a_model_where_services_see_nothing(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,23 +61,23 @@ def test_files_of_a_model_where_services_see_nothing(model: Path, monkeypatch: p
     elsewhere.mkdir()
     (model / "model-2.safetensors").symlink_to(elsewhere / "weights")
     (elsewhere / "weights").write_bytes(b"x")
-    monkeypatch.setattr(engine, "CACHE", model.with_name("cache"))
-    assert engine.find_model(config(model=str(model)))
-    monkeypatch.setattr(engine, "HIDDEN", (str(elsewhere),))
+    monkeypatch.setattr(launch, "CACHE", model.with_name("cache"))
+    assert launch.find_model(config(model=str(model)))
+    monkeypatch.setattr(launch, "HIDDEN", (str(elsewhere),))
     with pytest.raises(ModelMissing, match=r"model-2\.safetensors is a link to .*elsewhere/weights, and services see"):
-        engine.find_model(config(model=str(model)))
-    assert engine.find_model(config(model=str(model)), elsewhere), "they see what lies among the models"
-    monkeypatch.setattr(engine, "CACHE", elsewhere.parent)
-    assert engine.find_model(config(model=str(model), name="elsewhere")), "and their own cache"
+        launch.find_model(config(model=str(model)))
+    assert launch.find_model(config(model=str(model)), elsewhere), "they see what lies among the models"
+    monkeypatch.setattr(launch, "CACHE", elsewhere.parent)
+    assert launch.find_model(config(model=str(model), name="elsewhere")), "and their own cache"
 
 
 def test_files_in_flags_where_services_see_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "HIDDEN", (str(tmp_path),))
+    monkeypatch.setattr(launch, "HIDDEN", (str(tmp_path),))
     for file in ("template", "seen/adapter", "cache/m/huggingface"):
         (tmp_path / file).mkdir(parents=True)
     words = f"--chat-template={tmp_path}/template --lora-modules a={tmp_path}/seen/adapter --root-path {tmp_path}/api"
     json = f'--speculative-config \'{{"model":"{tmp_path}/template"}}\''
-    found = engine.unseen(
+    found = launch.unseen(
         config(
             vllm_args=f"{words} {json}",
             environment={"HF_HOME": f"{tmp_path}/cache/m/huggingface", "VLLM_LOGGING_CONFIG_PATH": f"{tmp_path}/seen"},
@@ -85,36 +85,36 @@ def test_files_in_flags_where_services_see_nothing(tmp_path: Path, monkeypatch: 
         tmp_path / "seen",
         tmp_path / "cache",
     )
-    assert engine.unseen(config(environment={"VLLM_RPC_BASE_PATH": "/tmp"})) == [], "every service has a /tmp"
+    assert launch.unseen(config(environment={"VLLM_RPC_BASE_PATH": "/tmp"})) == [], "every service has a /tmp"
     told = f"services see nothing in {tmp_path}, so not {tmp_path}/template"
     assert [sentence.partition(";")[0] for sentence in found] == [f"VLLM_ARGS: {told}"] * 2
 
 
 def test_a_missing_model_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ModelMissing, match="no such directory; copy the model there"):
-        engine.find_model(config(model=str(tmp_path / "none")))
+        launch.find_model(config(model=str(tmp_path / "none")))
     with pytest.raises(ModelMissing, match=r"no config\.json"):
-        engine.find_model(config(model=str(tmp_path)))
+        launch.find_model(config(model=str(tmp_path)))
     with pytest.raises(ModelMissing, match="citadel-llm pull m"):
-        engine.find_model(config(model="org/name"), tmp_path)
-    assert engine.find_model(config(model="org/name", allow_download=True), tmp_path) == "org/name"
+        launch.find_model(config(model="org/name"), tmp_path)
+    assert launch.find_model(config(model="org/name", allow_download=True), tmp_path) == "org/name"
     with pytest.raises(ModelMissing, match="File name too long"):
-        engine.find_model(config(model="/" + "x" * 300))
+        launch.find_model(config(model="/" + "x" * 300))
 
 
 def test_weights_in_two_formats_count_once(model: Path) -> None:
     (model / "pytorch_model.bin").write_bytes(b"x" * 1000)
     (model / "consolidated.safetensors").write_bytes(b"x" * 1000)
-    assert engine.weights_bytes(str(model)) == 1000
+    assert launch.weights_bytes(str(model)) == 1000
 
 
 def test_a_download_needs_the_size_of_its_cache() -> None:
     with pytest.raises(SettingsRefused, match="KV_CACHE_GB is missing"):
-        engine.cache_gb(config(allow_download=True), "org/name")
+        launch.cache_gb(config(allow_download=True), "org/name")
 
 
 def test_flags(model: Path) -> None:
-    words = engine.arguments(config(kv_cache_gb=0.5, max_model_len=512, vllm_args="--seed 1"), str(model))
+    words = launch.arguments(config(kv_cache_gb=0.5, max_model_len=512, vllm_args="--seed 1"), str(model))
     flags = dict(zip(words[::2], words[1::2], strict=False))
     assert flags["--kv-cache-memory-bytes"] == str(2**29)
     assert flags["--max-model-len"] == "512"
@@ -124,19 +124,19 @@ def test_flags(model: Path) -> None:
 
 
 def test_the_cache_takes_what_the_limit_leaves_and_a_limit_too_small_is_refused(model: Path) -> None:
-    assert engine.cache_gb(config(memory_limit_gb=10), str(model)) == pytest.approx(
-        (9.75 - engine.OVERHEAD_GB) * 0.8, 0.01
+    assert launch.cache_gb(config(memory_limit_gb=10), str(model)) == pytest.approx(
+        (9.75 - launch.OVERHEAD_GB) * 0.8, 0.01
     )
     with pytest.raises(SettingsRefused, match=r"MEMORY_LIMIT_GB=1 is too little for this model: write 1\.7 or more"):
-        engine.cache_gb(config(memory_limit_gb=1), str(model))
-    assert engine.cache_gb(config(gpu_devices="0"), str(model)) is None
+        launch.cache_gb(config(memory_limit_gb=1), str(model))
+    assert launch.cache_gb(config(gpu_devices="0"), str(model)) is None
 
 
 def test_the_environment_is_clean_and_the_settings_win(tmp_path: Path) -> None:
     unit = {"SECRET": "x", "LANG": "C.UTF-8", "CREDENTIALS_DIRECTORY": "/run/c", "VLLM_NO_USAGE_STATS": "1"}
 
     def environment(**settings: Any) -> dict[str, str]:
-        return engine.environment(config(**settings), "/m", unit, tmp_path)
+        return launch.environment(config(**settings), "/m", unit, tmp_path)
 
     values = environment(environment={"OMP_NUM_THREADS": "7"})
     assert "SECRET" not in values
@@ -159,8 +159,8 @@ def test_the_environment_is_clean_and_the_settings_win(tmp_path: Path) -> None:
 def test_nothing_is_compiled_on_a_cpu(model: Path) -> None:
     for flag in ("--no-enforce-eager", "--no_enforce_eager", "--no-enforce"):
         with pytest.raises(SettingsRefused, match="nothing is compiled"):
-            engine.arguments(config(vllm_args=(flag,)), str(model))
-    assert "--no-enforce-eager" in engine.arguments(
+            launch.arguments(config(vllm_args=(flag,)), str(model))
+    assert "--no-enforce-eager" in launch.arguments(
         config(gpu_devices="0", vllm_args=("--no-enforce-eager",)), str(model)
     )
 
@@ -168,8 +168,8 @@ def test_nothing_is_compiled_on_a_cpu(model: Path) -> None:
 def test_a_small_model_leaves_a_core_to_the_api_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)))
     weights = tmp_path / "model.safetensors"
-    for size, cores, expected in ((1, 2, 1), (1, 1, 1), (1, 4, 3), (engine.SMALL_MODEL_BYTES, 2, 2), (1, 64, 7)):
+    for size, cores, expected in ((1, 2, 1), (1, 1, 1), (1, 4, 3), (launch.SMALL_MODEL_BYTES, 2, 2), (1, 64, 7)):
         with weights.open("wb") as file:
             file.truncate(size)
-        assert engine.threads(config(cpu_cores=cores), str(tmp_path)) == expected
-    assert engine.threads(config(cpu_cores=2), "org/name") == 2, "a model that is yet to be downloaded"
+        assert launch.threads(config(cpu_cores=cores), str(tmp_path)) == expected
+    assert launch.threads(config(cpu_cores=2), "org/name") == 2, "a model that is yet to be downloaded"

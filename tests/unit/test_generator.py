@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from hxp_enterprise_llm import generator
-from hxp_enterprise_llm.generator import DROP_IN, MAX_INSTANCES, MONITOR, Directive, generate
-from hxp_enterprise_llm.utils.settings import load_instance
+from hxp_enterprise_llm.generator import drop_ins
+from hxp_enterprise_llm.generator.drop_ins import DROP_IN, MAX_INSTANCES, MONITOR, Directive, generate
+from hxp_enterprise_llm.settings.values import load_instance
 
 from .conftest import Root
 from .generated import GOOD, drop_in, files, made, path_of
@@ -43,13 +43,13 @@ def test_a_start_waits_for_the_disk_of_its_model(root: Root) -> None:
     assert "After=srv-m.mount srv.mount\n" in drop_in(root, "m")
     root.instance("m", "MODEL=org/name-1\nPORT=11500\n")
     assert r" var-lib-citadel\x2dllm-models.mount " in drop_in(root, "m")
-    assert generator.mounts_above("/.a/@b+c/d") == [
+    assert drop_ins.mounts_above("/.a/@b+c/d") == [
         r"\x2ea.mount",
         r"\x2ea-\x40b\x2bc.mount",
         r"\x2ea-\x40b\x2bc-d.mount",
     ]
     root.instance("m", "MODEL=" + "/a-" * 1000 + "\nPORT=11500\n")
-    assert drop_in(root, "m").count(".mount") == generator.DEEPEST_MOUNT
+    assert drop_in(root, "m").count(".mount") == drop_ins.DEEPEST_MOUNT
     root.instance("m", "MODEL=/usr/share/m\nPORT=11500\n")
     assert "After" not in drop_in(root, "m")
 
@@ -152,7 +152,7 @@ def test_an_error_that_nobody_foresaw_costs_one_instance(
             raise error
         return load_instance(name, *arguments)
 
-    monkeypatch.setattr(generator, "load_instance", load)
+    monkeypatch.setattr(drop_ins, "load_instance", load)
     (root.path / "run").rename(root.path / "earlier")
     after, said = made(root)
     assert after == {path: text for path, text in before.items() if "@bad" not in path}
@@ -169,7 +169,7 @@ def test_an_unforeseen_error_in_the_host_file_leaves_the_built_in_values(
 
     root.instance("m", GOOD)
     without, _ = made(root)
-    monkeypatch.setattr(generator, "load_host", load)
+    monkeypatch.setattr(drop_ins, "load_host", load)
     assert made(root)[0] == without
 
 

@@ -5,8 +5,8 @@ import stat
 
 import pytest
 
-from hxp_enterprise_llm import generator_command
-from hxp_enterprise_llm.generator import generate
+from hxp_enterprise_llm.generator import command
+from hxp_enterprise_llm.generator.drop_ins import generate
 
 from .conftest import Root
 from .generated import GOOD, made, path_of
@@ -19,13 +19,13 @@ def test_for_systemd_it_writes_to_the_kernels_log_and_says_no_more_than_it_takes
         root.instance(f"m{number:02}", "PORT=\u202e\n" + GOOD + "A" * 4000 + "=1\n")
     log = root.path / "kmsg"
     log.touch()
-    monkeypatch.setattr(generator_command, "KERNEL_LOG", str(log))
+    monkeypatch.setattr(command, "KERNEL_LOG", str(log))
     monkeypatch.setenv("SYSTEMD_SCOPE", "system")
-    monkeypatch.setattr(generator_command, "generate", lambda directory, report: generate(directory, str(root), report))
+    monkeypatch.setattr(command, "generate", lambda directory, report: generate(directory, str(root), report))
     directory = str(root.path / "run")
-    assert generator_command.main([directory, directory + ".early", directory + ".late"]) == 0
+    assert command.main([directory, directory + ".early", directory + ".late"]) == 0
     lines = log.read_bytes().splitlines()
-    assert len(lines) == generator_command.KERNEL_LOG_LINES + 1
+    assert len(lines) == command.KERNEL_LOG_LINES + 1
     assert all(line.startswith(b"<4>citadel-llm-generator: ") and len(line) < 992 for line in lines)
     assert lines[-1].endswith(b"and 16 more; citadel-llm check names all")
     assert log.read_bytes().isascii()
@@ -36,28 +36,28 @@ def test_a_missing_kernel_log_is_no_error(
     root: Root, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root.instance("m", "PORT=1\n")
-    monkeypatch.setattr(generator_command, "KERNEL_LOG", str(root.path / "none"))
+    monkeypatch.setattr(command, "KERNEL_LOG", str(root.path / "none"))
     monkeypatch.setenv("SYSTEMD_SCOPE", "system")
-    monkeypatch.setattr(generator_command, "generate", lambda directory, report: generate(directory, str(root), report))
-    assert generator_command.main([str(root.path / "run")]) == 0
+    monkeypatch.setattr(command, "generate", lambda directory, report: generate(directory, str(root), report))
+    assert command.main([str(root.path / "run")]) == 0
     assert "PORT=1 is refused" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [[], ["--nonsense"], ["--explain", "a", "b"], ["--dry-run", "x"]])
 def test_used_wrongly(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert generator_command.main(arguments) == 2
+    assert command.main(arguments) == 2
     assert capsys.readouterr().err.startswith("Usage: citadel-llm-generator NORMAL-DIRECTORY")
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
-    assert generator_command.main(["--help"]) == 0
+    assert command.main(["--help"]) == 0
     assert "--explain" in capsys.readouterr().out
 
 
 def test_a_dry_run_prints_what_a_run_writes(root: Root, capsys: pytest.CaptureFixture[str]) -> None:
     root.instance("m", GOOD + "HOST=192.0.2.7\n")
     root.instance("bad", "nonsense\n")
-    assert generator_command.dry_run(str(root), print) == 0
+    assert command.dry_run(str(root), print) == 0
     printed = capsys.readouterr().out
     assert not (root.path / "run").exists()
     written, _ = made(root)
@@ -69,7 +69,7 @@ def test_a_dry_run_prints_what_a_run_writes(root: Root, capsys: pytest.CaptureFi
 def test_explain_names_the_source_of_each_directive(root: Root, capsys: pytest.CaptureFixture[str]) -> None:
     root.host("DEFAULT_CPU_CORES=3\n")
     file = root.instance("m", GOOD + "MEMORY_LIMIT_GB=1\nREQUIRES=n\n")
-    assert generator_command.explain(["m"], str(root), print) == 0
+    assert command.explain(["m"], str(root), print) == 0
     lines = {line.split("=")[0]: line.split(maxsplit=1)[1:] for line in capsys.readouterr().out.splitlines()}
     assert lines["MemoryMax"] == [f"MEMORY_LIMIT_GB {file}:3"]
     assert lines["CPUQuota"] == [f"CPU_CORES {root.defaults}/citadel-llm:1"]
@@ -81,7 +81,7 @@ def test_explain_of_a_refused_file_names_where_its_limits_come_from(
 ) -> None:
     root.host("DEFAULT_CPU_CORES=3\n")
     root.instance("m", GOOD + "CPU_CORES=9\nMEMORY_LIMIT_GB=x\n")
-    assert generator_command.explain([], str(root), print) == 0
+    assert command.explain([], str(root), print) == 0
     printed = capsys.readouterr().out
     assert "MEMORY_LIMIT_GB=x is refused" in printed
     assert "whose file is refused" in printed
@@ -90,7 +90,7 @@ def test_explain_of_a_refused_file_names_where_its_limits_come_from(
 
 @pytest.mark.parametrize("name", ["none", "../default/citadel-llm", "-x", "%n", ""])
 def test_explain_of_no_instance(root: Root, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert generator_command.explain([name], str(root), print) == 4
+    assert command.explain([name], str(root), print) == 4
     assert "there is no instance" in capsys.readouterr().out
 
 
@@ -98,10 +98,10 @@ def test_what_it_writes_can_be_read_by_all_and_written_by_its_owner(
     root: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root.instance("m", GOOD)
-    monkeypatch.setattr(generator_command, "generate", lambda directory, report: generate(directory, str(root), report))
+    monkeypatch.setattr(command, "generate", lambda directory, report: generate(directory, str(root), report))
     before = os.umask(0o077)
     try:
-        generator_command.main([str(root.path / "run")])
+        command.main([str(root.path / "run")])
     finally:
         os.umask(before)
     file = root.path / "run" / path_of("m")

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from hostile import Hostile, is_line_of_the_generator
 
-from hxp_enterprise_llm.generator import DROP_IN, MONITOR, generate
+from hxp_enterprise_llm.generator.drop_ins import DROP_IN, MONITOR, generate
 
 CASES = int(os.environ.get("CITADEL_FUZZ_CASES", "4000"))
 SEED = int(os.environ.get("CITADEL_FUZZ_SEED", "6"))

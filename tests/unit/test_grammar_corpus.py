@@ -7,10 +7,10 @@ import pytest
 from corpus import lines
 from dotenv import dotenv_values
 
-from hxp_enterprise_llm.generator import DROP_IN, generate
-from hxp_enterprise_llm.utils import config
-from hxp_enterprise_llm.utils.errors import SettingsRefused
-from hxp_enterprise_llm.utils.settings_file import parse
+from hxp_enterprise_llm.generator.drop_ins import DROP_IN, generate
+from hxp_enterprise_llm.settings import config
+from hxp_enterprise_llm.settings.errors import SettingsRefused
+from hxp_enterprise_llm.settings.grammar import parse
 
 from .conftest import Root
 

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 
 import pytest
 
-from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
-from hxp_enterprise_llm.services.core.service_manager import hang
-from hxp_enterprise_llm.services.core.service_manager.server_process import Pulse
+from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
+from hxp_enterprise_llm.supervisor import hang
+from hxp_enterprise_llm.supervisor.server_process import Pulse
 
 Look = tuple[int, float, str, float]
 """Requests in flight, a figure of progress, a stopped process, CPU seconds."""

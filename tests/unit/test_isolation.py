@@ -5,8 +5,9 @@ import pytest
 
 from hxp_enterprise_llm.cli import doctor
 from hxp_enterprise_llm.cli.doctor import Verdict
-from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
-from hxp_enterprise_llm.services.core.service_manager import engine, isolation
+from hxp_enterprise_llm.engine import launch
+from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
+from hxp_enterprise_llm.system import isolation
 
 
 @pytest.mark.parametrize(
@@ -71,7 +72,7 @@ def test_what_a_kernel_refuses_is_said_and_the_rest_is_done(
     ],
 )
 def test_ports_that_an_instance_may_listen_on(settings: dict[str, Any], limited: bool) -> None:
-    ports = engine.ports(ServiceConfigSchema(name="m", model="/srv/m", port=11500, host="127.0.0.1", **settings))
+    ports = launch.ports(ServiceConfigSchema(name="m", model="/srv/m", port=11500, host="127.0.0.1", **settings))
     assert (ports is not None) == limited
     if ports:
         assert ports[:2] == [0, 11500]

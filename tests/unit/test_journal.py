@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hxp_enterprise_llm.services.core.service_manager import journal
+from hxp_enterprise_llm.system import journal
 
 
 def fields(datagram: bytes) -> dict[str, str]:

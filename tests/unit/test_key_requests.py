@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from hxp_enterprise_llm.services.core.service_manager.traffic import Traffic
-from hxp_enterprise_llm.utils import api_keys
+from hxp_enterprise_llm.settings import api_keys
+from hxp_enterprise_llm.worker.traffic import Traffic
 
 
 def answer(path: str, authorization: bytes | None, kind: str = "http") -> dict[str, Any]:

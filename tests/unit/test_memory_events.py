@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from hxp_enterprise_llm.services.core.service_manager.memory_events import oom_kills
+from hxp_enterprise_llm.supervisor.memory_events import oom_kills
 
 
 def test_both_versions_of_control_groups(tmp_path: Path) -> None:

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
-from hxp_enterprise_llm.services.core.service_manager import model_config
-from hxp_enterprise_llm.utils.errors import ModelMissing
+from hxp_enterprise_llm.engine import model_config
+from hxp_enterprise_llm.settings.errors import ModelMissing
+from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 
 LLAMA = {"architectures": ["LlamaForCausalLM"], "max_position_embeddings": 2048}
 

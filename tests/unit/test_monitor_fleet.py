@@ -7,24 +7,24 @@ from pathlib import Path
 
 import pytest
 
+from hxp_enterprise_llm.control.service import State
 from hxp_enterprise_llm.monitoring import health, metrics, state_file, units
 from hxp_enterprise_llm.monitoring.failures import Kind
 from hxp_enterprise_llm.monitoring.state_file import InstanceState
-from hxp_enterprise_llm.services.core.service_manager.address import Address
-from hxp_enterprise_llm.services.core.service_manager.service import State
+from hxp_enterprise_llm.settings.address import Address
 
 from .conftest import Root
 from .monitored import KILLED, RUNS, Answering, fleet_of, settle, write
 
 
 def test_bus_paths_are_instances() -> None:
-    from hxp_enterprise_llm.services.core.service_manager.systemd import unit_path
+    from hxp_enterprise_llm.control.systemd import unit_path
 
     for name in ("test", "openchat-3.5", "7b", "A_b"):
-        assert units.instance_of(unit_path(f"citadel-llm@{name}.service")) == name
+        assert units.instance_at(unit_path(f"citadel-llm@{name}.service")) == name
     for unit in ("ssh.service", "citadel-llm-monitor.service", "citadel-llm@.service", "citadel-llm@a/b.service"):
-        assert units.instance_of(unit_path(unit)) is None
-    assert units.instance_of("/org/freedesktop/systemd1") is None
+        assert units.instance_at(unit_path(unit)) is None
+    assert units.instance_at("/org/freedesktop/systemd1") is None
 
 
 def test_ready_is_what_systemd_and_the_endpoint_agree_on(root: Root, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from schemathesis.checks import not_a_server_error
 from hxp_enterprise_llm.monitoring import web
 from hxp_enterprise_llm.monitoring.fleet import Fleet
 from hxp_enterprise_llm.monitoring.store import Store
-from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
+from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 
 
 async def answers(_: ServiceConfigSchema) -> str:

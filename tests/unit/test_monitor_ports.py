@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from hxp_enterprise_llm.monitoring import ports, probe
 from hxp_enterprise_llm.monitoring.ports import Port
-from hxp_enterprise_llm.services.core.service_manager.address import Address
+from hxp_enterprise_llm.settings.address import Address
 
 
 async def hello(_: Request) -> PlainTextResponse:

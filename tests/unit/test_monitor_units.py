@@ -7,10 +7,10 @@ from typing import Any, Self
 import pytest
 from dbus_fast import Message, MessageType, Variant
 
+from hxp_enterprise_llm.control.systemd import PROPERTIES_INTERFACE, unit_path
 from hxp_enterprise_llm.monitoring import units
 from hxp_enterprise_llm.monitoring.units import UnitWatch
-from hxp_enterprise_llm.services.core.service_manager.systemd import PROPERTIES_INTERFACE, unit_path
-from hxp_enterprise_llm.utils.errors import JobFailed, SystemdUnreachable
+from hxp_enterprise_llm.settings.errors import JobFailed, SystemdUnreachable
 
 UNIT = "citadel-llm@a.service"
 

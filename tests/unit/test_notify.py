@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from hxp_enterprise_llm.services.core.service_manager.notify import Notifier
+from hxp_enterprise_llm.system.notify import Notifier
 
 
 def test_state_reaches_the_manager_one_assignment_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

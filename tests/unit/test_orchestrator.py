@@ -2,8 +2,8 @@ import asyncio
 
 import pytest
 
-from hxp_enterprise_llm.orchestration.service_orchestrator import in_order, order
-from hxp_enterprise_llm.utils.errors import CitadelError, DependencyCycle, SeveralFailed
+from hxp_enterprise_llm.control.order import in_order, order
+from hxp_enterprise_llm.settings.errors import CitadelError, DependencyCycle, SeveralFailed
 
 from .conftest import Root
 

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from hxp_enterprise_llm.services.core.service_manager.prestart import prepare
-from hxp_enterprise_llm.utils.errors import ModelMissing, SettingsRefused
+from hxp_enterprise_llm.checks.prestart import prepare
+from hxp_enterprise_llm.settings.errors import ModelMissing, SettingsRefused
 
 from .conftest import Root
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from hxp_enterprise_llm.cli.pull import read_token
-from hxp_enterprise_llm.utils.errors import CitadelError
+from hxp_enterprise_llm.settings.errors import CitadelError
 
 
 def test_a_token_is_read_without_the_end_of_its_line(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from hxp_enterprise_llm.services.core.service_manager import pulse
+from hxp_enterprise_llm.worker import heartbeat
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def told() -> Iterator[socket.socket]:
     before = logging.getLogRecordFactory()
     near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with near, far:
-        pulse.tell_reasons(near)
+        heartbeat.tell_reasons(near)
         far.setblocking(False)
         yield far
     logging.setLogRecordFactory(before)

@@ -1,4 +1,4 @@
-from hxp_enterprise_llm.services.core.service_manager.recoveries import PAUSES_SEC, WINDOW_SEC, Recoveries
+from hxp_enterprise_llm.supervisor.recoveries import PAUSES_SEC, WINDOW_SEC, Recoveries
 
 
 def test_pauses_grow_and_then_it_gives_up() -> None:

@@ -11,15 +11,15 @@ from typing import Any
 import certificates as made
 import pytest
 
-from hxp_enterprise_llm import reload_command
-from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
-from hxp_enterprise_llm.services.core.service_manager import reload
-from hxp_enterprise_llm.services.core.service_manager.credentials import Credentials
-from hxp_enterprise_llm.services.core.service_manager.reload import InEffect, Request, Requests
-from hxp_enterprise_llm.utils import credentials
-from hxp_enterprise_llm.utils.api_keys import digest
-from hxp_enterprise_llm.utils.credentials import LARGEST_BYTES, MISSING
-from hxp_enterprise_llm.utils.errors import SettingsRefused
+from hxp_enterprise_llm.protocol import reload_request
+from hxp_enterprise_llm.protocol.credentials import Credentials
+from hxp_enterprise_llm.settings import credential_files
+from hxp_enterprise_llm.settings.api_keys import digest
+from hxp_enterprise_llm.settings.credential_files import LARGEST_BYTES, MISSING
+from hxp_enterprise_llm.settings.errors import SettingsRefused
+from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
+from hxp_enterprise_llm.supervisor import reload
+from hxp_enterprise_llm.supervisor.reload import InEffect, Request, Requests
 
 from .conftest import Root
 
@@ -34,7 +34,7 @@ def asked(directory: Path, do: Callable[[Request], str], pid: int = 0, files: di
 
     async def serve() -> str:
         async with Requests(directory, answer):
-            return await asyncio.to_thread(reload_command.ask, str(directory), pid or os.getpid(), files or {})
+            return await asyncio.to_thread(reload_request.ask, str(directory), pid or os.getpid(), files or {})
 
     return asyncio.run(asyncio.wait_for(serve(), 30))
 
@@ -80,7 +80,7 @@ def test_who_waits_when_it_ends_is_told(tmp_path: Path) -> None:
             await asyncio.sleep(3600)
 
         async with Requests(tmp_path, never):
-            asking = asyncio.create_task(asyncio.to_thread(reload_command.ask, str(tmp_path), os.getpid(), {}))
+            asking = asyncio.create_task(asyncio.to_thread(reload_request.ask, str(tmp_path), os.getpid(), {}))
             await taken.wait()
         return await asyncio.wait_for(asking, 30)
 
@@ -88,12 +88,12 @@ def test_who_waits_when_it_ends_is_told(tmp_path: Path) -> None:
 
 
 def test_who_is_not_answered_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reload_command, "ANSWER_SEC", 0.2)
+    monkeypatch.setattr(reload_request, "ANSWER_SEC", 0.2)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as deaf:
-        deaf.bind(str(tmp_path / reload_command.SOCKET))
+        deaf.bind(str(tmp_path / reload_request.SOCKET))
         deaf.listen()
-        assert "has not answered within 0.2 s" in reload_command.ask(str(tmp_path), os.getpid(), {})
-    assert "cannot be asked" in reload_command.ask(str(tmp_path), os.getpid(), {})
+        assert "has not answered within 0.2 s" in reload_request.ask(str(tmp_path), os.getpid(), {})
+    assert "cannot be asked" in reload_request.ask(str(tmp_path), os.getpid(), {})
 
 
 @pytest.mark.parametrize("fault", [OSError(errno.EMFILE, "Too many open files"), "[]", "7", "no JSON"])
@@ -121,9 +121,9 @@ def test_it_listens_on_after(
             return await accept(listener)
 
         monkeypatch.setattr(loop, "sock_accept", failing)
-        monkeypatch.setattr(reload_command.json, "dump", dump)
+        monkeypatch.setattr(reload_request.json, "dump", dump)
         async with Requests(tmp_path, answer):
-            return [await asyncio.to_thread(reload_command.ask, str(tmp_path), os.getpid(), {}) for _ in range(2)]
+            return [await asyncio.to_thread(reload_request.ask, str(tmp_path), os.getpid(), {}) for _ in range(2)]
 
     first, second = asyncio.run(asyncio.wait_for(ask(), 30))
     assert (bool(first), second) == (isinstance(fault, str), "")
@@ -144,7 +144,7 @@ def test_an_answer_that_fails_is_told_and_ends_nothing(tmp_path: Path, fault: Ex
 
     async def ask() -> list[str]:
         async with Requests(tmp_path, answer):
-            return [await asyncio.to_thread(reload_command.ask, str(tmp_path), os.getpid(), {}) for _ in range(2)]
+            return [await asyncio.to_thread(reload_request.ask, str(tmp_path), os.getpid(), {}) for _ in range(2)]
 
     first, second = asyncio.run(asyncio.wait_for(ask(), 30))
     assert "cannot be taken up" in first and second == ""
@@ -156,9 +156,9 @@ def test_what_the_settings_name_is_handed_over(root: Root) -> None:
     os.truncate(root.path / "large", LARGEST_BYTES + 1)
     os.mkfifo(root.path / "pipe")
     root.instance("m", GOOD + f"API_KEY_FILE={root}/keys\nTLS_CERT_FILE={root}/large\nTLS_KEY_FILE={root}/pipe\n")
-    assert reload_command.contents("m", str(root)) == {"api-key": "k\xff", "tls-cert": MISSING, "tls-key": MISSING}
+    assert reload_request.contents("m", str(root)) == {"api-key": "k\xff", "tls-cert": MISSING, "tls-key": MISSING}
     root.instance("m", GOOD + f"API_KEY_FILE={root}/keys\nPORT=none\n")
-    assert reload_command.contents("m", str(root)) == {}, "refused settings name nothing"
+    assert reload_request.contents("m", str(root)) == {}, "refused settings name nothing"
 
 
 def test_a_device_is_not_opened_and_a_terminal_does_not_become_roots(
@@ -172,16 +172,16 @@ def test_a_device_is_not_opened_and_a_terminal_does_not_become_roots(
         return really(path, flags, *more)
 
     monkeypatch.setattr("os.open", note)
-    assert credentials.read("/dev/null") == MISSING.encode()
+    assert credential_files.read("/dev/null") == MISSING.encode()
     assert opened == []
     (root.path / "keys").write_text("k")
-    assert credentials.read(f"{root}/keys") == b"k"
+    assert credential_files.read(f"{root}/keys") == b"k"
     flags = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     assert opened == [(f"{root}/keys", os.O_RDONLY | flags)]
     # One that takes its place after it was looked at.
     os.mkfifo(root.path / "pipe")
     monkeypatch.setattr("os.stat", lambda _: os.lstat(f"{root}/keys"))
-    assert credentials.read(f"{root}/pipe") == MISSING.encode()
+    assert credential_files.read(f"{root}/pipe") == MISSING.encode()
 
 
 def test_what_takes_a_restart_and_what_no_new_server() -> None:

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from hxp_enterprise_llm.cli import report as command
+from hxp_enterprise_llm.cli import report
 from hxp_enterprise_llm.cli.commands import cli
 from hxp_enterprise_llm.monitoring import figures
 from hxp_enterprise_llm.monitoring.failures import Kind
 from hxp_enterprise_llm.monitoring.figures import NoFigures, Verdict, percentile
 from hxp_enterprise_llm.monitoring.ledger import DAY_SEC, Event, Start
 from hxp_enterprise_llm.monitoring.store import Store
-from hxp_enterprise_llm.utils.errors import NotPermitted
+from hxp_enterprise_llm.settings.errors import NotPermitted
 
 NOW = 1.8e9
 
@@ -118,7 +118,7 @@ def test_an_uptime_is_cut_and_never_rounded_up(tmp_path: Path, monkeypatch: pyte
     store.was("a", False, 999_999.9, 1_000_000)
     assert store.write(store.batch(), 1_000_000)
     (one,) = figures.read(400, 1_000_000, [], tmp_path / "m.sqlite")
-    assert command._row(one)[1] == "99.999"
+    assert report._row(one)[1] == "99.999"
     store.close()
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from hxp_enterprise_llm.services.core.service_manager import server_process
-from hxp_enterprise_llm.services.core.service_manager.credentials import Credentials
-from hxp_enterprise_llm.services.core.service_manager.server_process import Pulse, ServerProcess
+from hxp_enterprise_llm.protocol.credentials import Credentials
+from hxp_enterprise_llm.supervisor import server_process
+from hxp_enterprise_llm.supervisor.server_process import Pulse, ServerProcess
 
 
 @pytest.fixture

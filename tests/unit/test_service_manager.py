@@ -7,10 +7,10 @@ from typing import Any, Self
 import pytest
 from dbus_fast import Variant
 
-from hxp_enterprise_llm.services.core.service_manager import ServiceManager
-from hxp_enterprise_llm.services.core.service_manager.service import State
-from hxp_enterprise_llm.services.core.service_manager.systemd import Systemd, unit_path
-from hxp_enterprise_llm.utils.errors import ExitStatus, JobFailed, NoSuchInstance, NotRunning
+from hxp_enterprise_llm.control.service import State
+from hxp_enterprise_llm.control.service_manager import ServiceManager
+from hxp_enterprise_llm.control.systemd import Systemd, unit_path
+from hxp_enterprise_llm.settings.errors import ExitStatus, JobFailed, NoSuchInstance, NotRunning
 
 from .conftest import Root
 

@@ -1,11 +1,11 @@
 import pytest
 
-from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
-from hxp_enterprise_llm.services.core.service_manager.address import Address
-from hxp_enterprise_llm.services.core.service_manager.config import ServiceManagerConfig
-from hxp_enterprise_llm.utils import config
-from hxp_enterprise_llm.utils.errors import ExitStatus, SettingsRefused
-from hxp_enterprise_llm.utils.settings_keys import INSTANCE_KEYS
+from hxp_enterprise_llm.settings import config
+from hxp_enterprise_llm.settings.address import Address
+from hxp_enterprise_llm.settings.errors import ExitStatus, SettingsRefused
+from hxp_enterprise_llm.settings.host import ServiceManagerConfig
+from hxp_enterprise_llm.settings.keys import INSTANCE_KEYS
+from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 
 from .conftest import Root
 

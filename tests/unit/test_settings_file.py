@@ -8,7 +8,7 @@ from dotenv import dotenv_values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hxp_enterprise_llm.utils.settings_file import MAX_BYTES, MAX_FAULTS, MAX_LINE, MAX_LINES, parse, read
+from hxp_enterprise_llm.settings.grammar import MAX_BYTES, MAX_FAULTS, MAX_LINE, MAX_LINES, parse, read
 
 ACCEPTED = {
     "A=1": "1",

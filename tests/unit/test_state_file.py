@@ -2,8 +2,8 @@ import json
 import os
 from pathlib import Path
 
-from hxp_enterprise_llm.services.core.service_manager.address import Address
-from hxp_enterprise_llm.services.core.service_manager.state_file import NAME, StateFile
+from hxp_enterprise_llm.protocol.state import NAME, StateFile
+from hxp_enterprise_llm.settings.address import Address
 
 
 def test_it_counts_by_kind_and_everybody_may_read_it(tmp_path: Path) -> None:

@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 
-from hxp_enterprise_llm import reload_command
-from hxp_enterprise_llm.services.core.service_manager import notify
-from hxp_enterprise_llm.services.core.service_manager import supervisor as module
-from hxp_enterprise_llm.services.core.service_manager.credentials import Credentials
-from hxp_enterprise_llm.services.core.service_manager.supervisor import Supervisor
-from hxp_enterprise_llm.utils.api_keys import digest
-from hxp_enterprise_llm.utils.errors import CitadelError, EngineDied, OutOfMemory, SettingsRefused
-from hxp_enterprise_llm.utils.settings_file import Fault
+from hxp_enterprise_llm.protocol import reload_request
+from hxp_enterprise_llm.protocol.credentials import Credentials
+from hxp_enterprise_llm.settings.api_keys import digest
+from hxp_enterprise_llm.settings.errors import CitadelError, EngineDied, OutOfMemory, SettingsRefused
+from hxp_enterprise_llm.settings.grammar import Fault
+from hxp_enterprise_llm.supervisor.supervisor import Supervisor
+from hxp_enterprise_llm.system import notify
 
 from .test_reload import keyed, request
 
@@ -91,7 +90,7 @@ def test_every_server_hears_of_a_revoked_key_while_another_loads(tmp_path: Path,
         one, far = request("b", keys_only)
         with far:
             await asyncio.wait_for(main._asked(one), 5)
-            assert far.recv(99) == reload_command.TAKEN
+            assert far.recv(99) == reload_request.TAKEN
         assert main._now.due.is_set() is not keys_only
         return servers  # type: ignore[return-value]
 
@@ -113,7 +112,7 @@ def test_a_reload_that_came_while_an_engine_was_replaced_ends_with_its_own_serve
             assert await main._start(Server())  # type: ignore[arg-type]
         return ["READY" in state for state in recorder.said if str(state.get("STATUS")).startswith("Ready")]
 
-    monkeypatch.setattr(module, "bring_up", come_up)
+    monkeypatch.setattr("hxp_enterprise_llm.supervisor.supervisor.bring_up", come_up)
     assert asyncio.run(run()) == [True, False, True]
 
 
@@ -149,7 +148,7 @@ def test_a_server_that_dies_while_its_successor_loads(
 
     async def load(*_: object, **__: object) -> bool:
         old.end.set()
-        monkeypatch.setattr(module, "oom_kills", lambda: kills)
+        monkeypatch.setattr("hxp_enterprise_llm.supervisor.supervisor.oom_kills", lambda: kills)
         while not old.gone:
             await asyncio.sleep(0)
         if starts:
@@ -159,7 +158,7 @@ def test_a_server_that_dies_while_its_successor_loads(
     async def run() -> None:
         main, recorder = supervisor(tmp_path)
         monkeypatch.setattr(main, "_new_server", lambda _: new)
-        monkeypatch.setattr(module, "bring_up", load)
+        monkeypatch.setattr("hxp_enterprise_llm.supervisor.supervisor.bring_up", load)
         before = main._now.turn()
         with socket.socket() as listener:
             replacing = main._replace(old, *before, listener)  # type: ignore[arg-type]
@@ -171,11 +170,11 @@ def test_a_server_that_dies_while_its_successor_loads(
                 await replacing
             assert new.gone and main._now.config == before[0]
             assert not [text for text in recorder.statuses if text.startswith("Ready")], "nothing serves"
-            monkeypatch.setattr(module, "bring_up", come_up)
+            monkeypatch.setattr("hxp_enterprise_llm.supervisor.supervisor.bring_up", come_up)
             await main._start(Server())  # type: ignore[arg-type]
             assert recorder.statuses[-1].startswith(notify.WENT_BACK)
 
-    monkeypatch.setattr(module, "oom_kills", lambda: 0)
+    monkeypatch.setattr("hxp_enterprise_llm.supervisor.supervisor.oom_kills", lambda: 0)
     asyncio.run(asyncio.wait_for(run(), 10))
 
 
@@ -184,7 +183,7 @@ def test_a_reload_may_wait_for_the_end_of_the_one_before_longer_than_systemd_wou
 
     async def run() -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("hxp_enterprise_llm.services.core.service_manager.hang.LOOK_SEC", 0.01)
+            patch.setattr("hxp_enterprise_llm.supervisor.hang.LOOK_SEC", 0.01)
             patch.setattr(main, "_reload_due", asyncio.Event().wait)
             main._now.due.set()
             with pytest.raises(TimeoutError):

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from dbus_fast import Message, MessageType, Variant
 
-from hxp_enterprise_llm.services.core.service_manager import systemd
-from hxp_enterprise_llm.services.core.service_manager.systemd import Systemd
-from hxp_enterprise_llm.utils.errors import JobFailed, SystemdUnreachable
+from hxp_enterprise_llm.control import systemd
+from hxp_enterprise_llm.control.systemd import Systemd
+from hxp_enterprise_llm.settings.errors import JobFailed, SystemdUnreachable
 
 REPLIES = 128
 """What dbus-daemon allows."""

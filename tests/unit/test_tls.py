@@ -7,11 +7,13 @@ from pathlib import Path
 import certificates as made
 import pytest
 
-from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
-from hxp_enterprise_llm.services.core.service_manager import credentials, host_checks, tls
-from hxp_enterprise_llm.utils.api_keys import digest
-from hxp_enterprise_llm.utils.credentials import MISSING
-from hxp_enterprise_llm.utils.errors import SettingsRefused
+from hxp_enterprise_llm.checks import host
+from hxp_enterprise_llm.protocol import credentials
+from hxp_enterprise_llm.settings.api_keys import digest
+from hxp_enterprise_llm.settings.credential_files import MISSING
+from hxp_enterprise_llm.settings.errors import SettingsRefused
+from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
+from hxp_enterprise_llm.system import tls
 
 END = 4102444800.0  # 2100-01-01
 
@@ -124,18 +126,18 @@ def test_check_names_what_a_start_would_and_an_end_that_is_near(
 ) -> None:
     certificate, key = tmp_path / "c", tmp_path / "k"
     settings = config(tls_cert_file=str(certificate), tls_key_file=str(key))
-    assert len(host_checks.secrets(settings)) == 2
+    assert len(host.secrets(settings)) == 2
     certificate.write_text(made.CERTIFICATE)
     key.write_text(made.OTHER_KEY)
     key.chmod(0o600)
-    (fault,) = host_checks.secrets(settings)
+    (fault,) = host.secrets(settings)
     assert fault.fatal and "the key of another certificate" in fault.text
     key.write_text(made.KEY)
-    assert host_checks.secrets(settings) == []
+    assert host.secrets(settings) == []
     monkeypatch.setattr("time.time", lambda: END - 3 * 86400)
-    (warning,) = host_checks.secrets(settings)
+    (warning,) = host.secrets(settings)
     assert not warning.fatal and "expires in 3 days" in warning.text
     key.chmod(0o640)
-    assert len(host_checks.secrets(settings)) == 1
+    assert len(host.secrets(settings)) == 1
     key.chmod(0o644)
-    assert "chmod 600" in host_checks.secrets(settings)[0].text
+    assert "chmod 600" in host.secrets(settings)[0].text

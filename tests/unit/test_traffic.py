@@ -13,11 +13,11 @@ import certificates as made
 import pytest
 import uvicorn
 
-from hxp_enterprise_llm.services.core.service_manager import pulse
-from hxp_enterprise_llm.services.core.service_manager.credentials import Credentials
-from hxp_enterprise_llm.services.core.service_manager.server_process import LARGEST_MESSAGE
-from hxp_enterprise_llm.services.core.service_manager.traffic import POLICY_VIOLATION, Traffic
-from hxp_enterprise_llm.utils.api_keys import digest
+from hxp_enterprise_llm.protocol.credentials import Credentials
+from hxp_enterprise_llm.settings.api_keys import digest
+from hxp_enterprise_llm.supervisor.server_process import LARGEST_MESSAGE
+from hxp_enterprise_llm.worker import heartbeat
+from hxp_enterprise_llm.worker.traffic import POLICY_VIOLATION, Traffic
 
 PART, REST = {"type": "http.request", "more_body": True}, {"type": "http.request", "more_body": False}
 
@@ -92,7 +92,7 @@ def test_who_leaves_closes_after_the_answer(monkeypatch: pytest.MonkeyPatch) -> 
 def test_no_error_is_too_long_to_be_told(error: Exception) -> None:
     near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with near, far:
-        pulse.tell_failure(near, error)
+        heartbeat.tell_failure(near, error)
         assert json.loads(far.recv(LARGEST_MESSAGE))["failed"]["settings"] is True
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from hxp_enterprise_llm.services.core.service_manager.vllm_flags import faults
+from hxp_enterprise_llm.engine.flags import faults
 
 TABLE = [
     {"names": ["--seed"], "values": 1, "kind": "int", "choices": None},

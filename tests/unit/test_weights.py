@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from hxp_enterprise_llm.schemas.configuration.service_schemas import ServiceConfigSchema
-from hxp_enterprise_llm.services.core.service_manager import weights
-from hxp_enterprise_llm.utils.errors import ExitStatus, ModelMissing
+from hxp_enterprise_llm.engine import weights
+from hxp_enterprise_llm.settings.errors import ExitStatus, ModelMissing
+from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 
 
 def shard(*sizes: int, metadata: bool = True) -> bytes:

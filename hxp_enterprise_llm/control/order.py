@@ -1,0 +1,71 @@
+"""Acting on many instances: in the order of their dependencies, and how many at once. No processes, no D-Bus."""
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Iterable
+from graphlib import TopologicalSorter
+
+from hxp_enterprise_llm.settings.errors import CitadelError, SeveralFailed
+from hxp_enterprise_llm.settings.order import dependencies, order, with_required
+
+CORES_PER_START = 2
+"""Cores that one loading instance keeps busy: the import runs on one, weights and threads on more."""
+
+
+def at_once_limit() -> int:
+    """How many instances this host can load side by side."""
+    return max(1, (os.cpu_count() or 1) // CORES_PER_START)
+
+
+async def in_order(
+    names: Iterable[str],
+    root: str,
+    act: Callable[[str], Awaitable[None]],
+    *,
+    reverse: bool = False,
+    and_required: bool = False,
+    at_once: int | None = None,
+) -> None:
+    """Run `act` for each instance, in the order of their dependencies or, to stop them, in its reverse.
+
+    With `and_required` also for those that they require, directly or not. Independent ones run side by side, no more
+    than `at_once`. After a failure those that require the failed one are not tried. Raises the failure, or
+    SeveralFailed with all of them.
+    """
+    known = dependencies(root)
+    requires = {name: needs for name, (needs, _) in known.items()}
+    after = {name: earlier for name, (_, earlier) in known.items()}
+    todo = with_required(names, requires) if and_required else set(names)
+    # A circle among others is theirs to mend.
+    order(todo, {name: after.get(name, set()) & todo for name in todo})
+    sorter: TopologicalSorter[str] = TopologicalSorter()
+    for name in todo:
+        sorter.add(name)
+        for earlier in after.get(name, set()) & todo:
+            sorter.add(earlier, name) if reverse else sorter.add(name, earlier)
+    sorter.prepare()
+    failures: dict[str, CitadelError] = {}
+    slots = asyncio.Semaphore(at_once or at_once_limit())
+
+    async def run(name: str) -> str:
+        async with slots:
+            broken = sorted(requires.get(name, set()) & failures.keys())
+            if broken and not reverse:
+                failures[name] = CitadelError(f"{name}: not started, because {', '.join(broken)} failed")
+                return name
+            try:
+                await act(name)
+            except CitadelError as error:
+                failures[name] = error
+            return name
+
+    pending: set[asyncio.Task[str]] = set()
+    while sorter.is_active():
+        pending |= {asyncio.create_task(run(name)) for name in sorter.get_ready()}
+        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            sorter.done(task.result())
+    if len(failures) == 1:
+        raise next(iter(failures.values()))
+    if failures:
+        raise SeveralFailed(list(failures.values()))

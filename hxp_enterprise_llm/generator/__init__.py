@@ -1,0 +1,1 @@
+"""The systemd generator: settings to drop-ins. Runs as root at boot."""

@@ -1,0 +1,1 @@
+"""Settings files to values and schema; standard library only below the schema."""

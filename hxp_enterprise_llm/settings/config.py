@@ -1,0 +1,93 @@
+"""Settings files to the schema: the one way for programs to learn what an instance is configured to be."""
+
+import os
+
+from pydantic import ValidationError
+
+from hxp_enterprise_llm.settings.errors import SettingsRefused
+from hxp_enterprise_llm.settings.grammar import Fault
+from hxp_enterprise_llm.settings.keys import INSTANCE_KEYS, is_instance_name
+from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
+from hxp_enterprise_llm.settings.values import (
+    host_file,
+    instance_file,
+    instance_names,
+    load_host,
+    load_instance,
+    read_alone,
+)
+
+REQUIRED = {key.name.lower() for key in INSTANCE_KEYS.values() if key.required}
+DEFAULTS = {name: field.default for name, field in ServiceConfigSchema.model_fields.items()}
+__all__ = ["api_key_file", "exists", "host_file", "instance_file", "instance_names", "judge", "load"]
+
+
+def load(name: str, root: str = "/", file: str | None = None) -> tuple[ServiceConfigSchema, list[Fault]]:
+    """Read the settings of instance `name`, and the warnings about them; from `file`, if they are not in place yet.
+
+    Raises SettingsRefused with every fault of the host's and the instance's file at once.
+    """
+    if not is_instance_name(name):
+        raise SettingsRefused(
+            [
+                Fault(
+                    repr(name),
+                    0,
+                    "is not an instance name: up to 64 letters, digits, . _ and -, a letter or digit first",
+                )
+            ]
+        )
+    host = load_host(root)
+    settings = load_instance(name, host, root, file)
+    faults = [*host.faults, *settings.faults]
+    # The schema has the same defaults; each value that is given takes room in every instance that the monitor knows.
+    values = {key.lower(): value for key, value in settings.understood.items() if value is not None}
+    values = {key: value for key, value in values.items() if value != DEFAULTS[key]}
+    fatal = [fault for fault in faults if fault.fatal]
+    if not fatal:
+        try:
+            return ServiceConfigSchema(name=name, environment=settings.environment, **values), faults
+        except ValidationError as error:
+            fatal = [
+                Fault(settings.file, 0, sentence)
+                for problem in error.errors()
+                for sentence in problem["msg"].removeprefix("Value error, ").splitlines()
+            ]
+    understood = None
+    if values.keys() >= REQUIRED:
+        understood = ServiceConfigSchema.model_construct(name=name, environment=settings.environment, **values)
+        # What contradicts a value that is refused anyway may not once that is mended.
+        refused = [key for key in INSTANCE_KEYS if any(fault.text.startswith(f"{key}=") for fault in fatal)]
+        fatal += [
+            Fault(settings.file, 0, sentence)
+            for sentence in understood.contradictions()
+            if not any(f"{key}=" in sentence for key in refused) and sentence not in {fault.text for fault in fatal}
+        ]
+    raise SettingsRefused(fatal, understood)
+
+
+def judge(name: str, root: str, draft: str) -> None:
+    """Raises SettingsRefused, of the instance's own file, if a draft in its place would be refused."""
+    try:
+        load(name, root, draft)
+    except SettingsRefused as error:
+        own = instance_file(name, root)
+        faults = [fault._replace(file=own) if fault.file == draft else fault for fault in error.faults]
+        raise SettingsRefused(faults) from None
+
+
+def api_key_file(name: str, root: str = "/") -> str | None:
+    """What instance `name` has as its API_KEY_FILE, also where other keys of it are refused: a key can be revoked then.
+
+    Raises SettingsRefused where this one may be refused too.
+    """
+    file: str | None
+    file, faults = read_alone(instance_file(name, root), INSTANCE_KEYS["API_KEY_FILE"])
+    if faults:
+        raise SettingsRefused(faults)
+    return file
+
+
+def exists(name: str, root: str = "/") -> bool:
+    """Whether instance `name` has a settings file."""
+    return is_instance_name(name) and os.path.lexists(instance_file(name, root))

@@ -1,0 +1,44 @@
+"""Which instance comes before which, by REQUIRES and AFTER of their settings."""
+
+from collections.abc import Iterable, Mapping
+from graphlib import CycleError, TopologicalSorter
+
+from hxp_enterprise_llm.settings import config
+from hxp_enterprise_llm.settings.errors import DependencyCycle, SettingsRefused
+
+
+def dependencies(root: str = "/") -> dict[str, tuple[set[str], set[str]]]:
+    """What each instance requires, and what it starts after (its requirements among them)."""
+    found = {}
+    for name in config.instance_names(root):
+        try:
+            settings, _ = config.load(name, root)
+        except SettingsRefused:
+            # Its start fails with the reason; nothing is to be waited for.
+            found[name] = (set[str](), set[str]())
+        else:
+            requires = set(settings.requires) - {name}
+            found[name] = (requires, (requires | set(settings.after)) - {name})
+    return found
+
+
+def order(names: Iterable[str], before: Mapping[str, Iterable[str]]) -> list[str]:
+    """`names` sorted so that each comes after those in `before` of it. Raises DependencyCycle naming the cycle."""
+    wanted = set(names)
+    try:
+        everything = list(TopologicalSorter(before).static_order())
+    except CycleError as error:
+        raise DependencyCycle(error.args[1]) from None
+    return [name for name in everything if name in wanted]
+
+
+def with_required(names: Iterable[str], requires: Mapping[str, Iterable[str]]) -> set[str]:
+    """`names` and everything that they require, directly or not."""
+    found: set[str] = set()
+    todo = list(names)
+    while todo:
+        name = todo.pop()
+        if name not in found:
+            found.add(name)
+            todo += requires.get(name, ())
+    return found

@@ -1,0 +1,193 @@
+"""Settings files to typed values: the host's file and an instance's file, resolved key by key.
+
+Standard library only, see `settings_file`. `utils.config` turns the result into the schema, and is the door for whoever
+runs or watches an instance. Read from here is what the schema has not: the host's own values, where a value comes from
+(`show`, `--explain`), and values whether or not a file is refused (the generator; `create`, for a free port).
+"""
+
+import os
+from typing import Any, NamedTuple
+
+from hxp_enterprise_llm.settings.grammar import MAX_FAULTS, Entry, Fault, SettingsText, read, shown
+from hxp_enterprise_llm.settings.keys import (
+    HOST_KEYS,
+    INSTANCE_KEYS,
+    PASSED_THROUGH,
+    Key,
+    allowed,
+    is_instance_name,
+)
+
+DIRECTORY = "etc/default"
+HOST_FILE = "citadel-llm"
+PREFIX = "citadel-llm-"
+BUILT_IN = "built-in"
+MODELS = "/var/lib/citadel-llm/models"
+"""Where a model lies that MODEL names by its hub id: in the directory of that name."""
+
+
+class HostSettings(NamedTuple):
+    """Every host-wide key with its value and where that came from (the file, or built-in), and the file's faults."""
+
+    values: dict[str, Any]
+    origins: dict[str, str]
+    faults: list[Fault]
+
+
+class InstanceSettings(NamedTuple):
+    """Every key of one instance with its value and where that came from (a file, or built-in), the engine's
+    environment, and what was wrong with the files. `understood` are the values of refused settings too, None for what
+    is refused of them.
+    """
+
+    name: str
+    file: str
+    values: dict[str, Any]
+    origins: dict[str, str]
+    environment: dict[str, str]
+    faults: list[Fault]
+    understood: dict[str, Any]
+
+    @property
+    def refused(self) -> bool:
+        """Whether a start with these settings fails."""
+        return any(fault.fatal for fault in self.faults)
+
+
+def host_file(root: str = "/") -> str:
+    return os.path.join(root, DIRECTORY, HOST_FILE)
+
+
+def instance_file(name: str, root: str = "/") -> str:
+    return os.path.join(root, DIRECTORY, PREFIX + name)
+
+
+def instance_names(root: str = "/") -> list[str]:
+    """Names of all instances that have a settings file, sorted."""
+    try:
+        with os.scandir(os.path.join(root, DIRECTORY)) as files:
+            names = [file.name.removeprefix(PREFIX) for file in files if file.name.startswith(PREFIX)]
+    except FileNotFoundError:
+        return []
+    return sorted(name for name in names if is_instance_name(name))
+
+
+def built_in_host() -> HostSettings:
+    """The host's settings where no file says any."""
+    return HostSettings({key.name: _default(key) for key in HOST_KEYS.values()}, dict.fromkeys(HOST_KEYS, BUILT_IN), [])
+
+
+def load_host(root: str = "/") -> HostSettings:
+    """Read the host-wide file. A missing file means the built-in values; a refused one too, and says why."""
+    file = host_file(root)
+    text = read(file) if os.path.lexists(file) else SettingsText({}, [])
+    faults = list(text.faults)
+    values = {key.name: _value(key, text.entries.get(key.name), file, faults) for key in HOST_KEYS.values()}
+    faults += _unknown_keys(file, text.entries, HOST_KEYS)
+    origins = {key: _origin(file, text.entries.get(key)) for key in HOST_KEYS}
+    if any(fault.fatal for fault in faults):
+        return built_in_host()._replace(faults=faults)
+    return HostSettings(values, origins, faults)
+
+
+def one_port_for_both(host: HostSettings) -> str:
+    """What is wrong, with file and line, if HEALTH_PORT and METRICS_PORT are one port; else empty."""
+    if host.values["HEALTH_PORT"] != host.values["METRICS_PORT"]:
+        return ""
+    key, other = "METRICS_PORT", "HEALTH_PORT"
+    if host.origins[key] == BUILT_IN:
+        key, other = other, key
+    return (
+        f"{host.origins[key]}: {key}={host.values[key]} is the {other} too ({host.origins[other]}); the monitor serves "
+        "health there and no metrics until one of them is another port"
+    )
+
+
+def load_instance(name: str, host: HostSettings, root: str = "/", file: str | None = None) -> InstanceSettings:
+    """Read one instance's file over the host's settings.
+
+    Never raises for the content: with `refused` set, every value is the host's or the built-in one.
+    """
+    file = file or instance_file(name, root)
+    text = read(file)
+    faults = list(text.faults)
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for key in INSTANCE_KEYS.values():
+        entry = text.entries.get(key.name)
+        if key.host_key and not (entry and entry.value):
+            values[key.name], origins[key.name] = host.values[key.host_key], host.origins[key.host_key]
+        else:
+            values[key.name], origins[key.name] = _value(key, entry, file, faults), _origin(file, entry)
+        if key.required and not (entry and entry.value) and not text.faults:
+            faults.append(Fault(file, 0, f"{key.name} is missing; write {key.name}= and {allowed(key)}"))
+    environment = {
+        entry.key: entry.value
+        for entry in text.entries.values()
+        if entry.key not in INSTANCE_KEYS and entry.key not in HOST_KEYS and entry.key.startswith(PASSED_THROUGH)
+    }
+    faults += _unknown_keys(file, text.entries, INSTANCE_KEYS, PASSED_THROUGH)
+    settings = InstanceSettings(name, file, values, origins, environment, faults, values)
+    if settings.refused:
+        settings = settings._replace(understood=dict(values))
+        for key in INSTANCE_KEYS.values():
+            values[key.name] = host.values[key.host_key] if key.host_key else _default(key)
+            origins[key.name] = host.origins[key.host_key] if key.host_key else BUILT_IN
+    return settings
+
+
+def read_alone(file: str, key: Key) -> tuple[Any, list[Fault]]:
+    """The value of one key of a settings file, however wrong its other lines and other files are.
+
+    With faults where the line of this key is wrong, or may be one of those that are: there is no value then.
+    """
+    text = read(file)
+    entry = text.entries.get(key.name)
+    faults = [] if entry and text.whole else [fault for fault in text.faults if fault.fatal]
+    return (None if faults else _value(key, entry, file, faults)), faults
+
+
+def _value(key: Key, entry: Entry | None, file: str, faults: list[Fault]) -> Any:
+    if entry is None or not entry.value:  # KEY= is the same as no line
+        return _default(key)
+    try:
+        return key.parse(entry.value)
+    except ValueError as error:
+        faults.append(Fault(file, entry.line, f"{key.name}={shown(entry.value)} is refused: write {error}"))
+        return None
+
+
+def _origin(file: str, entry: Entry | None) -> str:
+    return f"{file}:{entry.line}" if entry and entry.value else BUILT_IN
+
+
+def _default(key: Key) -> Any:
+    return None if key.default is None else key.parse(key.default)
+
+
+def _unknown_keys(
+    file: str, entries: dict[str, Entry], known: dict[str, Key], prefixes: tuple[str, ...] = ()
+) -> list[Fault]:
+    faults = []
+    for entry in entries.values():
+        if entry.key in known:
+            continue
+        if prefixes and entry.key in HOST_KEYS:
+            faults.append(Fault(file, entry.line, f"{entry.key} belongs in {HOST_FILE}; ignored here", fatal=False))
+            continue
+        if prefixes and entry.key.startswith(prefixes):
+            continue
+        advice = ""
+        # A file with more of them is no settings file, and each look takes as long as ten lines.
+        if len(faults) < 10:
+            # Imported here: rare, and the generator counts its milliseconds.
+            import difflib
+
+            near = difflib.get_close_matches(entry.key, known, n=1)
+            advice = f"; did you mean {near[0]}?" if near else ""
+        faults.append(
+            Fault(file, entry.line, f"{shown(entry.key)} is not a setting and is ignored{advice}", fatal=False)
+        )
+        if len(faults) >= MAX_FAULTS:
+            break
+    return faults

@@ -1,0 +1,86 @@
+"""Main process of a citadel-llm@ unit: `python -m hxp_enterprise_llm.services.core.service_manager MODEL`."""
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from hxp_enterprise_llm.checks.prestart import prepare
+from hxp_enterprise_llm.engine import launch
+from hxp_enterprise_llm.protocol import credentials
+from hxp_enterprise_llm.settings.errors import CitadelError, ExitStatus
+from hxp_enterprise_llm.supervisor.supervisor import Supervisor
+from hxp_enterprise_llm.system import isolation
+from hxp_enterprise_llm.system.journal import JournalHandler
+from hxp_enterprise_llm.system.notify import Notifier
+
+log = logging.getLogger("citadel-llm")
+
+
+def check(name: str) -> ExitStatus:
+    """Say whether instance `name` would start, or start again if it runs: what `citadel-llm check` says of it alone."""
+    # The main process itself has no use for these, and keeps what it has imported.
+    from hxp_enterprise_llm.checks import start
+
+    found = start.findings(name, running=True)
+    for finding in found:
+        log.log(logging.ERROR if finding.fatal else logging.WARNING, "%s", finding.text)
+    faults = [finding.status for finding in found if finding.fatal]
+    if not faults:
+        print(f"{name}: settings are good, and what a start needs is there")
+    return max(faults, default=ExitStatus.DONE)
+
+
+def run(name: str, notifier: Notifier) -> None:
+    """Serve instance `name` until it is told to stop."""
+    notifier.send(STATUS="Checking the settings")
+    config, model = prepare(name)
+    given = credentials.judge(config, credentials.handed_over(config))
+    # Nothing has been started yet.
+    isolation.enter(launch.ports(config))
+    unit = dict(os.environ)
+    run_time = Path(os.environ.get("RUNTIME_DIRECTORY", tempfile.gettempdir()))
+    pid_file = run_time / "pid"
+    pid_file.write_text(f"{os.getpid()}\n", encoding="ascii")
+    # The fork server and what comes from it inherit this, and nothing of how this process was started.
+    os.environ.clear()
+    supervisor = Supervisor(config, model, given, notifier, reread=lambda: prepare(name), unit=unit, run_time=run_time)
+    try:
+        asyncio.run(supervisor.run())
+    finally:
+        pid_file.unlink(missing_ok=True)
+
+
+def main(arguments: list[str]) -> ExitStatus:
+    """Parse the command line, run, and turn an error into its exit status and its last words."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hxp_enterprise_llm.services.core.service_manager",
+        description="Main process of a citadel-llm@MODEL.service unit. Administrators use systemctl or citadel-llm.",
+    )
+    parser.add_argument("model", help="name of the instance: its settings are in /etc/default/citadel-llm-MODEL")
+    parser.add_argument("--check", action="store_true", help="check what a start needs, start nothing")
+    options = parser.parse_args(arguments)
+    handler: logging.Handler = logging.StreamHandler(sys.stdout)
+    if "JOURNAL_STREAM" in os.environ:
+        handler = JournalHandler(options.model)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    notifier = Notifier.take()
+    try:
+        if options.check:
+            return check(options.model)
+        run(options.model, notifier)
+    except CitadelError as error:
+        for line in str(error).splitlines():
+            log.error("%s", line, extra=error.fields)
+        notifier.send(STATUS=f"Failed: {error}")
+        return error.exit_status
+    return ExitStatus.DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,95 @@
+"""Whether a serving vLLM gets anywhere. `/health` would not tell: it answers while the engine hangs (vLLM issue 19849).
+
+An idle server hangs only if its event loop does. One with requests hangs if neither tokens nor answers come: at once
+to be seen where its processes use no CPU time, or where one is stopped; else after HANG_TIMEOUT_SEC.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import NoReturn
+
+from hxp_enterprise_llm.settings.errors import EngineDied, EngineHung
+from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
+from hxp_enterprise_llm.supervisor import process_use
+from hxp_enterprise_llm.supervisor.server_process import Pulse, ServerProcess
+
+LOOK_SEC = 1.0
+STILL_SEC = 10.0
+"""How long all processes may do nothing at all while requests wait. A working engine uses CPU time every second."""
+STILL_SHARE = 0.02
+"""Share of a core below which processes do nothing: the event loop's own timers stay below it."""
+STOPPED_SEC = 3.0
+"""How long a process may be stopped by a signal."""
+SILENT_SEC = 30.0
+"""How long the API server's event loop may be blocked, which beats once a second."""
+
+
+async def watch(config: ServiceConfigSchema, server: ServerProcess, feed: Callable[[], None]) -> NoReturn:
+    """Watch a server that serves, with `feed` as below. Raises EngineDied at its end, EngineHung if it gets nowhere."""
+    ending = asyncio.create_task(server.ended())
+    watching = asyncio.create_task(HangWatch(config, server, feed).run())
+    try:
+        await asyncio.wait((ending, watching), return_when=asyncio.FIRST_COMPLETED)
+        if watching.done():
+            watching.result()
+        raise EngineDied(ending.result())
+    finally:
+        for task in (ending, watching):
+            task.cancel()
+        await asyncio.gather(ending, watching, return_exceptions=True)
+
+
+class HangWatch:
+    """Judges the pulse of one server. `feed` is called after every look that finds no hang."""
+
+    def __init__(self, config: ServiceConfigSchema, server: ServerProcess, feed: Callable[[], None]) -> None:
+        self._limit = config.hang_timeout_sec
+        # A GPU works while the processes wait for it.
+        self._by_cpu = not config.gpu_devices
+        self._server, self._feed = server, feed
+        now = time.monotonic()
+        self._last: Pulse | None = None
+        self._moved = self._busy = self._running = now
+        self._cpu, self._read = 0.0, 0
+        self._heard = now
+
+    async def run(self) -> NoReturn:
+        """Look every second. Raises EngineHung with what it is that stands still."""
+        while True:
+            await asyncio.sleep(LOOK_SEC)
+            now = time.monotonic()
+            stopped, effort = await asyncio.to_thread(self._look)
+            reason = self._judge(now, self._server.pulse, stopped, *effort)
+            if reason:
+                raise EngineHung(reason)
+            self._feed()
+
+    def _look(self) -> tuple[str, tuple[float, int]]:
+        # Not the effort of the API server: it is busy with whoever asks while the engine hangs.
+        return process_use.stopped(self._server.processes()), process_use.effort(self._server.engines())
+
+    def _judge(self, now: float, pulse: Pulse | None, stopped: str, cpu: float, read: int = 0) -> str:
+        """What hangs, empty if nothing does."""
+        if pulse and (self._last is None or pulse.at != self._last.at):
+            self._heard = now
+            if not pulse.in_flight or self._last is None or pulse.progress != self._last.progress:
+                self._moved = now
+            self._last = pulse
+        waiting = pulse.in_flight if pulse else 0
+        # Less CPU time than before: a process has ended. What waits for its pages works too, if slowly.
+        still = 0 <= cpu - self._cpu <= STILL_SHARE * STILL_SEC and read == self._read
+        if not waiting or self._moved == now or not still:
+            self._busy, self._cpu, self._read = now, cpu, read
+        if not stopped:
+            self._running = now
+        silent = min(SILENT_SEC, self._limit)
+        if now - self._running >= STOPPED_SEC:
+            return f"{stopped} is stopped by a signal"
+        if now - self._heard >= silent:
+            return f"the API server's event loop has been blocked for {silent:g} s"
+        if self._by_cpu and now - self._busy >= min(STILL_SEC, self._limit):
+            return f"{waiting} requests wait and nothing works on them"
+        if now - self._moved >= self._limit:
+            return f"{waiting} requests wait and no token has come for {self._limit:g} s (HANG_TIMEOUT_SEC)"
+        return ""

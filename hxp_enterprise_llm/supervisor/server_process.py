@@ -1,0 +1,290 @@
+"""One running vLLM server, seen from the main process: start it, hear from it, learn of its end, end it."""
+
+import asyncio
+import dataclasses
+import json
+import logging
+import multiprocessing
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from multiprocessing.context import ForkServerContext, SpawnContext
+from typing import NamedTuple
+
+import psutil
+
+from hxp_enterprise_llm.protocol.credentials import Credentials
+from hxp_enterprise_llm.protocol.worker import PRELOAD, serve
+from hxp_enterprise_llm.settings.errors import EngineDied
+from hxp_enterprise_llm.supervisor import fork_server
+from hxp_enterprise_llm.supervisor.fork_server import first_end
+
+log = logging.getLogger(__name__)
+
+LOOK_SEC = 0.05
+ENGINE_TITLE = "VLLM::"
+"""How vLLM's engine and worker processes call themselves; any other child may come and go."""
+LARGEST_MESSAGE = 4096
+DOOR_SEC = 30.0
+"""How long the server gets to open its door: its event loop has just answered a request."""
+REPORT_SEC = 1.0
+"""How long the fork server gets to tell how a process ended; a stopped one never does."""
+
+
+class Pulse(NamedTuple):
+    """What the server last told of itself. `at` is by the monotonic clock (seconds), the rest as in `pulse`."""
+
+    at: float
+    in_flight: int
+    connections: int
+    open: bool
+    taken: int
+    progress: list[float]
+
+
+class Failure(NamedTuple):
+    """Why the server says it failed; `settings` if by its own words the settings are to blame."""
+
+    text: str
+    settings: bool
+
+
+class ServerProcess:
+    """A vLLM API server with the engine and workers below it.
+
+    `method` is "fork" (from the fork server that has imported vLLM) or "spawn" (a new interpreter, as plain vLLM).
+    """
+
+    def __init__(
+        self,
+        method: str,
+        arguments: Sequence[str],
+        listener: socket.socket,
+        credentials: Credentials,
+    ) -> None:
+        context: ForkServerContext | SpawnContext
+        context = (
+            multiprocessing.get_context("forkserver") if method == "fork" else multiprocessing.get_context("spawn")
+        )
+        context.set_forkserver_preload([PRELOAD])
+        # Where the main process, and nobody else yet, asks whether the model answers.
+        self._private = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._private.getsockname()[1]}"
+        self._channel, self._far_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._channel.setblocking(False)
+        self._process = context.Process(
+            target=serve,
+            name="APIServer",
+            args=(list(arguments), method == "fork"),
+            kwargs={
+                "private": self._private,
+                "listener": listener,
+                "channel": self._far_end,
+                "credentials": credentials,
+            },
+        )
+        self._method = method
+        self._handle = -1  # pidfd of the server
+        self._engines: dict[int, int] = {}  # pid to pidfd
+        self._opened = False
+        # How often it was given credentials, the first time with its start; `_untold` if once that could not be.
+        self._given, self._untold = 1, False
+        self.pulse: Pulse | None = None
+        self.failure: Failure | None = None
+
+    async def start(self) -> None:
+        """Start it. With "fork" this returns once the fork server has imported vLLM."""
+        asyncio.get_running_loop().add_reader(self._channel, self._hear)
+        await asyncio.to_thread(self._process.start)
+        self._far_end.close()
+        self._private.close()
+        with suppress(ProcessLookupError):
+            self._handle = os.pidfd_open(self._process.pid or 0)
+
+    def watch_engines(self) -> None:
+        """From now on the end of an engine process is the end of the server.
+
+        vLLM's API server itself looks only every 5 s, and then ends with status 0.
+        """
+        if self._process.pid is None:
+            return
+        for process in self.engines():
+            with suppress(psutil.NoSuchProcess, ProcessLookupError):
+                if process.pid not in self._engines and process.name().startswith(ENGINE_TITLE):
+                    self._engines[process.pid] = os.pidfd_open(process.pid)
+
+    async def ended(self) -> str:
+        """Wait for the end of the server or of a watched engine, and say in words what ended and how."""
+        if self._handle < 0:
+            return f"the server {self._how()}"
+        pid = await first_end({self._handle: self._process.pid or 0} | {fd: pid for pid, fd in self._engines.items()})
+        return f"the engine (pid {pid}) ended" if pid in self._engines else f"the server (pid {pid}) {self._how()}"
+
+    async def open(self) -> None:
+        """Have it accept the connections of the public listener. Raises EngineDied if it does not."""
+        if self._untold:
+            raise EngineDied("the server could not be told of new keys")
+        self._opened = True
+        self._tell("open")
+        await self._until(lambda pulse: pulse.open, "begun to accept connections")
+
+    async def take(self, credentials: Credentials) -> None:
+        """Have it ask for other keys and show another certificate from now on; nothing if it has ended.
+
+        One that does not is ended, since a key that was revoked must open nothing any more. One that has not opened its
+        door need not be waited for: it hears of them before it is told to open.
+        """
+        self._given += 1
+        given = self._given
+        # In memory, and without a limit on its length.
+        descriptor = os.memfd_create("credentials", os.MFD_CLOEXEC)
+        with os.fdopen(descriptor, "w+", encoding="utf-8") as file:
+            json.dump(dataclasses.asdict(credentials), file)
+            file.seek(0)
+            self._untold |= not self._tell("take", file.fileno())
+        if not self._opened:
+            return
+        try:
+            await self._until(lambda pulse: pulse.taken >= given, "taken its new keys")
+        except EngineDied as error:
+            if self._runs():
+                log.error("%s and is ended", error)
+                self._signal(signal.SIGKILL)
+
+    async def _until(self, done: Callable[[Pulse], bool], what: str) -> None:
+        """Wait until it tells that it has done what it was told. Raises EngineDied if it does not."""
+        begin = time.monotonic()
+        while not (self.pulse and done(self.pulse)):
+            if time.monotonic() - begin > DOOR_SEC:
+                raise EngineDied(f"the server has not {what} within {DOOR_SEC:g} s")
+            if not self._runs():
+                raise EngineDied(f"the server has not {what} before its end")
+            await asyncio.sleep(LOOK_SEC)
+
+    async def leave(self, limit: float, *, patient: bool = False) -> bool:
+        """Have it accept no more connections, and wait up to `limit` s for its clients to go; False if it cuts one.
+
+        One that nobody waits for may be `patient`: the limit then counts from the last token.
+
+        New connections wait in the public listener's queue, or go to a successor. A client that keeps an idle
+        connection is gone when uvicorn closes that, as it does in any case (VLLM_HTTP_TIMEOUT_KEEP_ALIVE).
+        """
+        self._tell("leave")
+        begin, progress = time.monotonic(), None
+        while time.monotonic() - begin < limit and self._runs():
+            if patient and self.pulse and self.pulse.progress != progress:
+                begin, progress = time.monotonic(), self.pulse.progress
+            # Once the door is shut their number can but fall: an old pulse does no harm.
+            if self.pulse and not self.pulse.open and not self.pulse.connections:
+                return True
+            await asyncio.sleep(LOOK_SEC)
+        return not (self._runs() and self.pulse and self.pulse.in_flight)
+
+    @property
+    def exit_status(self) -> int | None:
+        """Exit status of the server, negative for a signal, None while it runs or if nobody knows."""
+        return self._process.exitcode
+
+    def processes(self) -> list[psutil.Process]:
+        """All that belong to it: the API server, engine and workers."""
+        if self._process.pid is None:
+            # Not forked yet: what runs is the fork server, which is still importing.
+            importing = fork_server.pid() if self._method == "fork" else None
+            with suppress(psutil.NoSuchProcess):
+                return [psutil.Process(importing)] if importing else []
+            return []
+        try:
+            server = psutil.Process(self._process.pid)
+            family = [server, *server.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            family = []
+        known = {process.pid for process in family}
+        # An engine outlives its server for a moment, and then is nobody's descendant.
+        for pid in self._engines.keys() - known:
+            with suppress(psutil.NoSuchProcess):
+                family.append(psutil.Process(pid))
+        return family
+
+    def engines(self) -> list[psutil.Process]:
+        """Those that compute: all but the API server."""
+        return [process for process in self.processes() if process.pid != self._process.pid]
+
+    async def drain(self, timeout: float) -> bool:
+        """Ask it to finish its requests and end; whether it did within `timeout` seconds."""
+        if self._handle < 0:
+            return True
+        self._signal(signal.SIGTERM)
+        try:
+            await asyncio.wait_for(first_end({self._handle: 0}), timeout)
+        except TimeoutError:
+            return False
+        return True
+
+    def kill(self) -> None:
+        """End whatever is left of it, at once; nothing the second time."""
+        if self.gone:
+            return
+        asyncio.get_running_loop().remove_reader(self._channel)
+        family = self.processes()
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        # The fork server is multiprocessing's own child to wait for.
+        psutil.wait_procs([process for process in family if process.pid != fork_server.pid()], timeout=5)
+        for descriptor in [*self._engines.values(), *([self._handle] if self._handle >= 0 else [])]:
+            os.close(descriptor)
+        self._engines.clear()
+        self._handle = -1
+        for end in (self._channel, self._far_end, self._private):
+            end.close()
+        fork_server.end_stopped()
+
+    @property
+    def gone(self) -> bool:
+        """Whether it was killed, so that nothing is left of it."""
+        return self._channel.fileno() < 0
+
+    def _signal(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._handle, number)
+
+    def _tell(self, word: str, *descriptors: int) -> bool:
+        try:
+            socket.send_fds(self._channel, [json.dumps(word).encode()], descriptors)
+        except OSError:
+            return False
+        return True
+
+    def _runs(self) -> bool:
+        return self._handle >= 0 and not select.select([self._handle], [], [], 0)[0]
+
+    def _hear(self) -> None:
+        try:
+            text = self._channel.recv(LARGEST_MESSAGE)
+        except BlockingIOError:
+            return
+        except OSError:
+            text = b""
+        if not text:
+            # The far end is closed.
+            asyncio.get_running_loop().remove_reader(self._channel)
+            return
+        try:
+            message = json.loads(text)
+            if "failed" in message:
+                self.failure = self.failure or Failure(**message["failed"])
+            else:
+                self.pulse = Pulse(at=time.monotonic(), **message)
+        except (ValueError, TypeError) as error:
+            log.warning("The server said something that is no message: %s", error)
+
+    def _how(self) -> str:
+        self._process.join(REPORT_SEC)
+        status = self._process.exitcode
+        if status is None:
+            return "ended"
+        return f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"

@@ -1,0 +1,302 @@
+"""One instance from start to stop: phases for systemd, readiness, recovery, reload and drain.
+
+The main process imports neither vLLM nor torch. It owns the listening socket, so that connections wait instead of
+being refused while an engine is replaced, and it starts servers from a fork server that has imported vLLM once.
+"""
+
+import asyncio
+import logging
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from hxp_enterprise_llm.engine import launch
+from hxp_enterprise_llm.protocol.credentials import Credentials
+from hxp_enterprise_llm.protocol.state import StateFile
+from hxp_enterprise_llm.settings.address import Address
+from hxp_enterprise_llm.settings.api_keys import digest
+from hxp_enterprise_llm.settings.errors import CitadelError, EngineDied, EngineHung, OutOfMemory
+from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
+from hxp_enterprise_llm.settings.values import instance_file
+from hxp_enterprise_llm.supervisor import fork_server, reload
+from hxp_enterprise_llm.supervisor.hang import watch
+from hxp_enterprise_llm.supervisor.listener import listen
+from hxp_enterprise_llm.supervisor.memory_events import oom_kills
+from hxp_enterprise_llm.supervisor.readiness import first_answer
+from hxp_enterprise_llm.supervisor.recoveries import PAUSES_SEC, WINDOW_SEC, Recoveries
+from hxp_enterprise_llm.supervisor.retirement import Retirement
+from hxp_enterprise_llm.supervisor.server_process import ServerProcess
+from hxp_enterprise_llm.supervisor.startup import bring_up
+from hxp_enterprise_llm.system import notify
+
+log = logging.getLogger(__name__)
+
+DRAIN_GRACE_SEC = 5.0
+"""What the server gets beyond its drain to end; systemd waits longer, see STOP_MARGIN_SEC of the generator."""
+RECOVERABLE = (EngineDied, EngineHung, OutOfMemory)
+
+
+class Supervisor:
+    """Runs one instance.
+
+    `reread` gives the settings anew when a reload asks for them, `unit` is the environment that systemd gave, and
+    `run_time` the unit's run-time directory.
+    """
+
+    def __init__(
+        self,
+        config: ServiceConfigSchema,
+        model: str,
+        credentials: Credentials,
+        notifier: notify.Notifier,
+        *,
+        reread: Callable[[], tuple[ServiceConfigSchema, str]],
+        unit: Mapping[str, str],
+        run_time: Path,
+    ) -> None:
+        self._now = reload.InEffect(config, model, credentials, reread)
+        # The main process asks for its token with a key of its own.
+        self._key = secrets.token_urlsafe()
+        self._notifier = notifier
+        self._servers: list[ServerProcess] = []
+        # What to go back to if the settings of a reload turn out to start no server.
+        self._previous: tuple[ServiceConfigSchema, str] | None = None
+        self._went_back = self._waited = ""  # why, which the next server that is ready tells
+        self._unit = unit
+        self._begin = 0.0
+        self._retiring = Retirement()
+        self._stop, self._reloads = asyncio.Event(), reload.Requests(run_time, self._asked)
+        self._undisturbed = False  # whether nothing but serving goes on, of which a start or a stop would tell
+        self._recoveries = Recoveries()
+        self._was_ready = False
+        self._oom_kills = oom_kills()
+        self._state = StateFile(run_time)
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT. Raises CitadelError with the reason of any other end."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, log.warning, "SIGHUP does nothing; use systemctl reload")
+        listener = listen(self._now.config)
+        try:
+            async with self._reloads:
+                while not self._stop.is_set():
+                    await self._serve_or_mend(listener)
+        finally:
+            listener.close()
+            await self._retiring.cut()
+
+    async def _serve_or_mend(self, listener: socket.socket) -> None:
+        try:
+            await self._serve(listener)
+        except CitadelError as error:
+            if self._previous:
+                log.error("%s; going back to the settings before the reload", error, extra=error.fields)
+                self._now.back(*self._previous)
+                self._previous, self._went_back = None, str(error)
+            elif self._was_ready:
+                # These settings have served: what vLLM takes for a fault of theirs is something else.
+                await self._recover(error if isinstance(error, RECOVERABLE) else EngineDied(str(error)))
+            else:
+                raise
+
+    async def _serve(self, listener: socket.socket) -> None:
+        """Serve until a stop, or a reload that takes a new start. Raises CitadelError with the reason of its end."""
+        server = self._new_server(listener)
+        try:
+            if not await self._start(server):
+                return
+            while True:
+                await self._until_something_happens(server)
+                if self._stop.is_set():
+                    listener.close()
+                    await self._drain(server)
+                    return
+                before = self._now.turn()
+                if apart := reload.apart(*before, self._now.config, self._now.model):
+                    self._previous, self._waited = before, apart
+                    self._notifier.say(f"Reloading, the old server leaves first: {apart}; new requests wait")
+                    self._retiring.begin(server, before[0].drain_timeout_sec)
+                    while not self._stop.is_set() and not await self._retiring.over(notify.FEED_SEC):
+                        self._notifier.feed(notify.FEED_SEC)
+                    if self._stop.is_set():
+                        await self._drain(None)
+                    return
+                server = await self._replace(server, *before, listener)
+        except EngineDied as error:
+            raise self._judged(error) from None
+        finally:
+            server.kill()
+
+    def _new_server(self, listener: socket.socket) -> ServerProcess:
+        config, model = self._now.config, self._now.model
+        self._begin = time.monotonic()
+        keys = self._now.credentials.and_key(digest(self._key))
+        try:
+            fork_server.use(launch.environment(config, model, self._unit))
+            server = ServerProcess(config.start_method, launch.arguments(config, model), listener, keys)
+        except OSError as error:
+            raise EngineDied(f"no server can be started: {error}") from error
+        self._servers = [server, *(other for other in self._servers if not other.gone)]
+        return server
+
+    async def _start(self, server: ServerProcess) -> bool:
+        """Bring the server up to its first answer and open its door; False if a stop came first."""
+        config, size = self._now.config, launch.weights_bytes(self._now.model) / 1e6
+        self._notifier.say(notify.IMPORTING)
+        ready = await bring_up(
+            server,
+            self._stop,
+            config.start_timeout_sec,
+            on_import=lambda: self._notifier.say(f"{notify.LOADING} {self._now.model} ({size:.0f} MB)"),
+            answer=lambda: first_answer(server.url, config.api_name, self._key),
+            feed=lambda progress: self._notifier.feed(config.start_timeout_sec if progress else 0),
+            file=instance_file(config.name),
+        )
+        if not ready:
+            return False
+        server.watch_engines()
+        await server.open()
+        # systemd takes READY=1 for the end of a reload, which has come while a dead engine was replaced.
+        reloading = self._was_ready and self._now.due.is_set()
+        self._previous, self._was_ready = None, True
+        took = time.monotonic() - self._begin
+        address = Address.of(self._now.config)
+        self._state.started(took, address, self._now.credentials.expires)
+        state = {} if reloading else {"READY": 1}
+        text = f"Ready: {config.api_name} on {address.url}, started in {took:.1f} s"
+        text += f"{notify.WAITED}{self._waited}" if self._waited else ""
+        self._notifier.say(f"{notify.WENT_BACK}: {self._went_back}" if self._went_back else text, **state)
+        self._went_back = self._waited = ""
+        return True
+
+    async def _replace(
+        self, server: ServerProcess, old: ServiceConfigSchema, old_model: str, listener: socket.socket
+    ) -> ServerProcess:
+        """Start a server beside the one that serves, and end that once the new one does; the one that then serves.
+
+        Raises CitadelError if none does: the old one has ended meanwhile, and the new one does not start.
+        """
+        successor, ready, failure = None, False, None
+        ending = asyncio.create_task(self._end_of(server, old))
+        try:
+            successor = self._new_server(listener)
+            ready = await self._start(successor)
+        except CitadelError as error:
+            failure = self._judged(error)
+        finally:
+            ending.cancel()
+            await asyncio.gather(ending, return_exceptions=True)
+        ended = None if ending.cancelled() else ending.result()
+        if successor and ready:
+            if ended:
+                self._state.failed(ended.code, str(ended))
+            self._retiring.begin(server, old.drain_timeout_sec, patient=True)
+            return successor
+        if successor:
+            successor.kill()
+        if failure:
+            self._now.back(old, old_model)
+            if ended:
+                self._went_back = str(failure)
+                raise ended
+            log.error("%s; the server with the settings before the reload goes on", failure, extra=failure.fields)
+            self._notifier.say(f"{notify.WENT_BACK}: {failure}", READY=1)
+        return server
+
+    async def _end_of(self, server: ServerProcess, config: ServiceConfigSchema) -> CitadelError:
+        """Wait until a server dies or hangs while its successor loads, and end all of it: requests then wait."""
+        try:
+            await watch(config, server, lambda: None)
+        except RECOVERABLE as error:
+            failure = self._judged(error)
+        log.error("%s, while another one is starting", failure, extra=failure.fields)
+        server.kill()
+        return failure
+
+    async def _reload_due(self) -> None:
+        """Wait until a reload wants another server, and the one that the last replaced has gone."""
+        await self._now.due.wait()
+        await self._retiring.over()
+
+    async def _until_something_happens(self, server: ServerProcess) -> None:
+        """Wait for a stop or a reload. Raises EngineDied at the server's end, EngineHung if it gets nowhere."""
+
+        def feed() -> None:
+            # A reload that is due waits for the end of the one before.
+            self._notifier.feed(notify.FEED_SEC if self._now.due.is_set() else 0)
+
+        watching = asyncio.create_task(watch(self._now.config, server, feed))
+        events = [asyncio.create_task(self._stop.wait()), asyncio.create_task(self._reload_due())]
+        keeping = asyncio.create_task(fork_server.keep())
+        tasks: list[asyncio.Task[Any]] = [watching, *events, keeping]
+        self._undisturbed = True
+        try:
+            await asyncio.wait((watching, *events), return_when=asyncio.FIRST_COMPLETED)
+            if watching.done() and not self._stop.is_set():
+                watching.result()
+        finally:
+            self._undisturbed = False
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _recover(self, failure: CitadelError) -> None:
+        """Count a failure and pause; the loop then starts a new server. Raises it if there were too many."""
+        pause = self._recoveries.pause(time.monotonic())
+        if pause is None:
+            before = f"{len(PAUSES_SEC)} before it in the last {WINDOW_SEC:.0f} s"
+            raise type(failure)(f"{failure}, and {before}") from failure
+        self._state.failed(failure.code, str(failure))
+        text = str(failure)
+        after = f" in {pause:g} s" if pause else ""
+        log.error("%s; starting a new one%s", text[0].upper() + text[1:], after, extra=failure.fields)
+        self._notifier.send(STATUS=f"{notify.RECOVERING}: {failure}", WATCHDOG=1)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._stop.wait(), pause)
+
+    def _judged(self, error: CitadelError) -> CitadelError:
+        """An end with its reason: the kernel may have killed a process for want of memory since the last look."""
+        before, self._oom_kills = self._oom_kills, oom_kills()
+        if self._oom_kills == before or not isinstance(error, EngineDied):
+            return error
+        limit = f"MEMORY_LIMIT_GB={self._now.config.memory_limit_gb:g}"
+        return OutOfMemory(f"{error}, killed for want of memory: {limit} is too little; raise it, or lower KV_CACHE_GB")
+
+    async def _drain(self, server: ServerProcess | None) -> None:
+        """End without cutting a request, if they end in time; without a server, the one that leaves already."""
+        limit = self._now.config.drain_timeout_sec
+        self._notifier.say(f"Stopping: waiting up to {limit:g} s for requests in flight", STOPPING=1)
+        until = limit + DRAIN_GRACE_SEC
+        leaving = [self._retiring.over(until), *([server.drain(until)] if server else [])]
+        if not all(await asyncio.gather(*leaving)):
+            log.warning("Requests were still in flight after %g s and have been cut", limit)
+        self._notifier.say("Stopped")
+
+    async def _asked(self, request: reload.Request) -> None:
+        """Take in what root asks for. Keys and certificate count once it is answered, for every server there is."""
+        now, refused, another = self._now, "", False
+        try:
+            another = await now.take_in(request)
+            keys = now.credentials.and_key(digest(self._key))
+            await asyncio.gather(*(server.take(keys) for server in self._servers))
+            address = Address.of(now.config)
+            status = f"Ready: {now.config.api_name} on {address.url}, with the new keys and certificate"
+            if self._was_ready:
+                self._state.serves(address, now.credentials.expires)
+        except CitadelError as error:
+            log.error("%s", error, extra=error.fields)
+            refused, status = str(error), f"{notify.RELOAD_REFUSED}: {error}"
+        if another:
+            # Before the answer: systemctl then waits until the other server is ready.
+            self._notifier.send(RELOADING=1)
+            now.due.set()
+        elif self._undisturbed:
+            self._notifier.say(status)
+        request.answer(refused)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-TABLE = Path(__file__).with_suffix(".json")
+TABLE = Path(__file__).with_name("vllm_flags.json")
 SHORTEST_ABBREVIATION = len("--x")
 OURS = {
     "--model": "MODEL",

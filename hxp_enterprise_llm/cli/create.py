@@ -9,7 +9,7 @@ import psutil
 
 from hxp_enterprise_llm.settings import config
 from hxp_enterprise_llm.settings.errors import CitadelError, NotPermitted, SettingsRefused
-from hxp_enterprise_llm.settings.grammar import Fault, shown
+from hxp_enterprise_llm.settings.grammar import Fault, quoted, shown
 from hxp_enterprise_llm.settings.keys import is_instance_name
 from hxp_enterprise_llm.settings.values import instance_file, instance_names, load_host, load_instance
 
@@ -45,12 +45,9 @@ def create(name: str, settings: dict[str, str], root: str = "/") -> str:
     for other in instance_names(root):
         if str(load_instance(other, host, root).values["PORT"]) == settings["PORT"]:
             raise CitadelError(f"PORT={settings['PORT']} is that of {other}; leave --port out for a free one")
-    # Beside the target, so that the rename stays on one file system; the suffix makes it no instance meanwhile.
+    lines = [_line(key, value) for key, value in settings.items()]
+    # Beside the target, so that the link stays on one file system; the suffix keeps it from being an instance.
     draft = file.with_name(f"{file.name}.{secrets.token_hex(4)}.new")
-    for key, value in settings.items():
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key) or not value.isprintable():
-            raise CitadelError(f"{shown(repr(f'{key}={value}'))} is not one line of a settings file")
-    lines = [f"{key}='{value}'" if " " in value else f"{key}={value}" for key, value in settings.items()]
     try:
         draft.write_text("\n".join([f"# Settings of citadel-llm@{name}", *lines, ""]), encoding="utf-8")
     except PermissionError:
@@ -68,6 +65,16 @@ def create(name: str, settings: dict[str, str], root: str = "/") -> str:
     finally:
         draft.unlink()
     return str(file)
+
+
+def _line(key: str, value: str) -> str:
+    """The line of a settings file that sets a key. Raises CitadelError if there is none."""
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
+        raise CitadelError(f"{shown(repr(key))} is not a key: write letters, digits and _, and no digit first")
+    try:
+        return f"{key}={quoted(value)}"
+    except ValueError as error:
+        raise CitadelError(f"{key}: {error}") from None
 
 
 def _check(draft: Path, name: str, root: str) -> None:

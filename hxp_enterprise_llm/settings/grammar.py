@@ -182,6 +182,34 @@ def parse(path: str, content: bytes) -> SettingsText:
     return SettingsText(entries, faults)
 
 
+def quoted(value: str) -> str:
+    """`value` as it stands after the equals sign of a line, in quotes where it needs them.
+
+    Raises ValueError, with the reason, for a value that no line can hold.
+    """
+    for form in (value, f"'{value}'", f'"{value}"'):
+        try:
+            text = parse("", f"KEY={form}".encode())
+        except UnicodeEncodeError:
+            break
+        if not text.faults and "KEY" in text.entries and text.entries["KEY"].value == value:
+            return form
+    raise ValueError(f"{_why_no_line_can_hold(value)}; a line of a settings file cannot hold it")
+
+
+def _why_no_line_can_hold(value: str) -> str:
+    if "\n" in value or _UNPRINTABLE.search(value):
+        return "the value contains a line break or another control character"
+    for character, name in (("\\", "a backslash"), ("$", "a $")):
+        if character in value:
+            return f"the value contains {name}, which systemd, dotenv and a shell do not all keep"
+    if len(value) > MAX_LINE - len("KEY=''"):
+        return f"the line would be longer than {MAX_LINE} characters"
+    if "'" in value:
+        return "the value contains a single quote together with a double quote or a backtick"
+    return "the value is not text that UTF-8 can encode"
+
+
 def _key_of(line: str) -> str:
     """The key that somebody who wrote a refused line meant, as far as one can tell."""
     return re.sub(r"^export[ \t]+", "", line.strip()).partition("=")[0].strip()

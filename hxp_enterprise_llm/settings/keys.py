@@ -184,13 +184,49 @@ def instances(text: str) -> tuple[str, ...]:
 
 
 def arguments(text: str) -> tuple[str, ...]:
-    # Imported here: the generator never splits arguments, and shlex costs it a millisecond at boot.
+    """Split flags into words as a shell does, except that a JSON object or list keeps its quotes and spaces.
+
+    A line of a settings file cannot hold both kinds of quotes, so JSON cannot be quoted once more within VLLM_ARGS.
+    """
+    # Imported here: at boot the generator counts its milliseconds.
+    import io
     import shlex
 
+    words: list[str] = []
+    rest = text.lstrip()
+    while rest:
+        word = _with_json(rest)
+        if word:
+            words.append(word)
+            rest = rest[len(word) :].lstrip()
+            continue
+        stream = io.StringIO(rest)
+        lexer = shlex.shlex(stream, posix=True)
+        lexer.whitespace_split, lexer.commenters = True, ""
+        try:
+            words.append(lexer.get_token() or "")
+        except ValueError:
+            raise ValueError("flags as on the command line of vllm serve, with every quote closed") from None
+        rest = stream.read().lstrip()
+    return tuple(words)
+
+
+_BEFORE_JSON = re.compile(r"(?:--?[\w.+-]+=)?(?=[{\[])")
+
+
+def _with_json(text: str) -> str:
+    """The first word of `text` if it is, or ends in, a JSON object or list; else empty."""
+    match = _BEFORE_JSON.match(text)
+    if not match:
+        return ""
+    # Imported here: few instances have JSON in their flags.
+    import json
+
     try:
-        return tuple(shlex.split(text))
-    except ValueError:
-        raise ValueError("flags as on the command line of vllm serve, with every quote closed") from None
+        _, end = json.JSONDecoder().raw_decode(text, match.end())
+    except (ValueError, RecursionError):
+        return ""
+    return "" if text[end : end + 1].strip() else text[:end]
 
 
 class Key(NamedTuple):

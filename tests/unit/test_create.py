@@ -21,6 +21,20 @@ def test_a_created_instance_is_readable_and_takes_a_free_port(root: Root) -> Non
     assert (settings.port, settings.vllm_args, warnings) == (11401, ("--seed", "1"), [])
 
 
+@pytest.mark.parametrize(
+    ("value", "received"),
+    [
+        ('--hf-overrides={"a":1}', ('--hf-overrides={"a":1}',)),
+        ('--hf-overrides {"a": "b c"} --seed 1', ("--hf-overrides", '{"a": "b c"}', "--seed", "1")),
+        ("--chat-template 'a b.jinja'", ("--chat-template", "a b.jinja")),
+    ],
+)
+def test_created_flags_reach_the_engine_as_given(root: Root, value: str, received: tuple[str, ...]) -> None:
+    create("b", {"MODEL": "/srv/m", "PORT": "11401", "VLLM_ARGS": value}, str(root))
+    settings, warnings = config.load("b", str(root))
+    assert (settings.vllm_args, warnings) == (received, [])
+
+
 def test_a_port_that_something_listens_on_or_that_is_the_monitors_is_not_proposed(
     root: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -39,8 +53,9 @@ def test_a_port_that_something_listens_on_or_that_is_the_monitors_is_not_propose
         ("a", {"MODEL": "/srv/m", "PORT": "11401"}, "there is an instance a already"),
         ("b", {"MODEL": "/srv/m", "PORT": "11400"}, "PORT=11400 is that of a"),
         ("b", {"MODEL": "/srv/m", "PORT": "80"}, "PORT=80 is refused"),
-        ("b", {"MODEL": "/srv/m", "PORT": "11401", "HOST": "a\nb"}, "is not one line"),
-        ("b", {"MODEL": "/srv/m", "PORT": "11401", "X": "1\nALLOW_DOWNLOAD=yes"}, "is not one line"),
+        ("b", {"MODEL": "/srv/m", "PORT": "11401", "HOST": "a\nb"}, "HOST: the value contains a line break"),
+        ("b", {"MODEL": "/srv/m", "PORT": "11401", "X": "1\nALLOW_DOWNLOAD=yes"}, "X: the value contains a line break"),
+        ("b", {"MODEL": "/srv/m", "PORT": "11401", "1X": "1"}, "is not a key"),
         ("b", {"MODEL": "/srv/m", "PORT": "11401", "HOST": "a"}, "create b"),
         ("b.service", {"MODEL": "/srv/m", "PORT": "11401"}, "is not an instance name"),
         ("../b", {"MODEL": "/srv/m", "PORT": "11401"}, "is not an instance name"),

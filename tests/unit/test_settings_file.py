@@ -1,5 +1,6 @@
 import io
 import os
+import shlex
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ from dotenv import dotenv_values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hxp_enterprise_llm.settings.grammar import MAX_BYTES, MAX_FAULTS, MAX_LINE, MAX_LINES, parse, read
+from hxp_enterprise_llm.settings.grammar import MAX_BYTES, MAX_FAULTS, MAX_LINE, MAX_LINES, parse, quoted, read
+from hxp_enterprise_llm.settings.keys import arguments
 
 ACCEPTED = {
     "A=1": "1",
@@ -184,3 +186,53 @@ def test_what_unicode_keeps_free_is_refused(character: str) -> None:
     (fault,) = parse("f", f"K='a{character}'\n".encode()).faults
     assert fault.line == 1 and "delete it" in fault.text
     assert not parse("f", "K='\ufffd\ufdcf\ufdf0'\n".encode()).faults
+
+
+@pytest.mark.parametrize("value", ["", "a b", 'say "hi"', "it's", "# x", '--hf-overrides={"a":1}', "é", "  "])
+def test_a_quoted_value_is_read_as_it_was(value: str) -> None:
+    line = f"A={quoted(value)}"
+    assert parse("f", line.encode()).entries["A"].value == value
+    assert dotenv_values(stream=io.StringIO(line))["A"] == value
+
+
+@pytest.mark.parametrize("value", ["a\nb", "a\nB=c", "\x00", "$HOME", "a\\b", "'\"", "'`", "x" * MAX_LINE, "\udcff"])
+def test_a_value_that_no_line_can_hold_is_refused(value: str) -> None:
+    with pytest.raises(ValueError, match="a line of a settings file cannot hold it"):
+        quoted(value)
+
+
+@given(st.text(max_size=40))
+def test_quoting_gives_the_same_value_or_refuses(value: str) -> None:
+    try:
+        line = f"A={quoted(value)}"
+    except ValueError:
+        return
+    found = parse("f", line.encode())
+    assert (found.faults, found.entries["A"].value) == ([], value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('--hf-overrides={"a":1}', ('--hf-overrides={"a":1}',)),
+        ('--x {"a": "b  c", "d": [1, 2]} --seed 1', ("--x", '{"a": "b  c", "d": [1, 2]}', "--seed", "1")),
+        ('["a", "b"] c', ('["a", "b"]', "c")),
+        ("--x '{\"a\": 1}'", ("--x", '{"a": 1}')),
+        ("--x={a b}", ("--x={a", "b}")),
+        ('{"a":1}x', ("{a:1}x",)),
+        ("[" * 3000, ("[" * 3000,)),
+    ],
+)
+def test_json_in_flags_keeps_its_quotes_and_spaces(text: str, words: tuple[str, ...]) -> None:
+    assert arguments(text) == words
+
+
+@given(st.text(alphabet="ab-= '\"#\t", max_size=20))
+def test_other_flags_are_split_as_a_shell_splits_them(text: str) -> None:
+    try:
+        expected = tuple(shlex.split(text))
+    except ValueError:
+        with pytest.raises(ValueError, match="every quote closed"):
+            arguments(text)
+    else:
+        assert arguments(text) == expected

@@ -11,7 +11,7 @@ import shutil
 import socket
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -240,19 +240,23 @@ def disk(cache: Path = launch.CACHE) -> list[Finding]:
     return [Finding("host", f"{cache} has only {free / 1e6:.0f} MB free; make room for caches", fatal=False)]
 
 
-def neighbours(root: str = "/") -> list[Finding]:
-    """What is wrong between instances: one port for two or for the monitor, one named that is not there, a circle."""
+def neighbours(root: str = "/", drafts: Mapping[str, str] | None = None) -> list[Finding]:
+    """What is wrong between instances: one port for two or for the monitor, one named that is not there, a circle.
+
+    `drafts` are files to read for some instances instead of their settings files.
+    """
+    drafts = drafts or {}
     found: list[Finding] = []
     names = settings.instance_names(root)
     ports: dict[int, ServiceConfigSchema] = {}
-    known = dependencies(root)
+    known = dependencies(root, drafts)
     host = load_host(root)
     if conflict := one_port_for_both(host):
         found.append(Finding("host", conflict))
     monitor = {key: host.values[key] for key in ("HEALTH_PORT", "METRICS_PORT")}
     for name in names:
         try:
-            config, _ = settings.load(name, root)
+            config, _ = settings.load(name, root, drafts.get(name))
         except SettingsRefused as error:
             if error.understood is None:
                 continue

@@ -12,14 +12,15 @@ from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 log = logging.getLogger(__name__)
 
 
-def prepare(name: str, root: str = "/") -> tuple[ServiceConfigSchema, str]:
+def prepare(name: str, root: str = "/", file: str | None = None) -> tuple[ServiceConfigSchema, str]:
     """Read and check the settings of `name`, down to the flags for vLLM; the settings and the model to load.
 
+    `file` is a draft of the settings file to read instead of the file in place.
     Raises SettingsRefused, ModelMissing or GpuMissing; logs the warnings.
     """
     before: tuple[Fault, ...] = ()
     try:
-        config, warnings = settings.load(name, root)
+        config, warnings = settings.load(name, root, file)
     except SettingsRefused as error:
         if error.understood is None:
             raise

@@ -11,13 +11,14 @@ from hxp_enterprise_llm.settings.errors import CitadelError, SettingsRefused
 from hxp_enterprise_llm.settings.host import ServiceManagerConfig
 
 
-def findings(name: str, running: bool) -> list[Finding]:
+def findings(name: str, running: bool, file: str | None = None) -> list[Finding]:
     """What is wrong with an instance's settings and model, with what only root can judge of them, and with its port.
 
     One that is `running` may hold the port itself, also where only root may see who does.
+    `file` is a draft of its settings file to read instead of the file in place.
     """
     try:
-        config, _ = settings.load(name)
+        config, _ = settings.load(name, file=file)
     except SettingsRefused as error:
         if error.understood is None:
             return _of(name, error)
@@ -33,7 +34,7 @@ def findings(name: str, running: bool) -> list[Finding]:
     found += host.secrets(config)
     found += [Finding(name, text) for text in launch.unseen(config)]
     try:
-        prepare(name)
+        prepare(name, file=file)
     except CitadelError as error:
         found += _of(name, error)
     return found + host.port(config, running)

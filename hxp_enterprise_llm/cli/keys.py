@@ -44,7 +44,7 @@ def add(name: str, label: str, root: str = "/") -> tuple[str, bool]:
         settings = Path(config.instance_file(name, root))
         with _draft(settings, [*_lines(settings), f"API_KEY_FILE={file}"]) as draft:
             # What the settings lack may be just this key.
-            config.judge(name, root, str(draft))
+            config.load(name, root, str(draft))
             key = _new(name, label, file)
             _put(draft, settings)
         return key, True

@@ -19,13 +19,14 @@ from hxp_enterprise_llm.settings.values import (
 
 REQUIRED = {key.name.lower() for key in INSTANCE_KEYS.values() if key.required}
 DEFAULTS = {name: field.default for name, field in ServiceConfigSchema.model_fields.items()}
-__all__ = ["api_key_file", "exists", "host_file", "instance_file", "instance_names", "judge", "load"]
+__all__ = ["api_key_file", "exists", "host_file", "instance_file", "instance_names", "load"]
 
 
 def load(name: str, root: str = "/", file: str | None = None) -> tuple[ServiceConfigSchema, list[Fault]]:
-    """Read the settings of instance `name`, and the warnings about them; from `file`, if they are not in place yet.
+    """Read the settings of instance `name` and the warnings about them.
 
-    Raises SettingsRefused with every fault of the host's and the instance's file at once.
+    `file` is a draft of its settings file to read instead; messages name the file that the draft is for.
+    Raises SettingsRefused with every error of the host's file and the instance's file.
     """
     if not is_instance_name(name):
         raise SettingsRefused(
@@ -39,7 +40,8 @@ def load(name: str, root: str = "/", file: str | None = None) -> tuple[ServiceCo
         )
     host = load_host(root)
     settings = load_instance(name, host, root, file)
-    faults = [*host.faults, *settings.faults]
+    own = instance_file(name, root)
+    faults = [*host.faults, *(fault._replace(file=own) for fault in settings.faults)]
     # The schema has the same defaults; each value that is given takes room in every instance that the monitor knows.
     values = {key.lower(): value for key, value in settings.understood.items() if value is not None}
     values = {key: value for key, value in values.items() if value != DEFAULTS[key]}
@@ -49,7 +51,7 @@ def load(name: str, root: str = "/", file: str | None = None) -> tuple[ServiceCo
             return ServiceConfigSchema(name=name, environment=settings.environment, **values), faults
         except ValidationError as error:
             fatal = [
-                Fault(settings.file, 0, sentence)
+                Fault(own, 0, sentence)
                 for problem in error.errors()
                 for sentence in problem["msg"].removeprefix("Value error, ").splitlines()
             ]
@@ -59,21 +61,11 @@ def load(name: str, root: str = "/", file: str | None = None) -> tuple[ServiceCo
         # What contradicts a value that is refused anyway may not once that is mended.
         refused = [key for key in INSTANCE_KEYS if any(fault.text.startswith(f"{key}=") for fault in fatal)]
         fatal += [
-            Fault(settings.file, 0, sentence)
+            Fault(own, 0, sentence)
             for sentence in understood.contradictions()
             if not any(f"{key}=" in sentence for key in refused) and sentence not in {fault.text for fault in fatal}
         ]
     raise SettingsRefused(fatal, understood)
-
-
-def judge(name: str, root: str, draft: str) -> None:
-    """Raises SettingsRefused, of the instance's own file, if a draft in its place would be refused."""
-    try:
-        load(name, root, draft)
-    except SettingsRefused as error:
-        own = instance_file(name, root)
-        faults = [fault._replace(file=own) if fault.file == draft else fault for fault in error.faults]
-        raise SettingsRefused(faults) from None
 
 
 def api_key_file(name: str, root: str = "/") -> str | None:

@@ -7,14 +7,17 @@ from hxp_enterprise_llm.settings import config
 from hxp_enterprise_llm.settings.errors import DependencyCycle, SettingsRefused
 
 
-def dependencies(root: str = "/") -> dict[str, tuple[set[str], set[str]]]:
-    """What each instance requires, and what it starts after (its requirements among them)."""
+def dependencies(root: str = "/", drafts: Mapping[str, str] | None = None) -> dict[str, tuple[set[str], set[str]]]:
+    """The instances that each instance requires, and those it starts after, which include the required ones.
+
+    `drafts` are files to read for some instances instead of their settings files.
+    """
     found = {}
     for name in config.instance_names(root):
         try:
-            settings, _ = config.load(name, root)
+            settings, _ = config.load(name, root, (drafts or {}).get(name))
         except SettingsRefused:
-            # Its start fails with the reason; nothing is to be waited for.
+            # Its start fails with the reason, so it waits for nothing.
             found[name] = (set[str](), set[str]())
         else:
             requires = set(settings.requires) - {name}

@@ -1,0 +1,232 @@
+"""After an upgrade of the package: restart the running models, one after another, so that they run the new version.
+
+The package's postinst runs this as root (`python -I -m hxp_enterprise_llm.control.upgrade`) once systemd has read the
+new units. Until its turn, each model still runs the old version from memory, with its files replaced.
+docs/lifecycle.md has what is promised.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+from hxp_enterprise_llm.checks import start
+from hxp_enterprise_llm.checks.host import Finding
+from hxp_enterprise_llm.control.systemd import Systemd
+from hxp_enterprise_llm.settings.errors import CitadelError, DependencyCycle, JobFailed, SettingsRefused
+from hxp_enterprise_llm.settings.host import ServiceManagerConfig
+from hxp_enterprise_llm.settings.order import dependencies, order, with_required
+from hxp_enterprise_llm.settings.units import MONITOR, instance_of, unit_name
+from hxp_enterprise_llm.system.processes import run
+
+DONE, INTERRUPTED = 0, 130
+"""Exit statuses. postinst fails after an interruption only, so that `dpkg --configure -a` restarts the rest."""
+POLICY = Path("/usr/sbin/policy-rc.d")
+POLICY_SEC = 30.0
+FORBIDDEN = 101
+"""Exit status of policy-rc.d where packages may not restart a unit (invoke-rc.d(8))."""
+
+
+def permitted(unit: str, policy: Path = POLICY) -> bool:
+    """Whether the administrator's policy-rc.d lets a package restart a unit.
+
+    deb-systemd-invoke asks the same, but would not start a model again that is not enabled.
+    """
+    if not os.access(policy, os.X_OK):
+        return True
+    # A shell, as deb-systemd-invoke uses: the policy may be a script that names no interpreter.
+    status, _ = run(["/bin/sh", "-c", '"$0" "$1" restart', str(policy), unit], POLICY_SEC)
+    return status != FORBIDDEN
+
+
+class Upgrade:
+    """The units that run the old version, and their restarts.
+
+    `root` is the file root of the settings. `permitted` tells whether a unit may be restarted, `findings` what is wrong
+    with an instance (`checks.start.findings`). `say` takes a sentence for the administrator.
+    """
+
+    def __init__(
+        self,
+        systemd: Systemd,
+        root: str = "/",
+        permitted: Callable[[str], bool] = permitted,
+        findings: Callable[[str, bool], list[Finding]] = start.findings,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self._systemd = systemd
+        self._root = root
+        self._permitted = permitted
+        self._findings = findings
+        self._say = say
+        known = dependencies(root)
+        requires = {name: needs for name, (needs, _) in known.items()}
+        self._requires = {name: with_required([name], requires) for name in requires}
+        self._after = {name: earlier | self._requires[name] - {name} for name, (_, earlier) in known.items()}
+
+    async def run(self) -> None:
+        """Restart what runs and may be restarted, the monitor last, and name what still runs the old version.
+
+        Raises SystemdUnreachable. Interrupted (cancelled), it first has systemd start each model that it has stopped.
+        """
+        before = await self._running()
+        models = [name for unit in before if (name := instance_of(unit))]
+        if self._wanted():
+            await self._restart(await self._restartable(models))
+        if MONITOR in before and self._permitted(MONITOR):
+            await self._job("TryRestart", MONITOR)
+        now = await self._running()
+        if old := sorted(unit for unit in before if now.get(unit) == before[unit]):
+            self._say(f"until they are restarted, these units run the old version: {' '.join(old)}")
+
+    async def _running(self) -> dict[str, object]:
+        """Our units that run or are about to, each with the identifier of its run."""
+        found = {}
+        for unit in await self._systemd.active("citadel-llm*.service"):
+            properties = await self._systemd.properties(unit)
+            if (unit == MONITOR or instance_of(unit)) and properties["ActiveState"] not in ("deactivating", "inactive"):
+                found[unit] = properties["InvocationID"]
+        return found
+
+    def _wanted(self) -> bool:
+        try:
+            return ServiceManagerConfig.load(self._root).citadel_restart_on_upgrade
+        except SettingsRefused:
+            self._say("no model is restarted, because the settings of the host are refused; see: citadel-llm check")
+            return False
+
+    async def _restartable(self, models: Sequence[str]) -> list[str]:
+        """Those of `models` that would come back, in the order of their restarts.
+
+        What would not come back must not be stopped, and neither must what it requires.
+        """
+        restartable: list[str] = []
+        candidates = self._in_order(models)
+        for name in reversed(candidates):
+            if not self._permitted(unit_name(name)):
+                continue
+            if see := await self._obstacle(name):
+                self._say(f"{name} would not start again and is left as it is; see: {see}")
+            elif self._requiring(name, models) <= set(restartable):
+                restartable.insert(0, name)
+        return restartable
+
+    def _in_order(self, models: Sequence[str]) -> list[str]:
+        """`models` without those that wait for each other in a circle: nobody knows which of them to restart first."""
+        names = set(models)
+        while True:
+            try:
+                return order(sorted(names), {name: sorted(self._after.get(name, set()) & names) for name in names})
+            except DependencyCycle as error:
+                circle = sorted(set(error.circle))
+                self._say(f"{' '.join(circle)}: left as they are; see: citadel-llm check {circle[0]}")
+                names -= set(circle)
+
+    def _requiring(self, name: str, models: Sequence[str]) -> set[str]:
+        """Those of `models` that require an instance, directly or not."""
+        return {other for other in models if other != name and name in self._requires.get(other, ())}
+
+    async def _obstacle(self, name: str) -> str | None:
+        """Where to see why an instance, or one that it requires and that does not run, would not start again."""
+        for needed in [name, *sorted(self._requires.get(name, {name}) - {name})]:
+            properties = await self._systemd.properties(unit_name(needed))
+            if properties.get("LoadState") == "masked":
+                # systemd refuses to start what requires a masked unit, though that unit may run.
+                return f"systemctl status {unit_name(needed)}, which is masked"
+            if needed != name and _up(properties):
+                continue
+            try:
+                found = self._findings(needed, needed == name)
+            except Exception:
+                # A check that breaks says nothing good about a start.
+                return f"citadel-llm check {needed}"
+            if any(finding.fatal for finding in found):
+                return f"citadel-llm check {needed}"
+        return None
+
+    async def _restart(self, names: list[str]) -> None:
+        """Restart instances one at a time, each after those that it starts after.
+
+        systemd would restart whatever requires an instance along with it, and again when its own turn comes. So those
+        are stopped before, and started in their turn; a stopped instance comes before a running one.
+        """
+        sorter: TopologicalSorter[str] = TopologicalSorter()
+        for name in names:
+            sorter.add(name, *(self._after.get(name, set()) & set(names)))
+        sorter.prepare()
+        stopped: set[str] = set()
+        due: set[str] = set()
+        try:
+            while sorter.is_active():
+                due |= set(sorter.get_ready())
+                name = min(due, key=lambda name: (name not in stopped, name))
+                await self._stop(reversed([other for other in names if other in self._requiring(name, names)]), stopped)
+                await self._job("Start" if name in stopped else "TryRestart", unit_name(name))
+                stopped.discard(name)
+                due.remove(name)
+                sorter.done(name)
+        finally:
+            for name in stopped:
+                with suppress(CitadelError):
+                    await self._systemd.call("StartUnit", "ss", unit_name(name), "replace")
+
+    async def _stop(self, names: Iterable[str], stopped: set[str]) -> None:
+        """Stop those that run, and add them to `stopped`: one that somebody else has stopped is not ours to start."""
+        for name in names:
+            if _up(await self._systemd.properties(unit_name(name))):
+                stopped.add(name)
+                await self._job("Stop", unit_name(name))
+
+    async def _job(self, verb: str, unit: str) -> None:
+        """Have systemd do it, wait until it is done, and say so if it failed."""
+        if verb != "Stop":
+            # Starts before the upgrade do not count against this one (StartLimitBurst=).
+            with suppress(JobFailed):
+                await self._systemd.call("ResetFailedUnit", "s", unit)
+        try:
+            result = await self._systemd.job(verb, unit)
+        except JobFailed as error:
+            result = str(error)
+        if result != "done" and verb != "Stop":
+            self._say(f"{unit} did not start with the new version ({result}); see: systemctl status {unit}")
+
+
+def _up(properties: Mapping[str, Any]) -> bool:
+    return properties.get("ActiveState") in ("active", "activating", "reloading")
+
+
+def main() -> int:
+    """Restart what an upgrade has to restart. No failure of a model fails the upgrade."""
+
+    def say(text: str) -> None:
+        print(f"citadel-llm: {text}", flush=True)
+
+    async def upgrade() -> None:
+        task = asyncio.current_task()
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+            # Below nohup, a hang-up stays ignored.
+            if task and signal.getsignal(number) is not signal.SIG_IGN:
+                asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+        async with Systemd() as systemd:
+            await Upgrade(systemd, say=say).run()
+
+    # The checks log their warnings; here only what keeps a model from starting counts.
+    logging.disable()
+    try:
+        asyncio.run(upgrade())
+    except asyncio.CancelledError:
+        say("interrupted; the models that were not restarted run the old version until: dpkg --configure -a")
+        return INTERRUPTED
+    except Exception as error:
+        say(f"the models run the old version until they are restarted, because the restart failed: {error}")
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

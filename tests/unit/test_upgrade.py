@@ -1,0 +1,215 @@
+"""The restarts of an upgrade, with a systemd that propagates restarts and stops as the real one does."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hxp_enterprise_llm.checks.host import Finding
+from hxp_enterprise_llm.control.upgrade import Upgrade, permitted
+from hxp_enterprise_llm.settings.errors import JobFailed
+from hxp_enterprise_llm.settings.units import MONITOR, instance_of, unit_name
+
+from .conftest import Root
+
+GOOD = "MODEL=/srv/m\nPORT=11500\n"
+
+
+class FakeSystemd:
+    """Units that run, each with the number of its run, and what each model requires."""
+
+    def __init__(self, running: list[str], requires: dict[str, list[str]] | None = None) -> None:
+        self.runs = {unit_name(name): 1 for name in running} | {MONITOR: 1}
+        self.requires = requires or {}
+        self.state = dict.fromkeys(self.runs, "active")
+        self.masked: set[str] = set()
+        self.fails: set[str] = set()
+        self.done: list[str] = []
+        self.queued: list[str] = []
+        self.never_ends = ""
+
+    async def active(self, pattern: str) -> list[str]:
+        assert pattern == "citadel-llm*.service"
+        return [unit for unit, state in self.state.items() if state != "inactive"]
+
+    async def properties(self, unit: str) -> dict[str, Any]:
+        load = "masked" if unit in self.masked else "loaded"
+        return {
+            "ActiveState": self.state.get(unit, "inactive"),
+            "LoadState": load,
+            "InvocationID": bytes([self.runs.get(unit, 0)]),
+        }
+
+    async def call(self, member: str, signature: str, unit: str, *_: str) -> list[Any]:
+        if member == "StartUnit":
+            self.queued.append(unit)
+        return []
+
+    async def job(self, verb: str, unit: str) -> str:
+        name = instance_of(unit) or unit
+        self.done.append(f"{verb} {name}")
+        if unit == self.never_ends:
+            await asyncio.Event().wait()
+        if unit in self.fails:
+            raise JobFailed(f"{verb}Unit: no")
+        if verb == "Stop":
+            self.state[unit] = "inactive"
+        else:
+            self._run(unit)
+        for other, needs in self.requires.items():
+            if name in needs and self.state.get(unit_name(other)) == "active":
+                if verb == "Stop":
+                    self.state[unit_name(other)] = "inactive"
+                else:
+                    self._run(unit_name(other))
+        return "done"
+
+    def _run(self, unit: str) -> None:
+        self.state[unit] = "active"
+        self.runs[unit] = self.runs.get(unit, 0) + 1
+
+
+class Host:
+    """A file root whose running models an upgrade restarts."""
+
+    def __init__(self, root: Root, **settings: str) -> None:
+        self.root = root
+        self.systemd = FakeSystemd(list(settings))
+        for name, text in settings.items():
+            self.file(name, text)
+        self.forbidden: set[str] = set()
+        self.bad: set[str] = set()
+        self.said: list[str] = []
+
+    def file(self, name: str, text: str) -> None:
+        self.root.instance(name, GOOD + text)
+        if text.startswith("REQUIRES="):
+            self.systemd.requires[name] = text.strip().removeprefix("REQUIRES=").split(",")
+
+    def upgrade(self) -> None:
+        asyncio.run(self.coroutine())
+
+    async def coroutine(self) -> None:
+        await Upgrade(
+            self.systemd,  # type: ignore[arg-type]
+            str(self.root),
+            lambda unit: unit not in self.forbidden,
+            lambda name, running: [Finding(name, "bad")] if name in self.bad else [],
+            self.said.append,
+        ).run()
+
+    def restarted(self) -> set[str]:
+        return {instance_of(unit) or "monitor" for unit, run in self.systemd.runs.items() if run > 1}
+
+
+def test_each_model_is_restarted_once_and_the_monitor_last(root: Root) -> None:
+    host = Host(root, zulu="", alpha="REQUIRES=zulu\n", bravo="AFTER=zulu\n")
+    host.upgrade()
+    assert host.systemd.done == [
+        "Stop alpha", "TryRestart zulu", "Start alpha", "TryRestart bravo", f"TryRestart {MONITOR}",
+    ]  # fmt: skip
+    assert set(host.systemd.runs.values()) == {2}
+    assert not host.said
+
+
+def test_a_stopped_dependant_comes_before_a_running_model(root: Root) -> None:
+    host = Host(root, b="", c="", z="REQUIRES=b\n", y="REQUIRES=z\n")
+    host.upgrade()
+    assert host.systemd.done[:6] == ["Stop y", "Stop z", "TryRestart b", "Start z", "Start y", "TryRestart c"]
+    assert set(host.systemd.runs.values()) == {2}
+
+
+def test_what_does_not_run_is_not_started(root: Root) -> None:
+    host = Host(root, a="", b="REQUIRES=a\n")
+    host.file("idle", "REQUIRES=a\n")
+    host.systemd.state[unit_name("b")] = "deactivating"
+    host.systemd.state[MONITOR] = "inactive"
+    host.upgrade()
+    assert host.systemd.done == ["TryRestart a"]
+
+
+def test_a_model_that_would_not_come_back_stays_and_so_does_what_it_requires(root: Root) -> None:
+    host = Host(root, a="", b="REQUIRES=a\n", c="REQUIRES=b\n", d="")
+    host.bad = {"c"}
+    host.upgrade()
+    assert host.restarted() == {"d", "monitor"}
+    assert host.said == [
+        "c would not start again and is left as it is; see: citadel-llm check c",
+        "until they are restarted, these units run the old version: "
+        "citadel-llm@a.service citadel-llm@b.service citadel-llm@c.service",
+    ]
+
+
+def test_a_model_stays_if_something_that_it_requires_is_masked_or_would_not_start(root: Root) -> None:
+    host = Host(root, a="", b="REQUIRES=a\n", c="REQUIRES=broken\n", d="REQUIRES=missing\n")
+    host.file("broken", "")
+    host.systemd.masked = {unit_name("a")}
+    host.bad = {"broken", "missing"}
+    host.upgrade()
+    assert host.restarted() == {"monitor"}
+    seen = " ".join(host.said)
+    assert seen.count("citadel-llm@a.service, which is masked") == 2
+    assert "check broken" in seen and "check missing" in seen
+
+
+def test_a_check_that_breaks_stops_no_model(root: Root) -> None:
+    host = Host(root, a="")
+
+    def broken(name: str, running: bool) -> list[Finding]:
+        raise RuntimeError(name)
+
+    asyncio.run(Upgrade(host.systemd, str(root), lambda _: True, broken, host.said.append).run())  # type: ignore[arg-type]
+    assert host.restarted() == {"monitor"}
+
+
+def test_models_that_wait_for_each_other_stay(root: Root) -> None:
+    host = Host(root, a="REQUIRES=b\n", b="AFTER=a\n", c="", z="")
+    host.file("a", "REQUIRES=b,z\n")
+    host.upgrade()
+    assert host.restarted() == {"c", "monitor"}
+    assert "check a" in host.said[0]
+
+
+def test_a_policy_that_forbids_it_keeps_models_and_monitor(root: Root) -> None:
+    host = Host(root, a="", b="REQUIRES=a\n", c="")
+    host.forbidden = {unit_name("b"), MONITOR}
+    host.upgrade()
+    assert host.restarted() == {"c"}
+    assert host.said == [f"until they are restarted, these units run the old version: {MONITOR} "
+                         "citadel-llm@a.service citadel-llm@b.service"]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", ["CITADEL_RESTART_ON_UPGRADE=no\n", "HEALTH_PORT=no\n"])
+def test_the_host_may_say_that_no_model_is_restarted(root: Root, line: str) -> None:
+    root.host(line)
+    host = Host(root, a="")
+    host.upgrade()
+    assert host.restarted() == {"monitor"}
+
+
+def test_a_failure_ends_neither_the_other_restarts_nor_the_upgrade(root: Root) -> None:
+    host = Host(root, a="", b="")
+    host.systemd.fails = {unit_name("a")}
+    host.upgrade()
+    assert host.restarted() == {"b", "monitor"}
+    assert "citadel-llm@a.service did not start" in host.said[0]
+
+
+def test_an_interruption_starts_what_it_has_stopped(root: Root) -> None:
+    host = Host(root, zulu="", alpha="REQUIRES=zulu\n")
+    host.systemd.never_ends = unit_name("zulu")
+
+    async def interrupted() -> None:
+        task = asyncio.create_task(host.coroutine())
+        while "TryRestart zulu" not in host.systemd.done:
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+
+    asyncio.run(interrupted())
+    assert host.systemd.queued == [unit_name("alpha")]
+
+
+def test_a_host_without_a_policy_lets_units_be_restarted(tmp_path: Path) -> None:
+    assert permitted(MONITOR, tmp_path / "missing")

@@ -142,7 +142,8 @@ _LINE = re.compile(
             r"RequiresMountsFor=(?:/[A-Za-z0-9._@+-]+)+",
             rf"IPAddressAllow=(?:any|{_ADDRESS})",
             r"PrivateDevices=no",
-            r"DeviceAllow=char-nvidia(?:-uvm rw|-caps r| rw)",
+            r"DeviceAllow=char-nvidia(?:-uvm rw|-caps r|-frontend rw| rw)",
+            r"DeviceAllow=/dev/nvidia(?:[0-9]{1,3}|ctl|-modeset) rw",
         )
     )
 )

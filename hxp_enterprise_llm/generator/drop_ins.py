@@ -8,7 +8,7 @@ Standard library only, see `utils.settings_file`.
 import contextlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from hxp_enterprise_llm.settings import credential_files
@@ -157,13 +157,21 @@ def _service(settings: InstanceSettings, host: HostSettings) -> list[Directive]:
         # The template admits loopback only, and systemd filters both directions with one list.
         service.append(Directive("IPAddressAllow", "any", "ALLOW_DOWNLOAD HOST"))
     if values["GPU_DEVICES"]:
-        service += [
-            Directive("PrivateDevices", "no", "GPU_DEVICES"),
-            Directive("DeviceAllow", "char-nvidia rw", "GPU_DEVICES"),
-            Directive("DeviceAllow", "char-nvidia-uvm rw", "GPU_DEVICES"),
-            Directive("DeviceAllow", "char-nvidia-caps r", "GPU_DEVICES"),
-        ]
+        service.append(Directive("PrivateDevices", "no", "GPU_DEVICES"))
+        service += [Directive("DeviceAllow", rule, "GPU_DEVICES") for rule in gpu_rules(values["GPU_DEVICES"])]
     return service
+
+
+def gpu_rules(devices: Sequence[str]) -> list[str]:
+    """DeviceAllow= for these GPUs, by their numbers or `all`: a GPU's own device, and those that control the driver."""
+    if "all" in devices:
+        # Older drivers give the same devices the second name.
+        own = ["char-nvidia rw", "char-nvidia-frontend rw"]
+    else:
+        own = [f"/dev/nvidia{number} rw" for number in devices]
+        own += ["/dev/nvidiactl rw", "/dev/nvidia-modeset rw"]
+    # By class: nvidia-uvm and nvidia-uvm-tools, and the instances of a divided GPU (MIG).
+    return [*own, "char-nvidia-uvm rw", "char-nvidia-caps r"]
 
 
 def monitor_drop_in(host: HostSettings, addresses: set[str]) -> str:

@@ -89,14 +89,14 @@ def test_devices_open_only_for_a_gpu(root: Root) -> None:
     root.instance("m", GOOD)
     closed = drop_in(root, "m")
     assert "PrivateDevices" not in closed and "DeviceAllow" not in closed
-    root.instance("m", GOOD + "GPU_DEVICES=0\n")
-    opened = drop_in(root, "m").splitlines()
-    assert [line for line in opened if "Device" in line] == [
-        "PrivateDevices=no",
-        "DeviceAllow=char-nvidia rw",
-        "DeviceAllow=char-nvidia-uvm rw",
-        "DeviceAllow=char-nvidia-caps r",
-    ]
+    shared = ["DeviceAllow=char-nvidia-uvm rw", "DeviceAllow=char-nvidia-caps r"]
+    for devices, own in (
+        ("0,12", ["/dev/nvidia0 rw", "/dev/nvidia12 rw", "/dev/nvidiactl rw", "/dev/nvidia-modeset rw"]),
+        ("all", ["char-nvidia rw", "char-nvidia-frontend rw"]),
+    ):
+        root.instance("m", GOOD + f"GPU_DEVICES={devices}\n")
+        opened = [line for line in drop_in(root, "m").splitlines() if "Device" in line]
+        assert opened == ["PrivateDevices=no", *(f"DeviceAllow={rule}" for rule in own), *shared]
     # A refused file opens nothing.
     root.instance("m", GOOD + "GPU_DEVICES=0\nALLOW_DOWNLOAD=yes\nHOST=0.0.0.0\nPORT=x\n")
     refused = drop_in(root, "m")

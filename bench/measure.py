@@ -152,7 +152,7 @@ def reload_under_load(plain: Side, ours: Side, say: Say) -> list[Row]:
         if side is ours:
             journal = machine.output("journalctl", "-q", "-o", "cat", "-u", side.unit)
             # One that goes back to the old settings is done too, for systemd.
-            done = journal.rpartition(f"Starting {side.unit}")[2].count("Ready: ")
+            done = journal.rpartition(f"Starting {side.unit}")[2].count(f"Ready: {side.model} on ")
             if done != times + 1:
                 raise RuntimeError(f"{times} reloads, and {done - 1} new servers")
         asked = json.loads(machine.output("cat", "/root/asked"))

@@ -25,8 +25,8 @@ COMMENT = "# A comment that the next version has.\n"
 NEW_WORDS = "Ready (next version): "
 """How the status of a process begins that runs the new code."""
 
-_MODULE = "hxp_enterprise_llm/supervisor/supervisor.py"
-_OLD_WORDS = "Ready: "
+_MODULE = "hxp_enterprise_llm/protocol/state.py"
+_OLD_WORDS, _CHANGED_WORDS = 'Phase.READY: "Ready"', 'Phase.READY: "Ready (next version)"'
 
 
 class Versions(NamedTuple):
@@ -77,7 +77,7 @@ def _change(tree: Path, packages: Path) -> None:
     module = packages / _MODULE
     text = module.read_text()
     assert _OLD_WORDS in text
-    module.write_text(text.replace(_OLD_WORDS, NEW_WORDS))
+    module.write_text(text.replace(_OLD_WORDS, _CHANGED_WORDS))
     # The byte code as environment.sh makes it: never compared with the source.
     flags = ["-q", "-f", "--invalidation-mode", "unchecked-hash", "-s", str(tree), "-p", "/"]
     subprocess.run([tree / "opt/citadel/env/bin/python", "-I", "-m", "compileall", *flags, module], check=True)

@@ -1,57 +1,239 @@
-"""What the main process has to tell the monitor beyond what systemd knows: `state.json` in the run-time directory."""
+"""`state.json` in a unit's run-time directory: what its main process is doing, and where clients reach it.
 
-import json
+The main process writes the file; the monitor and the command read it. The file holds no secret, and every user may
+read it. The services' user owns the directory, so whoever takes over an engine can write the file: the reader treats it
+as hostile.
+"""
+
 import logging
 import os
+import shutil
+import socket
+import stat
 import time
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+
+from hxp_enterprise_llm.protocol.failures import Failure, Kind, one_line
 from hxp_enterprise_llm.settings.address import Address
+from hxp_enterprise_llm.settings.keys import is_loopback
 
 log = logging.getLogger(__name__)
 
 NAME = "state.json"
+LARGEST = 65536
+"""Size above which the file is not read (bytes); a real one has a few hundred."""
+SENTENCE_LENGTH = 1000
+"""How much of a reason is written and read (characters)."""
+
+
+class Phase(StrEnum):
+    """What the main process is doing."""
+
+    CHECKING = "checking"
+    IMPORTING = "importing"
+    LOADING = "loading"
+    READY = "ready"
+    RECOVERING = "recovering"
+    RELOADING = "reloading"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+TITLES = {
+    Phase.CHECKING: "Checking the settings",
+    Phase.IMPORTING: "Importing vLLM",
+    Phase.LOADING: "Loading",
+    Phase.READY: "Ready",
+    Phase.RECOVERING: "Recovering",
+    Phase.RELOADING: "Reloading",
+    Phase.STOPPING: "Stopping",
+    Phase.STOPPED: "Stopped",
+    Phase.FAILED: "Failed",
+}
+"""The phases for people."""
+
+
+def sentence(phase: Phase, reason: str = "") -> str:
+    """A phase and more about it, for people."""
+    return f"{TITLES[phase]}: {reason}" if reason else TITLES[phase]
+
+
+class ReloadOutcome(StrEnum):
+    """How a reload ended.
+
+    Done: the new settings are in effect. Refused: they were not tried. Reverted: no server could start with them, and
+    the old ones are in effect again.
+    """
+
+    DONE = "done"
+    REFUSED = "refused"
+    REVERTED = "reverted"
+
+
+Count = Annotated[int, Field(strict=True, ge=0, le=1_000_000)]
+Moment = Annotated[float, Field(ge=0, lt=1e11, allow_inf_nan=False)]
+"""Seconds since the epoch."""
+Sentence = Annotated[str, StringConstraints(strict=True), AfterValidator(lambda text: one_line(text, SENTENCE_LENGTH))]
+INVOCATION_LENGTH = 64
+
+KINDS, PHASES, OUTCOMES = tuple(Kind), tuple(Phase), tuple(ReloadOutcome)
+
+
+class LastReload(BaseModel):
+    """The last reload: `reason` says why it was refused or reverted, `waited` why requests had to wait meanwhile."""
+
+    model_config = ConfigDict(frozen=True)
+
+    outcome: ReloadOutcome
+    at: Moment
+    reason: Sentence = ""
+    waited: Sentence = ""
+
+
+class InstanceState(BaseModel):
+    """What the main process says of one run of the unit.
+
+    `phase` is None in a file of an earlier version, which had neither phase nor invocation, and for a phase of a later
+    version. `reason` says more about the phase. `invocation` is systemd's id of the run. `address` is where clients
+    reach the instance, since its settings may have changed; None if it is no address of this host: the monitor and
+    Prometheus connect to it. `startup_seconds` is how long the last start, or recovery, took until the model had
+    answered; `certificate_expires` when the certificate that clients see expires (seconds since the epoch). `failures`
+    counts those from which the main process has recovered in this run, by the code of the error.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    phase: Phase | None = None
+    reason: Sentence = ""
+    invocation: Annotated[str, StringConstraints(strict=True, max_length=INVOCATION_LENGTH)] = ""
+    address: Address | None = None
+    startup_seconds: float | None = Field(default=None, ge=0, lt=1e7, allow_inf_nan=False)
+    certificate_expires: Moment | None = None
+    failures: dict[Kind, Count] = {}
+    last_failure: Failure | None = None
+    last_reload: LastReload | None = None
+
+    @property
+    def sentence(self) -> str:
+        """Phase and reason for people; "" without a phase. systemd shows it as STATUS=, and no program reads it."""
+        return sentence(self.phase, self.reason) if self.phase else ""
+
+    @field_validator("address")
+    @classmethod
+    def _of_this_host(cls, value: Address | None) -> Address | None:
+        if value and not is_loopback(value.host):
+            with socket.socket(socket.AF_INET6 if ":" in value.host else socket.AF_INET) as probe:
+                try:
+                    probe.bind((value.host, 0))
+                except OSError:
+                    return None
+        return value
+
+    # What a later version knows must not hide the rest: during an upgrade it may run already.
+
+    @field_validator("phase", mode="before")
+    @classmethod
+    def _known_phase(cls, value: Any) -> Any:
+        return None if isinstance(value, str) and value not in PHASES else value
+
+    @field_validator("failures", mode="before")
+    @classmethod
+    def _known_kinds(cls, value: Any) -> Any:
+        return {kind: count for kind, count in value.items() if kind in KINDS} if isinstance(value, dict) else value
+
+    @field_validator("last_failure", mode="before")
+    @classmethod
+    def _known_kind(cls, value: Any) -> Any:
+        return None if isinstance(value, dict) and value.get("kind") not in KINDS else value
+
+    @field_validator("last_reload", mode="before")
+    @classmethod
+    def _known_outcome(cls, value: Any) -> Any:
+        return None if isinstance(value, dict) and value.get("outcome") not in OUTCOMES else value
 
 
 class StateFile:
-    """Keeps the file up to date; it goes with the run-time directory when the unit stops.
+    """The writer. Each method replaces the file at once; call it before systemd hears of the change."""
 
-    `failures` counts, by the code of the error, what the main process has mended itself since it started. Everybody may
-    read the file: it holds no secret, and the monitor is another user.
-    """
-
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, invocation: str = "") -> None:
         self._file = directory / NAME
-        self._state: dict[str, Any] = {"address": None, "startup_seconds": None, "failures": {}, "last_failure": None}
+        self.now = InstanceState(invocation=invocation)
 
-    def started(self, seconds: float, address: Address, expires: float) -> None:
-        """Note how long the last start, or recovery, took until the model had answered; the others as in `serves`."""
-        self._state["startup_seconds"] = round(seconds, 3)
-        self.serves(address, expires)
+    def enter(self, phase: Phase, reason: str = "", reload: LastReload | None = None) -> str:
+        """Write a phase with its reason and, if a reload ends with it, that reload; its sentence for STATUS=."""
+        reason = reason.replace("\n", "; ")
+        self._change(phase=phase, reason=reason[:SENTENCE_LENGTH], last_reload=reload or self.now.last_reload)
+        return self.now.sentence
+
+    def started(self, seconds: float) -> None:
+        """Note how long the last start, or recovery, took until the model had answered; written with the next phase."""
+        self.now = self.now.model_copy(update={"startup_seconds": round(seconds, 3)})
 
     def serves(self, address: Address, expires: float) -> None:
-        """Note where clients reach it, and when its certificate expires (seconds since the epoch, 0 for none).
+        """Note where clients reach the instance and when its certificate expires (seconds since the epoch, 0: none)."""
+        self._change(address=address, certificate_expires=expires or None)
 
-        The settings and their files may say something else by now.
-        """
-        self._state["address"] = address.model_dump()
-        self._state["certificate_expires"] = expires or None
-        self._write()
+    def reloaded(self, reload: LastReload) -> None:
+        """Note how a reload ended that changes no phase."""
+        self._change(last_reload=reload)
 
-    def failed(self, kind: str, reason: str) -> None:
-        """Count a failure that is about to be mended."""
-        self._state["failures"][kind] = self._state["failures"].get(kind, 0) + 1
-        self._state["last_failure"] = {"kind": kind, "reason": reason, "at": time.time()}
-        self._write()
+    def failed(self, code: str, reason: str) -> None:
+        """Count a failure from which the main process recovers; `code` is that of the error."""
+        kind, failures = Kind(code), dict(self.now.failures)
+        failures[kind] = failures.get(kind, 0) + 1
+        self._change(failures=failures, last_failure=Failure(kind=kind, reason=reason, at=time.time()))
 
-    def _write(self) -> None:
+    def _change(self, **fields: Any) -> None:
+        self.now = self.now.model_copy(update=fields)
         draft = self._file.with_suffix(".new")
         try:
             with draft.open("w", encoding="utf-8") as stream:
                 os.fchmod(stream.fileno(), 0o644)
-                json.dump(self._state, stream)
+                stream.write(self.now.model_dump_json())
             draft.rename(self._file)
         except OSError as error:
             # No reason to stop serving.
-            log.warning("%s cannot be written, so the monitor will miss something: %s", self._file, error.strerror)
+            log.warning("%s cannot be written, so monitor and command miss a change: %s", self._file, error.strerror)
+
+
+def clear(directory: Path) -> None:
+    """Remove what an earlier run has left in the run-time directory, which outlives it so that its state can be read.
+
+    The state stays until the first one of this run replaces it.
+    """
+    for entry in os.scandir(directory):
+        if entry.name == NAME and entry.is_file(follow_symlinks=False):
+            continue
+        try:
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry)
+            else:
+                Path(entry).unlink()
+        except OSError as error:
+            log.warning("%s, left by an earlier run, cannot be removed: %s", entry.path, error.strerror)
+
+
+def read(directory: str, instance: str) -> InstanceState | None:
+    """The state of an instance below the services' run-time directory; None without a file that can be believed."""
+    try:
+        folder = os.open(f"{directory}/{instance}", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            # O_NONBLOCK: opening a pipe would wait for its other end.
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            file = os.open(NAME, flags, dir_fd=folder)
+        finally:
+            os.close(folder)
+        try:
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                return None
+            content = os.read(file, LARGEST + 1)
+        finally:
+            os.close(file)
+        return InstanceState.model_validate_json(content) if len(content) <= LARGEST else None
+    except (OSError, ValidationError, ValueError):
+        return None

@@ -11,6 +11,7 @@ from pathlib import Path
 from hxp_enterprise_llm.checks.prestart import prepare
 from hxp_enterprise_llm.engine import launch
 from hxp_enterprise_llm.protocol import credentials
+from hxp_enterprise_llm.protocol.state import Phase, StateFile, clear
 from hxp_enterprise_llm.settings.errors import CitadelError, ExitStatus
 from hxp_enterprise_llm.supervisor.supervisor import Supervisor
 from hxp_enterprise_llm.system import isolation
@@ -34,20 +35,30 @@ def check(name: str) -> ExitStatus:
     return max(faults, default=ExitStatus.DONE)
 
 
-def run(name: str, notifier: Notifier) -> None:
+def run_time_directory() -> Path:
+    """The unit's run-time directory without what an earlier run has left there; a new one without systemd."""
+    given = os.environ.get("RUNTIME_DIRECTORY")
+    if given is None:
+        return Path(tempfile.mkdtemp(prefix="citadel-llm-"))
+    clear(Path(given))
+    return Path(given)
+
+
+def run(name: str, notifier: Notifier, state: StateFile, run_time: Path) -> None:
     """Serve instance `name` until it is told to stop."""
-    notifier.send(STATUS="Checking the settings")
+    notifier.send(STATUS=state.enter(Phase.CHECKING))
     config, model = prepare(name)
     given = credentials.judge(config, credentials.handed_over(config))
     # Nothing has been started yet.
     isolation.enter(launch.ports(config))
     unit = dict(os.environ)
-    run_time = Path(os.environ.get("RUNTIME_DIRECTORY", tempfile.gettempdir()))
     pid_file = run_time / "pid"
     pid_file.write_text(f"{os.getpid()}\n", encoding="ascii")
     # The fork server and what comes from it inherit this, and nothing of how this process was started.
     os.environ.clear()
-    supervisor = Supervisor(config, model, given, notifier, reread=lambda: prepare(name), unit=unit, run_time=run_time)
+    supervisor = Supervisor(
+        config, model, given, notifier, state, reread=lambda: prepare(name), unit=unit, run_time=run_time
+    )
     try:
         asyncio.run(supervisor.run())
     finally:
@@ -70,14 +81,18 @@ def main(arguments: list[str]) -> ExitStatus:
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("httpx").setLevel(logging.WARNING)
     notifier = Notifier.take()
+    state = None
     try:
         if options.check:
             return check(options.model)
-        run(options.model, notifier)
+        run_time = run_time_directory()
+        state = StateFile(run_time, os.environ.get("INVOCATION_ID", ""))
+        run(options.model, notifier, state, run_time)
     except CitadelError as error:
         for line in str(error).splitlines():
             log.error("%s", line, extra=error.fields)
-        notifier.send(STATUS=f"Failed: {error}")
+        if state:
+            notifier.send(STATUS=state.enter(Phase.FAILED, str(error)))
         return error.exit_status
     return ExitStatus.DONE
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from hxp_enterprise_llm.engine import launch
 from hxp_enterprise_llm.protocol.credentials import Credentials
-from hxp_enterprise_llm.protocol.state import StateFile
+from hxp_enterprise_llm.protocol.state import LastReload, Phase, ReloadOutcome, StateFile, sentence
 from hxp_enterprise_llm.settings.address import Address
 from hxp_enterprise_llm.settings.api_keys import digest
 from hxp_enterprise_llm.settings.errors import CitadelError, EngineDied, EngineHung, OutOfMemory
@@ -44,8 +44,8 @@ RECOVERABLE = (EngineDied, EngineHung, OutOfMemory)
 class Supervisor:
     """Runs one instance.
 
-    `reread` gives the settings anew when a reload asks for them, `unit` is the environment that systemd gave, and
-    `run_time` the unit's run-time directory.
+    `state` tells other programs what it is doing. `reread` gives the settings anew when a reload asks for them, `unit`
+    is the environment that systemd gave, and `run_time` the unit's run-time directory.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class Supervisor:
         model: str,
         credentials: Credentials,
         notifier: notify.Notifier,
+        state: StateFile,
         *,
         reread: Callable[[], tuple[ServiceConfigSchema, str]],
         unit: Mapping[str, str],
@@ -75,7 +76,18 @@ class Supervisor:
         self._recoveries = Recoveries()
         self._was_ready = False
         self._oom_kills = oom_kills()
-        self._state = StateFile(run_time)
+        self._state = state
+
+    def _tell(self, phase: Phase, reason: str = "", reload: LastReload | None = None, **assignments: int) -> None:
+        """Write the phase, then tell systemd: who hears of a change from systemd finds it written."""
+        self._notifier.say(self._state.enter(phase, reason, reload), **assignments)
+
+    def _tell_step(self, phase: Phase, reason: str = "") -> None:
+        """Tell of a step of the start; while an engine is replaced, the phase stays what it is replaced for."""
+        if self._was_ready:
+            log.info("%s", sentence(phase, reason))
+        else:
+            self._tell(phase, reason)
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT. Raises CitadelError with the reason of any other end."""
@@ -121,7 +133,7 @@ class Supervisor:
                 before = self._now.turn()
                 if apart := reload.apart(*before, self._now.config, self._now.model):
                     self._previous, self._waited = before, apart
-                    self._notifier.say(f"Reloading, the old server leaves first: {apart}; new requests wait")
+                    self._tell(Phase.RELOADING, f"the old server leaves first: {apart}; new requests wait")
                     self._retiring.begin(server, before[0].drain_timeout_sec)
                     while not self._stop.is_set() and not await self._retiring.over(notify.FEED_SEC):
                         self._notifier.feed(notify.FEED_SEC)
@@ -149,12 +161,12 @@ class Supervisor:
     async def _start(self, server: ServerProcess) -> bool:
         """Bring the server up to its first answer and open its door; False if a stop came first."""
         config, size = self._now.config, launch.weights_bytes(self._now.model) / 1e6
-        self._notifier.say(notify.IMPORTING)
+        self._tell_step(Phase.IMPORTING)
         ready = await bring_up(
             server,
             self._stop,
             config.start_timeout_sec,
-            on_import=lambda: self._notifier.say(f"{notify.LOADING} {self._now.model} ({size:.0f} MB)"),
+            on_import=lambda: self._tell_step(Phase.LOADING, f"{self._now.model} ({size:.0f} MB)"),
             answer=lambda: first_answer(server.url, config.api_name, self._key),
             feed=lambda progress: self._notifier.feed(config.start_timeout_sec if progress else 0),
             file=instance_file(config.name),
@@ -168,12 +180,16 @@ class Supervisor:
         self._previous, self._was_ready = None, True
         took = time.monotonic() - self._begin
         address = Address.of(self._now.config)
-        self._state.started(took, address, self._now.credentials.expires)
-        state = {} if reloading else {"READY": 1}
-        text = f"Ready: {config.api_name} on {address.url}, started in {took:.1f} s"
-        text += f"{notify.WAITED}{self._waited}" if self._waited else ""
-        self._notifier.say(f"{notify.WENT_BACK}: {self._went_back}" if self._went_back else text, **state)
+        self._state.started(took)
+        self._state.serves(address, self._now.credentials.expires)
+        reason, ended = f"{config.api_name} on {address.url}, started in {took:.1f} s", None
+        if self._went_back:
+            reason, ended = _reverted(self._went_back)
+        elif self._state.now.phase is Phase.RELOADING:
+            reason += f"; requests waited meanwhile: {self._waited}" if self._waited else ""
+            ended = LastReload(outcome=ReloadOutcome.DONE, at=time.time(), waited=self._waited)
         self._went_back = self._waited = ""
+        self._tell(Phase.READY, reason, ended, **({} if reloading else {"READY": 1}))
         return True
 
     async def _replace(
@@ -184,6 +200,7 @@ class Supervisor:
         Raises CitadelError if none does: the old one has ended meanwhile, and the new one does not start.
         """
         successor, ready, failure = None, False, None
+        self._tell(Phase.RELOADING, "a server with the new settings starts beside the old one")
         ending = asyncio.create_task(self._end_of(server, old))
         try:
             successor = self._new_server(listener)
@@ -207,7 +224,7 @@ class Supervisor:
                 self._went_back = str(failure)
                 raise ended
             log.error("%s; the server with the settings before the reload goes on", failure, extra=failure.fields)
-            self._notifier.say(f"{notify.WENT_BACK}: {failure}", READY=1)
+            self._tell(Phase.READY, *_reverted(str(failure)), READY=1)
         return server
 
     async def _end_of(self, server: ServerProcess, config: ServiceConfigSchema) -> CitadelError:
@@ -257,7 +274,7 @@ class Supervisor:
         text = str(failure)
         after = f" in {pause:g} s" if pause else ""
         log.error("%s; starting a new one%s", text[0].upper() + text[1:], after, extra=failure.fields)
-        self._notifier.send(STATUS=f"{notify.RECOVERING}: {failure}", WATCHDOG=1)
+        self._tell(Phase.RECOVERING, str(failure), WATCHDOG=1)
         with suppress(TimeoutError):
             await asyncio.wait_for(self._stop.wait(), pause)
 
@@ -272,31 +289,43 @@ class Supervisor:
     async def _drain(self, server: ServerProcess | None) -> None:
         """End without cutting a request, if they end in time; without a server, the one that leaves already."""
         limit = self._now.config.drain_timeout_sec
-        self._notifier.say(f"Stopping: waiting up to {limit:g} s for requests in flight", STOPPING=1)
+        self._tell(Phase.STOPPING, f"waiting up to {limit:g} s for requests in flight", STOPPING=1)
         until = limit + DRAIN_GRACE_SEC
         leaving = [self._retiring.over(until), *([server.drain(until)] if server else [])]
         if not all(await asyncio.gather(*leaving)):
             log.warning("Requests were still in flight after %g s and have been cut", limit)
-        self._notifier.say("Stopped")
+        self._tell(Phase.STOPPED)
 
     async def _asked(self, request: reload.Request) -> None:
         """Take in what root asks for. Keys and certificate count once it is answered, for every server there is."""
         now, refused, another = self._now, "", False
+        ended = LastReload(outcome=ReloadOutcome.DONE, at=time.time())
         try:
             another = await now.take_in(request)
             keys = now.credentials.and_key(digest(self._key))
             await asyncio.gather(*(server.take(keys) for server in self._servers))
             address = Address.of(now.config)
-            status = f"Ready: {now.config.api_name} on {address.url}, with the new keys and certificate"
+            reason = f"{now.config.api_name} on {address.url}, with the new keys and certificate"
             if self._was_ready:
                 self._state.serves(address, now.credentials.expires)
         except CitadelError as error:
             log.error("%s", error, extra=error.fields)
-            refused, status = str(error), f"{notify.RELOAD_REFUSED}: {error}"
+            refused = str(error)
+            reason = f"with the old settings; the reload was refused: {error}"
+            ended = LastReload(outcome=ReloadOutcome.REFUSED, at=time.time(), reason=refused)
         if another:
             # Before the answer: systemctl then waits until the other server is ready.
             self._notifier.send(RELOADING=1)
             now.due.set()
-        elif self._undisturbed:
-            self._notifier.say(status)
+        else:
+            if not request.keys_only:
+                self._state.reloaded(ended)
+            if self._undisturbed:
+                self._tell(Phase.READY, reason)
         request.answer(refused)
+
+
+def _reverted(why: str) -> tuple[str, LastReload]:
+    """What is told of a reload whose settings start no server."""
+    reason = f"with the old settings; the server could not start with the new ones: {why}"
+    return reason, LastReload(outcome=ReloadOutcome.REVERTED, at=time.time(), reason=why)

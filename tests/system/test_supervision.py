@@ -94,7 +94,7 @@ def test_a_reload_whose_settings_start_no_server_goes_back(host: Host, method: s
     host.settings("back", **SETTINGS, **refused, RELOAD_METHOD=method)
     done = host.machine.run("citadel-llm", "reload", "back", check=False)
     assert done.returncode == 78, done
-    assert "reload in vain: Ready with the old settings, the new ones start no server: " in done.stderr
+    assert "with the old settings; the server could not start with the new ones: " in done.stderr
     assert host.machine.output("sh", "-c", f"{STATUS_OF} {REQUEST}", timeout=60) == "200"
     begin = time.monotonic()
     while words not in host.journal("back"):

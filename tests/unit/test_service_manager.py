@@ -202,7 +202,7 @@ def test_a_reload_says_what_it_was_for(root: Root) -> None:
     with pytest.raises(NotRunning, match="a is stopped; start it with: citadel-llm start a") as caught:
         manager(root, FakeSystemd()).reload("a")
     assert caught.value.exit_status == ExitStatus.NOT_RUNNING
-    said = "Ready with the old settings, the reload was refused: PORT"
+    said = "Ready: with the old settings; the reload was refused: PORT"
     systemd = FakeSystemd({unit: "failed"}, ActiveState="active", SubState="running", StatusText=said)
     with pytest.raises(JobFailed, match="the reload was refused: PORT") as failed:
         manager(root, systemd).reload("a")
@@ -213,7 +213,7 @@ def test_a_reload_that_systemd_holds_for_done_may_be_in_vain_or_not_beside(
     root: Root, caplog: pytest.LogCaptureFixture
 ) -> None:
     root.instance("a", GOOD)
-    said = "Ready with the old settings, the new ones start no server: the cache is too small"
+    said = "Ready: with the old settings; the server could not start with the new ones: the cache is too small"
     with pytest.raises(JobFailed, match=f"a: reload in vain: {said}") as failed:
         manager(root, FakeSystemd(ActiveState="active", SubState="running", StatusText=said)).reload("a")
     assert failed.value.exit_status == ExitStatus.CONFIG

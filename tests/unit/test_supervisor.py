@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from hxp_enterprise_llm.protocol import reload_request
+from hxp_enterprise_llm.protocol import reload_request, state
 from hxp_enterprise_llm.protocol.credentials import Credentials
+from hxp_enterprise_llm.protocol.failures import Kind
+from hxp_enterprise_llm.protocol.state import InstanceState, Phase, ReloadOutcome, StateFile
 from hxp_enterprise_llm.settings.api_keys import digest
 from hxp_enterprise_llm.settings.errors import CitadelError, EngineDied, OutOfMemory, SettingsRefused
 from hxp_enterprise_llm.settings.grammar import Fault
@@ -37,11 +39,18 @@ def supervisor(tmp_path: Path, keys: tuple[str, ...] = (), **wanted: object) -> 
     """A main process whose next server is to have other settings."""
     recorder = Recorder()
     main = Supervisor(
-        keyed(), "/m", Credentials(tuple(map(digest, keys))), recorder,
+        keyed(), "/m", Credentials(tuple(map(digest, keys))), recorder, StateFile(tmp_path),
         reread=lambda: (keyed(**wanted), "/m"), unit={}, run_time=tmp_path,
     )  # fmt: skip
     main._now._wanted = keyed(max_model_len=5), "/m"
     return main, recorder
+
+
+def written(tmp_path: Path) -> InstanceState:
+    """What other programs read."""
+    found = state.read(str(tmp_path.parent), tmp_path.name)
+    assert found
+    return found
 
 
 class Server:
@@ -120,7 +129,7 @@ def test_settings_that_have_gone_bad_since_the_reload_leave_the_server_that_serv
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_: object) -> None:
-        raise SettingsRefused([])
+        raise SettingsRefused([Fault("file", 0, "gone")])
 
     async def run() -> None:
         main, recorder = supervisor(tmp_path)
@@ -132,7 +141,10 @@ def test_settings_that_have_gone_bad_since_the_reload_leave_the_server_that_serv
         assert not server.gone
         assert main._now.config == before[0]
         assert recorder.said[-1]["READY"] == 1
-        assert recorder.statuses[-1].startswith(notify.WENT_BACK)
+        told = written(tmp_path)
+        assert told.phase is Phase.READY and told.last_reload
+        assert told.last_reload.outcome is ReloadOutcome.REVERTED
+        assert recorder.said[-1]["STATUS"] == told.sentence
 
     asyncio.run(run())
 
@@ -164,7 +176,7 @@ def test_a_server_that_dies_while_its_successor_loads(
             replacing = main._replace(old, *before, listener)  # type: ignore[arg-type]
             if starts:
                 assert await replacing is new  # type: ignore[comparison-overlap]
-                assert main._state._state["failures"] == {error.code: 1}
+                assert written(tmp_path).failures == {Kind(error.code): 1}
                 return
             with pytest.raises(error, match=r"the engine \(pid 7\) ended"):
                 await replacing
@@ -172,7 +184,9 @@ def test_a_server_that_dies_while_its_successor_loads(
             assert not [text for text in recorder.statuses if text.startswith("Ready")], "nothing serves"
             monkeypatch.setattr("hxp_enterprise_llm.supervisor.supervisor.bring_up", come_up)
             await main._start(Server())  # type: ignore[arg-type]
-            assert recorder.statuses[-1].startswith(notify.WENT_BACK)
+            told = written(tmp_path)
+            assert told.phase is Phase.READY and told.last_reload
+            assert (told.last_reload.outcome, told.last_reload.reason) == (ReloadOutcome.REVERTED, "file: no server")
 
     monkeypatch.setattr("hxp_enterprise_llm.supervisor.supervisor.oom_kills", lambda: 0)
     asyncio.run(asyncio.wait_for(run(), 10))

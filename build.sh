@@ -1,27 +1,29 @@
 #!/usr/bin/env bash
-# The one door to building, showing and testing citadel-llm.
+# Builds, demonstrates and tests citadel-llm. Each verb is a file in packaging/.
 set -euo pipefail
 cd "$(dirname "$0")"
-# What is built and what a test machine is given must be readable by others, also under a stricter mask of the caller's.
+# Other users must be able to read what is built and what goes to test machines, whatever mask the caller has.
 umask 022
+# Continuous integration may run this with standard input closed; the next file that is opened would take its place.
+{ : <&0; } 2>/dev/null || exec </dev/null
 
 usage() {
     cat <<'TEXT'
 Usage: ./build.sh [--flavour cpu] [VERB]
 
   deb      build dist/citadel-llm_<version>_amd64.deb (the default)
-  demo     boot a throwaway Debian, install the package there, serve a real model and ask it
-  model    the chat model of the demo, as a directory in dist/
-  test     all tests; ./build.sh test unit, or any of pytest's arguments, for some
-  bench    measure beside plain vllm serve; writes bench/results.json and docs/performance.md
-  lock     resolve requirements/*.in into hash locks
-  clean    remove dist/ and what the cache holds of unfinished builds
+  demo     boot a throwaway Debian, install the package, serve a real model and ask it questions
+  model    make the chat model of the demo, as a directory in dist/
+  test     run all tests, or some: ./build.sh test unit, or any arguments of pytest
+  bench    compare with plain vllm serve; writes bench/results.json and docs/performance.md
+  lock     resolve requirements/*.in into lock files with hashes
+  clean    remove dist/ and unfinished builds from the cache
 
 Environment:
-  CITADEL_VERSION=…         another version than that of debian/changelog
-  CITADEL_BUILD_CACHE=DIR   wheels and base trees, /var/cache/citadel-llm-build if unset
-  PIP_FIND_LINKS, PIP_EXTRA_INDEX_URL
-                            a folder or an index that has torch's CPU build
+  CITADEL_VERSION=…         version of the package (default: the version in debian/changelog)
+  CITADEL_BUILD_CACHE=DIR   wheels and base trees (default: /var/cache/citadel-llm-build)
+  CITADEL_TORCH_INDEX=URL   package index with PyTorch's CPU build; empty for none. Default: PyTorch's own,
+                            unless pip is configured with find-links, index-url or extra-index-url
 TEXT
 }
 
@@ -47,6 +49,6 @@ demo | model | test | bench | lock | clean)
 -h | --help | help) usage ;;
 *)
     usage >&2
-    fail "there is no verb $verb" 2
+    fail "unknown verb: $verb" 2
     ;;
 esac

@@ -3,7 +3,7 @@
 
 bench() {
     build_deb
-    install_packages systemd-container debootstrap gnuplot-nox
+    install_packages "${MACHINE_PACKAGES[@]}" gnuplot-nox
     fetch_wheels "$FLAVOUR"
     export CITADEL_BENCH_WHEELS=$WHEELS
     fetch_wheels demo

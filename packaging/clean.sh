@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# ./build.sh clean: what a build made, but not the wheels and base trees that the next one uses again.
+# ./build.sh clean: remove what builds made, but keep the wheels and base trees for the next build.
 
 clean() {
     rm -rf dist "$CACHE/build" "$CACHE"/*.log

@@ -1,9 +1,11 @@
 # shellcheck shell=bash
-# What the verbs of build.sh share. Sourced with the project's root as the working directory.
+# Functions that the verbs of build.sh share. The working directory is the root of the project.
 
 # Wheels, base trees and tools: made once, kept between runs, outside the checkout.
 CACHE=${CITADEL_BUILD_CACHE:-/var/cache/citadel-llm-build}
 FLAVOUR=${FLAVOUR:-cpu}
+# What tests/machine.py needs to boot a Debian.
+MACHINE_PACKAGES=(systemd-container debootstrap debian-archive-keyring)
 started=$SECONDS
 
 say() { printf '\033[1m[%3ds]\033[0m %s\n' $((SECONDS - started)) "$*" >&2; }
@@ -14,10 +16,10 @@ fail() {
 }
 
 require_root() {
-    [ "$(id -u)" = 0 ] || fail "this needs root: sudo ./build.sh $*"
+    [ "$(id -u)" = 0 ] || fail "this verb needs root: run it with sudo, or in a root shell"
 }
 
-# install_packages NAME…: those that are not installed, from the distribution.
+# install_packages NAME…: install the missing ones from the distribution.
 install_packages() {
     local missing=() name
     for name in "$@"; do
@@ -25,14 +27,14 @@ install_packages() {
     done
     [ ${#missing[@]} = 0 ] && return
     say "installing ${missing[*]}"
-    # The lists of a new machine are empty or old.
-    if ! { apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -qy --no-install-recommends install "${missing[@]}"; } >"$CACHE/apt.log" 2>&1; then
+    # On a new machine, the package lists are empty or old.
+    if ! { apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -qy --no-install-recommends install "${missing[@]}"; } </dev/null >"$CACHE/apt.log" 2>&1; then
         tail -n 5 "$CACHE/apt.log" >&2
-        fail "apt-get could not install ${missing[*]}. Is the network there? All of its output: $CACHE/apt.log"
+        fail "apt-get could not install ${missing[*]}; check the network. Full output: $CACHE/apt.log"
     fi
 }
 
-# unpack_package NAME: the files of a Debian package in $CACHE/debian/NAME. Not installed, it starts no service here.
+# unpack_package NAME: unpack a Debian package into $CACHE/debian/NAME. Installed, it would start its service here.
 unpack_package() {
     local target=$CACHE/debian/$1
     [ -d "$target" ] && return
@@ -41,7 +43,7 @@ unpack_package() {
     mkdir -p "$target.part"
     if ! { apt-get -q update && env -C "$target.part" apt-get -q download "$1"; } >"$CACHE/apt.log" 2>&1; then
         tail -n 5 "$CACHE/apt.log" >&2
-        fail "apt-get could not download $1. Is the network there? All of its output: $CACHE/apt.log"
+        fail "apt-get could not download $1; check the network. Full output: $CACHE/apt.log"
     fi
     dpkg-deb -x "$target.part"/*.deb "$target.part"
     mv "$target.part" "$target"
@@ -51,17 +53,17 @@ unpack_package() {
 need_space() {
     local free
     free=$(df --output=avail -m "$1" | tail -n 1)
-    [ "$free" -ge "$2" ] || fail "$3 needs $2 MB in $1, where $free MB are free; make room, or set CITADEL_BUILD_CACHE"
+    [ "$free" -ge "$2" ] || fail "$3 needs $2 MB in $1, which has $free MB free; make room, or set CITADEL_BUILD_CACHE"
 }
 
-# Version of the package, with the flavour: 1.0.0-1+cpu
+# The version of the package, with the flavour: 1.0.0-1+cpu
 package_version() {
     echo "${CITADEL_VERSION:-$(dpkg-parsechangelog -S Version)+$FLAVOUR}"
 }
 
 megabytes() { echo $(($(stat -c %s "$1") / 1000000)); }
 
-# shown LOG SED COMMAND…: run a long command with its output in LOG, and show the lines that SED prints of it as they come.
+# shown LOG SED COMMAND…: run a long command, write its output to LOG, and show the lines that SED selects.
 shown() {
     local log=$1 filter=$2
     shift 2
@@ -69,8 +71,16 @@ shown() {
     return "${PIPESTATUS[0]}"
 }
 
-# Every file that git knows or would add, NUL-separated: what a build is made of.
+# Every file that git tracks or would add, NUL-separated: the sources of a build. Without git's data (an unpacked archive),
+# every file but those that .gitignore names.
 source_files() {
-    git -c safe.directory="$PWD" ls-files -z --cached --others --exclude-standard |
-        while IFS= read -r -d '' file; do [ ! -e "$file" ] || printf '%s\0' "$file"; done
+    {
+        # The checkout may belong to another user than root.
+        if [ -e .git ]; then
+            git -c safe.directory='*' ls-files -z --cached --others --exclude-standard
+        else
+            find . \( -path ./dist -o -path ./.build -o -name __pycache__ -o -name '*.egg-info' -o -name '.*_cache' \
+                -o -name .hypothesis \) -prune -o \( -type f -o -type l \) -printf '%P\0'
+        fi
+    } | while IFS= read -r -d '' file; do [ ! -e "$file" ] || printf '%s\0' "$file"; done
 }

@@ -1,10 +1,23 @@
 # shellcheck shell=bash
 # ./build.sh [deb]: dist/citadel-llm_<version>_amd64.deb
 
-# fetch_wheels NAME: the wheels of requirements/NAME.txt, each checked against its hash, into a folder that $WHEELS names.
+# The address of an index that has PyTorch's CPU build, which is on no default index; nothing if pip is configured to
+# find packages elsewhere, or if CITADEL_TORCH_INDEX says so. The hashes in the lock decide what is accepted.
+torch_index() {
+    local configured
+    if [ -n "${CITADEL_TORCH_INDEX+set}" ]; then
+        echo "$CITADEL_TORCH_INDEX"
+        return
+    fi
+    configured=$(timeout 30 "$CACHE/tools/bin/pip" config list 2>/dev/null </dev/null) || true
+    grep -qE "^(global|download|:env:)\.(find-links|index-url|extra-index-url|no-index)='.+'" <<<"$configured" ||
+        echo https://download.pytorch.org/whl/cpu
+}
+
+# fetch_wheels NAME: fetch the wheels of requirements/NAME.txt, check their hashes, and set WHEELS to their folder.
 fetch_wheels() {
-    local lock=requirements/$1.txt part earlier=() folder
-    [ -f "$lock" ] || fail "there is no $lock; ./build.sh lock makes it from requirements/$1.in"
+    local lock=requirements/$1.txt part sources=() folder index
+    [ -f "$lock" ] || fail "$lock is missing; make it from requirements/$1.in with ./build.sh lock"
     WHEELS=$CACHE/wheels/$1-$(sha256sum "$lock" | cut -c1-12)
     [ -d "$WHEELS" ] && return
     prepare_tools
@@ -12,26 +25,30 @@ fetch_wheels() {
     part=$WHEELS.part
     say "fetching the wheels of $lock (once)"
     mkdir -p "$part"
-    # Of an earlier lock's wheels most are those of this one.
-    for folder in "$CACHE/wheels/$1"-*/; do [ ! -d "$folder" ] || earlier+=(--find-links "$folder"); done
-    # What has arrived stays in .part, so that a broken fetch goes on where it stopped.
+    # Most wheels of an earlier lock are in this one too.
+    for folder in "$CACHE/wheels/$1"-*/; do [ ! -d "$folder" ] || sources+=(--find-links "$folder"); done
+    if grep -q '^torch==' "$lock"; then
+        index=$(torch_index)
+        [ -z "$index" ] || sources+=(--extra-index-url "$index")
+    fi
+    # Fetched wheels stay in .part, so that the next try resumes a fetch that failed.
     if ! shown "$CACHE/fetch.log" 's/^ *Downloading \([^ ]*\) (\(.*MB\).*/  \1 (\2)/p' \
         "$CACHE/tools/bin/pip" download --no-deps --require-hashes --only-binary :all: --progress-bar off \
-        "${earlier[@]}" --find-links "$part" -r "$lock" -d "$part"; then
+        "${sources[@]}" --find-links "$part" -r "$lock" -d "$part"; then
         grep -E '^ERROR' "$CACHE/fetch.log" | tail -n 5 >&2 || true
-        fail "the wheels could not be fetched. Is the network there? A folder of wheels can be named with PIP_FIND_LINKS, another index with PIP_EXTRA_INDEX_URL. All of pip's output: $CACHE/fetch.log"
+        fail "pip could not fetch the wheels; check the network. PIP_FIND_LINKS names a folder of wheels, PIP_EXTRA_INDEX_URL another index, CITADEL_TORCH_INDEX one for PyTorch. Full output: $CACHE/fetch.log"
     fi
     mv "$part" "$WHEELS"
 }
 
-# pip of a fixed environment, for fetching.
+# A virtual environment with pip, for fetching.
 prepare_tools() {
     [ -x "$CACHE/tools/bin/pip" ] && return
     rm -rf "$CACHE/tools"
-    /usr/bin/python3 -m venv "$CACHE/tools" || fail "python3 -m venv failed; is python3-venv whole?"
+    /usr/bin/python3 -m venv "$CACHE/tools" || fail "python3 -m venv failed; install python3-venv again"
 }
 
-# One hash over everything that the package is made of.
+# One hash over all sources of the package.
 source_hash() {
     { package_version && source_files | grep -zvE '^((tests|debian/tests|bench|\.ci)/|packaging/(bench|clean|demo|lock|model|test)\.)' | sort -z | xargs -0 sha256sum; } | sha256sum | cut -d' ' -f1
 }
@@ -39,7 +56,7 @@ source_hash() {
 build_deb() {
     require_root
     mkdir -p "$CACHE" dist
-    install_packages git build-essential debhelper dh-virtualenv lintian python3-venv libnuma1 zstd
+    install_packages git ca-certificates build-essential debhelper dh-virtualenv lintian python3 python3-venv libnuma1 zstd
     local version package hash tree begun
     version=$(package_version)
     package=citadel-llm_${version}_amd64.deb
@@ -54,10 +71,10 @@ build_deb() {
     begun=$SECONDS
     need_space "$CACHE" 8000 "building"
     need_space dist 700 "keeping the package"
-    # Kept open until this shell ends: two builds in one cache would undo each other.
+    # Locked until this shell ends: two builds in one cache would overwrite each other.
     exec 9>"$CACHE/build.lock"
-    flock -n 9 || fail "another build uses $CACHE; wait for it, or set CITADEL_BUILD_CACHE"
-    # The inner half builds in a copy, so that a failed build leaves nothing in the checkout.
+    flock -n 9 || fail "another build is using $CACHE; wait for it, or set CITADEL_BUILD_CACHE"
+    # The build runs in a copy: a failed one leaves nothing in the checkout.
     tree=$CACHE/build/citadel-llm-${version%%-*}
     rm -rf "$CACHE/build"
     mkdir -p "$tree"
@@ -67,11 +84,11 @@ build_deb() {
     if ! shown "$CACHE/build.log" 's/^\(   dh_[a-z_]*\|environment: .*\|library audit: .*\)$/  \1/p' \
         env -C "$tree" WHEELS="$WHEELS" FLAVOUR="$FLAVOUR" dpkg-buildpackage -b -us -uc; then
         grep -vE '^(make|dh_|dpkg-)' "$CACHE/build.log" | tail -n 15 >&2 || true
-        fail "the build failed; all of it: $CACHE/build.log, the tree: $tree"
+        fail "the build failed; full output: $CACHE/build.log, build tree: $tree"
     fi
-    say "checking with lintian (some minutes: it looks at every file)"
+    say "checking with lintian (takes minutes: it reads every file)"
     lintian --fail-on warning --tag-display-limit 0 "$CACHE/build/$package" >&2 ||
-        fail "lintian has found something (above); the package is $CACHE/build/$package"
+        fail "lintian found problems (see above); the package is $CACHE/build/$package"
     mv "$CACHE/build/$package" "$PACKAGE.new"
     mv "$PACKAGE.new" "$PACKAGE"
     echo "$hash" >"dist/.$package.source"

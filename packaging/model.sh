@@ -3,7 +3,7 @@
 
 model() {
     build_deb
-    install_packages systemd-container debootstrap
+    install_packages "${MACHINE_PACKAGES[@]}"
     fetch_wheels demo
     exec /usr/bin/python3 packaging/demo.py "$PACKAGE" "$WHEELS" dist
 }

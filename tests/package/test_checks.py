@@ -63,9 +63,8 @@ def test_shellcheck() -> None:
 
 
 def test_no_path_or_address_of_where_this_was_made() -> None:
-    files = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=PROJECT, capture_output=True, text=True, check=True
-    ).stdout.split("\0")
+    command = ["bash", "-c", ". packaging/common.sh; source_files"]
+    files = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout.split("\0")
     for name in filter(None, files):
         text = (PROJECT / name).read_bytes()
         assert str(PROJECT).encode() + b"/" not in text or str(PROJECT) == "/", name

@@ -20,6 +20,9 @@ from hxp_enterprise_llm.system.notify import Notifier
 
 log = logging.getLogger("citadel-llm")
 
+LAST_MESSAGE_SEC = 1.0
+"""How long the reason of a failure waits for room in systemd's queue: no later message would carry it."""
+
 
 def check(name: str) -> ExitStatus:
     """Say whether instance `name` would start, or start again if it runs: what `citadel-llm check` says of it alone."""
@@ -92,7 +95,7 @@ def main(arguments: list[str]) -> ExitStatus:
         for line in str(error).splitlines():
             log.error("%s", line, extra=error.fields)
         if state:
-            notifier.send(STATUS=state.enter(Phase.FAILED, str(error)))
+            notifier.send(LAST_MESSAGE_SEC, STATUS=state.enter(Phase.FAILED, str(error)))
         return error.exit_status
     return ExitStatus.DONE
 

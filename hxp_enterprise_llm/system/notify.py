@@ -17,41 +17,69 @@ WAITED = "; requests waited meanwhile: "
 STATUS_LENGTH = 1000
 """How much of a status is sent (characters)."""
 FEED_SEC = 1.0
-"""How often something that takes long is to be followed by a word to systemd."""
+"""How often (seconds) systemd hears from the main process during a long operation."""
 STALL_MARGIN_SEC = 10.0
-"""How much longer systemd waits than the main process, which can say what it was that stood still."""
+"""How much longer (seconds) systemd waits than the main process, which can report what made no progress."""
+
+
+PHASES = ("READY", "RELOADING", "STOPPING")
+"""Of these systemd takes the last one of a message: a later one replaces an earlier one."""
+MOMENTARY = ("WATCHDOG", "EXTEND_TIMEOUT_USEC")
+"""True only when sent; never sent again."""
 
 
 class Notifier:
     """Sends state to the manager that started this process.
 
-    `address` is the value of NOTIFY_SOCKET; without one every message is dropped.
+    `address` is the value of NOTIFY_SOCKET; without an address every message is dropped. A message that cannot be
+    delivered is no reason to stop serving: its assignments go out with the next message, at the latest with the next
+    heartbeat for the watchdog.
     """
 
     def __init__(self, address: str | None) -> None:
         self._address = "\0" + address[1:] if address and address.startswith("@") else address
+        self._unsent: dict[str, str | int] = {}
+        self._failing = False
 
     @classmethod
     def take(cls) -> "Notifier":
-        """Take the address out of this process's environment: a child of it must not say READY for us."""
+        """Remove the address from this process's environment: a child must not send READY=1 in our name."""
         return cls(os.environ.pop("NOTIFY_SOCKET", None))
 
-    def send(self, **state: str | int) -> None:
-        """Send assignments such as READY=1 or STATUS='loading'."""
+    def send(self, within_sec: float = 0, **state: str | int) -> None:
+        """Send assignments such as READY=1 or STATUS='loading'; does not raise.
+
+        While systemd's queue is full, wait `within_sec` seconds at most: longer than 0 only for the last message.
+        """
         if not self._address:
             return
+        if any(phase in state for phase in PHASES):
+            self._unsent = {name: value for name, value in self._unsent.items() if name not in PHASES}
+        state = {**self._unsent, **state}
         # systemd drops a whole message whose STATUS= is longer than a page.
         state = {name: value[:STATUS_LENGTH] if isinstance(value, str) else value for name, value in state.items()}
         message = "\n".join(f"{name}={str(value).replace(chr(10), '; ')}" for name, value in state.items())
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-            sender.sendto(message.encode(), self._address)
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+                sender.settimeout(within_sec)
+                sender.sendto(message.encode("utf-8", "replace"), self._address)
+        except OSError as error:
+            self._unsent = {name: value for name, value in state.items() if name not in MOMENTARY}
+            if not self._failing:
+                log.warning("systemd cannot be notified (%s); trying again with the next message", error)
+            self._failing = True
+            return
+        self._unsent = {}
+        if self._failing:
+            log.info("systemd is notified again")
+        self._failing = False
 
     def say(self, status: str, **state: int) -> None:
-        """Send a status, beside assignments, and log it."""
+        """Log a status, and send it with further assignments."""
         log.info("%s", status)
         self.send(STATUS=status, **state)
 
     def feed(self, longer: float = 0) -> None:
-        """Keep systemd's watchdog quiet, and have a start or a reload that gets on take up to `longer` s more."""
+        """Feed systemd's watchdog; extend the timeout of a start or reload that makes progress by `longer` seconds."""
         extension = {"EXTEND_TIMEOUT_USEC": round((longer + STALL_MARGIN_SEC) * 1e6)} if longer else {}
         self.send(WATCHDOG=1, **extension)

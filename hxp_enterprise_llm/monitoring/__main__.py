@@ -8,11 +8,11 @@ from importlib.metadata import version
 
 
 def main() -> None:
-    """Watch until told to stop."""
-    # pydantic looks for plugins in the metadata of all 150 distributions of the environment; there are none.
+    """Run the monitor until SIGTERM or SIGINT."""
+    # pydantic would search the metadata of all 150 distributions of the environment for plugins; there are none.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-    # httpx's command line, and with it click, rich and pygments: 4 MB that nobody asks for. httpx goes without.
-    sys.modules["httpx._main"] = None  # type: ignore[assignment]  # None is what "there is none" is written as
+    # Saves 4 MB: httpx works without its command line, which imports click, rich and pygments.
+    sys.modules["httpx._main"] = None  # type: ignore[assignment]  # None makes the import fail
     from hxp_enterprise_llm.monitoring.daemon import Monitor
     from hxp_enterprise_llm.monitoring.store import Store
     from hxp_enterprise_llm.system.journal import JournalHandler
@@ -24,7 +24,7 @@ def main() -> None:
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    # It says a line for each bad request that somebody sends.
+    # uvicorn logs a warning for each malformed request.
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
 
     async def run() -> None:

@@ -1,10 +1,10 @@
-"""The monitor's life: connect, serve, look, write; and tell systemd about itself."""
+"""The monitor: it follows systemd, serves two ports, probes the instances and writes the store."""
 
 import asyncio
 import logging
 import signal
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from hxp_enterprise_llm.monitoring import metrics, probe, web
@@ -18,27 +18,63 @@ from hxp_enterprise_llm.system.notify import Notifier
 log = logging.getLogger("citadel-llm-monitor")
 
 PROBE_SEC = 3.0
-"""How often every instance's endpoint is asked; one that comes up is asked at once."""
+"""How often each instance's endpoint is probed (seconds); one that has just become active is probed at once."""
 RECORD_SEC = 10.0
-"""How often what happened is written: so much is lost with the host's power."""
+"""How often the store is written (seconds): how much of the past a power failure or a SIGKILL can cost."""
 FIRST_LOOK_SEC = 5.0
-"""How long the first look at systemd and the instances may take before the monitor is ready without it."""
+"""How long the monitor waits for systemd and the first probes before it reports that it is ready (seconds)."""
 OWN_KEYS = ("SERVER_IP", "HEALTH_PORT", "METRICS_PORT")
+
+
+class Writer:
+    """Writes the store in a thread, one write at a time. A write that has begun is never abandoned.
+
+    `record` adds the current measurements to the store; `record_sec` is the time between two writes (seconds).
+    """
+
+    def __init__(self, store: Store, record: Callable[[], None], record_sec: float = RECORD_SEC) -> None:
+        self._store = store
+        self._record = record
+        self._record_sec = record_sec
+        self._writing: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Write again and again. Cancelled during a write, that write goes on, and `close` waits for it."""
+        while True:
+            await asyncio.sleep(self._record_sec)
+            self._record()
+            self._writing = asyncio.create_task(self._write())
+            await asyncio.shield(self._writing)
+
+    async def close(self) -> None:
+        """Wait for a running write, write the rest once, and close the store."""
+        if self._writing:
+            await asyncio.wait([self._writing])
+        self._record()
+        await asyncio.to_thread(self._store.close)
+
+    async def _write(self) -> None:
+        batch = self._store.batch()
+        if not await asyncio.to_thread(self._store.write, batch, time.time()):
+            self._store.put_back(batch)
 
 
 class Monitor:
     """The daemon. `run` ends with SIGTERM or SIGINT."""
 
-    def __init__(self, store: Store, notifier: Notifier, version: str, root: str = "/") -> None:
+    def __init__(
+        self, store: Store, notifier: Notifier, version: str, root: str = "/", record_sec: float = RECORD_SEC
+    ) -> None:
         self._store = store
         self._notifier = notifier
         self._root = root
         self._asker = probe.client()
         self._fleet = Fleet(store, lambda address: probe.ask(self._asker, address), root)
         self._fleet.reread = self._reread
+        self._writer = Writer(store, self._fleet.record, record_sec)
         host = load_host(root)
-        for fault in host.faults:
-            log.warning("%s", fault)
+        for finding in host.faults:
+            log.warning("%s", finding)
         self._conflict = one_port_for_both(host)
         if self._conflict:
             log.error("%s", self._conflict)
@@ -58,7 +94,7 @@ class Monitor:
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
-        """Watch until told to stop."""
+        """Run until SIGTERM or SIGINT. Raises what ended one of the tasks."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
@@ -69,7 +105,7 @@ class Monitor:
                 *(port.run() for port in self._ports),
                 self._first_look(),
                 self._probe(),
-                self._record(),
+                self._writer.run(),
             )
         ]
         stopping = asyncio.create_task(self._stopping.wait())
@@ -79,10 +115,9 @@ class Monitor:
             task.cancel()
         ended = await asyncio.gather(*tasks, return_exceptions=True)
         await self._asker.aclose()
-        self._fleet.record()
-        await asyncio.to_thread(self._store.close)
+        await self._writer.close()
         for error in ended:
-            # Each is meant to go on for ever: an end is a fault, after which systemd starts the monitor again.
+            # A task never ends by itself: after an exception systemd restarts the monitor.
             if isinstance(error, Exception):
                 raise error
 
@@ -91,7 +126,7 @@ class Monitor:
         return asyncio.create_task(work)
 
     async def _first_look(self) -> None:
-        """Say READY once the ports are tried and the first answers are in; then feed the watchdog."""
+        """Report READY after the first attempt at each port and the first probes; then feed the watchdog."""
         begin = time.monotonic()
         for port in self._ports:
             await port.tried.wait()
@@ -109,16 +144,8 @@ class Monitor:
             await asyncio.sleep(PROBE_SEC)
             self._fleet.probe_all()
 
-    async def _record(self) -> None:
-        while True:
-            await asyncio.sleep(RECORD_SEC)
-            self._fleet.record()
-            batch = self._store.batch()
-            if not await asyncio.to_thread(self._store.write, batch, time.time()):
-                self._store.put_back(batch)
-
     def _reread(self) -> None:
-        """Systemd has read its files anew, and so do we; the ports stay what they are."""
+        """Read the host's settings after a daemon-reload. The ports change only with a restart of the monitor."""
         host = load_host(self._root)
         changed = [key for key in OWN_KEYS if host.values[key] != self._settings[key]]
         text = f"{', '.join(changed)} changed: systemctl restart citadel-llm-monitor" if changed else ""
@@ -127,7 +154,7 @@ class Monitor:
         self._changed = text
 
     def _say(self) -> None:
-        """Tell `systemctl status` how things are."""
+        """Update the status line of `systemctl status`."""
         served = [f"{port.where}" for port in self._ports if port.tried.is_set() and not port.trouble]
         text = f"Serves {' and '.join(served) or 'nothing yet'}, {len(self._fleet.instances)} instances"
         troubles = [self._conflict, *(port.trouble for port in self._ports)]

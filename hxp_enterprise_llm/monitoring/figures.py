@@ -1,4 +1,4 @@
-"""What the monitor's memory says of each instance over the last days: the figures of `citadel-llm report`."""
+"""The figures of `citadel-llm report`: each instance over the last days, from the monitor's store."""
 
 import contextlib
 import math
@@ -9,25 +9,26 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from hxp_enterprise_llm.monitoring import database
 from hxp_enterprise_llm.monitoring.failures import Kind
 from hxp_enterprise_llm.monitoring.instance import STARTUP_GOAL_SEC
 from hxp_enterprise_llm.monitoring.ledger import DAY_SEC
-from hxp_enterprise_llm.monitoring.store import FILE
+from hxp_enterprise_llm.monitoring.store import FILE, READY_AND_WATCHED
 from hxp_enterprise_llm.settings.errors import CitadelError, NotPermitted
 
 UPTIME_GOAL = 0.999
 MEMORY_GOAL = 0.95
-"""A peak above this share of the limit is near the point where the kernel ends the service (its MemoryHigh)."""
+"""A peak above this share of the limit is near the limit beyond which the kernel kills a process."""
 
 
 class NoFigures(CitadelError):
-    """The monitor has remembered nothing that can be read."""
+    """There is no store, or it cannot be read."""
 
     code = "no-figures"
 
 
 class Verdict(StrEnum):
-    """How an instance did."""
+    """Whether an instance met the goals."""
 
     GOOD = "good"
     MISSED = "missed"
@@ -35,10 +36,11 @@ class Verdict(StrEnum):
 
 
 class Figures(BaseModel):
-    """One instance over the last days. Times in seconds, memory in bytes; None is what did not happen.
+    """One instance over the last days. Times in seconds, memory in bytes; None if there is no measurement.
 
-    `uptime_ratio` is the time that it was ready of `watched_seconds`, the time that it should have run and the monitor
-    saw. `restarts` are those that systemd did by itself. `missed` says in words which goals were missed.
+    `watched_seconds` is the time that the instance should have run while the monitor ran; `uptime_ratio` is the share
+    of that time in which the instance was ready. `restarts` counts automatic restarts by systemd. `missed` describes
+    the missed goals.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -58,22 +60,22 @@ class Figures(BaseModel):
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:
-    """The smallest value that at least `share` of them do not exceed (nearest rank); None of none."""
+    """The percentile of the values by nearest rank; `share` is from 0 to 1. None if there are no values."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else None
 
 
 def read(days: float, now: float, names: Sequence[str] = (), file: Path = FILE) -> list[Figures]:
-    """The figures of all instances that the monitor has seen in the last `days`, and of `names`, by name.
+    """The figures of `names` and of all instances that the monitor recorded in the last `days`, sorted by name.
 
-    Raises NotPermitted if this user may not read the file, NoFigures if there is none or it is not the monitor's.
+    Raises NotPermitted if this user may not read the file, NoFigures if it does not exist or cannot be used.
     """
     since = now - days * DAY_SEC
     try:
-        with contextlib.closing(_open(file)) as database:
-            # One look for all questions.
-            database.execute("BEGIN")
-            return _read(database, since, now, names)
+        with contextlib.closing(_open(file)) as connection:
+            # One transaction: all queries see the same state.
+            connection.execute("BEGIN")
+            return _read(connection, since, now, names)
     except (sqlite3.Error, ValidationError, TypeError) as error:
         raise NoFigures(f"{file} cannot be read ({error}); systemctl status citadel-llm-monitor") from None
 
@@ -84,49 +86,43 @@ def _open(file: Path) -> sqlite3.Connection:
             pass
     except FileNotFoundError:
         raise NoFigures(
-            "the monitor has written nothing yet; it does within seconds once it runs: "
-            "systemctl enable --now citadel-llm-monitor"
+            "the monitor has recorded nothing yet; start it with systemctl enable --now citadel-llm-monitor; "
+            "it writes within seconds"
         ) from None
     except OSError as error:
         raise NotPermitted(f"{file} cannot be read ({error.strerror}); run it as root, with sudo") from None
-    # While the monitor does not run there is no write-ahead log, and a reader may not be able to make one.
-    mode = "mode=ro" if Path(f"{file}-wal").exists() else "immutable=1"
-    return sqlite3.connect(f"file:{file}?{mode}", uri=True, timeout=5, isolation_level=None)
+    return database.open_for_reading(file)
 
 
-def _read(database: sqlite3.Connection, since: float, now: float, names: Sequence[str]) -> list[Figures]:
+def _read(connection: sqlite3.Connection, since: float, now: float, names: Sequence[str]) -> list[Figures]:
     window = {"since": since, "now": now}
-    seen = "until > :since AND until > at AND at < :now"
-    periods = {
-        name: (up, both)
-        for name, up, both in database.execute(
-            f"SELECT instance, SUM(up * (until - MAX(at, :since))), SUM(until - MAX(at, :since)) FROM period"  # noqa: S608  our own words
-            f" WHERE {seen} GROUP BY instance",
-            window,
-        )
-    }
+    periods = {name: (up, both) for name, up, both in connection.execute(READY_AND_WATCHED, window)}
     starts: dict[str, list[float]] = {}
-    for name, seconds in database.execute("SELECT instance, seconds FROM start WHERE at > :since", window):
+    for name, seconds in connection.execute(
+        "SELECT instance, seconds FROM start WHERE at > :since AND at <= :now", window
+    ):
         starts.setdefault(name, []).append(seconds)
     events: dict[str, dict[str, int]] = {}
-    counted = "SELECT instance, what, SUM(count) FROM event WHERE at > :since GROUP BY instance, what"
-    for name, what, count in database.execute(counted, window):
+    counted = "SELECT instance, what, SUM(count) FROM event WHERE at > :since AND at <= :now GROUP BY instance, what"
+    for name, what, count in connection.execute(counted, window):
         events.setdefault(name, {})[what] = count
-    # With MAX() alone, sqlite takes the other columns from the row that has it.
+    # With MAX() alone, sqlite takes the other columns from the row that has the maximum.
     peaks = {
         name: (peak, limit)
-        for name, peak, limit in database.execute(
-            "SELECT instance, MAX(bytes), limit_bytes FROM peak WHERE at > :since - 86400 GROUP BY instance", window
+        for name, peak, limit in connection.execute(
+            "SELECT instance, MAX(bytes), limit_bytes FROM peak WHERE at > :since - 86400 AND at <= :now"
+            " GROUP BY instance",
+            window,
         )
     }
     found = sorted({*names, *periods, *starts, *events, *peaks})
     return [
-        _judge(name, periods.get(name, (0.0, 0.0)), starts.get(name, []), events.get(name, {}), peaks.get(name))
+        _figures(name, periods.get(name, (0.0, 0.0)), starts.get(name, []), events.get(name, {}), peaks.get(name))
         for name in found
     ]
 
 
-def _judge(
+def _figures(
     name: str,
     period: tuple[float, float],
     starts: list[float],

@@ -1,9 +1,10 @@
-"""What is remembered of one instance: counts that only rise, whatever restarts, and what has been counted already."""
+"""The counters of one instance. They survive restarts of the instance, of the monitor and of the host."""
 
+import json
 from signal import SIGKILL
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, PrivateAttr, ValidationError
 
 from hxp_enterprise_llm.monitoring.cgroups import Usage
 from hxp_enterprise_llm.monitoring.failures import Failure, Kind, exit_code, kind_of, reason_of
@@ -12,19 +13,28 @@ from hxp_enterprise_llm.monitoring.state_file import InstanceState
 DAY_SEC = 86400.0
 
 
+LATEST = 1e11
+"""A later time (seconds since the epoch, the year 5138) is implausible."""
+
+
+def plausible(at: float, now: float = LATEST) -> bool:
+    """Whether a time (seconds since the epoch) can be that of an event which was seen at `now`; a NaN is not."""
+    return 0 < at <= min(now, LATEST)
+
+
 class Meter(BaseModel):
-    """A count of the kernel's that begins anew with each control group, added up over all of them."""
+    """A kernel counter that starts from 0 in each control group, summed over all groups."""
 
     settled: float = 0.0
     last: float = 0.0
 
     @property
     def total(self) -> float:
-        """Over all groups."""
+        """The sum over all groups."""
         return self.settled + self.last
 
     def read(self, value: float | None) -> None:
-        """Take in a reading; a lower one than before is that of a new group."""
+        """Update from a reading; a lower value than before comes from a new group."""
         if value is None:
             return
         if value < self.last:
@@ -32,13 +42,13 @@ class Meter(BaseModel):
         self.last = value
 
     def settle(self) -> None:
-        """The group is gone."""
+        """The group no longer exists."""
         self.settled += self.last
         self.last = 0.0
 
 
 class Event(BaseModel):
-    """Something that happened `count` times: "restart", or a kind of failure with its reason; `at` as in Failure."""
+    """`count` restarts (`what` is "restart") or failures (the kind) with a reason; `at` in seconds since the epoch."""
 
     at: float
     what: str
@@ -47,21 +57,21 @@ class Event(BaseModel):
 
 
 class Start(BaseModel):
-    """A start that ended with a model that answers, and how long it took (seconds)."""
+    """A successful start: when it ended (seconds since the epoch) and its duration (seconds)."""
 
     at: float
     seconds: float
 
 
 class Ledger(BaseModel):
-    """Counts of one instance, with what they were taken from last, so that nothing is counted twice.
+    """The counters of one instance, with the values that they were last updated from, so that nothing counts twice.
 
-    `restarts` are those that systemd did by itself. `boot` tells one run of the host from the next; `invocation` one
-    start of the unit (systemd's InvocationID).
+    `restarts` counts automatic restarts by systemd. `boot` identifies a run of the host, `invocation` a start of the
+    unit (systemd's InvocationID). Fields and kinds of failure that another version has written are kept.
     """
 
     restarts: int = 0
-    failures: dict[Kind, int] = {}
+    failures: dict[str, int] = {}
     last_failure: Failure | None = None
     startup_seconds: float | None = None
     exit_code: int | None = None
@@ -72,17 +82,64 @@ class Ledger(BaseModel):
     boot: int = 0
     invocation: str = ""
     seen_restarts: int = 0
-    ended: set[Kind] = set()
-    mended: dict[Kind, int] = {}
+    ended: set[str] = set()
+    mended: dict[str, int] = {}
     started: bool = False
+
+    _foreign: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @classmethod
+    def load(cls, content: str) -> "Ledger":
+        """A ledger from its stored form. Values that this version cannot use are kept for `dump`.
+
+        Raises ValueError if the content is not a JSON object.
+        """
+        stored = json.loads(content)
+        if not isinstance(stored, dict):
+            raise ValueError("not a JSON object")
+        foreign = {name: value for name, value in stored.items() if name not in cls.model_fields}
+        usable = {name: value for name, value in stored.items() if name in cls.model_fields}
+        try:
+            ledger = cls.model_validate(usable)
+        except ValidationError as error:
+            foreign |= {name: usable.pop(name) for name in {str(part["loc"][0]) for part in error.errors()}}
+            ledger = cls.model_validate(usable)
+        ledger._foreign = foreign
+        return ledger
+
+    def dump(self) -> str:
+        """The stored form. A value that `load` could not use stays until this version has a value of its own."""
+        if not self._foreign:
+            return self.model_dump_json()
+        initial = Ledger()
+        kept = {
+            name: value
+            for name, value in self._foreign.items()
+            if name not in type(self).model_fields or getattr(self, name) == getattr(initial, name)
+        }
+        return json.dumps(self.model_dump(mode="json") | kept)
+
+    def resume(self, earlier: "Ledger") -> None:
+        """Add the counts of the stored ledger, which could be read only after this one had begun to count."""
+        same_boot, same_start = earlier.boot == self.boot, earlier.invocation == self.invocation
+        self.restarts += earlier.restarts - (min(earlier.seen_restarts, self.restarts) if same_boot else 0)
+        for kind, count in earlier.failures.items():
+            twice = (kind in self.ended & earlier.ended) + earlier.mended.get(kind, 0) if same_start else 0
+            self.failures[kind] = count + max(0, self.failures.get(kind, 0) - twice)
+        self.cpu.settled += earlier.cpu.settled if same_start else earlier.cpu.total
+        self.oom_kills.settled += earlier.oom_kills.settled if same_start else earlier.oom_kills.total
+        for name in ("last_failure", "startup_seconds", "exit_code", "peak_bytes"):
+            if getattr(self, name) is None:
+                setattr(self, name, getattr(earlier, name))
+        self._foreign = earlier._foreign
 
     def take_unit(
         self, properties: dict[str, Any], boot: int, now: float, oom_kills: int | None = None
     ) -> list[Event | Start]:
-        """Take in what systemd says of the unit, and return what that tells of new.
+        """Update from the properties of the unit; the events and starts that are new.
 
-        `oom_kills` is what the kernel counts for it at this moment: it tells why a signal has ended the main process,
-        which systemd, with OOMPolicy=continue, does not.
+        `oom_kills` is the current count of the kernel. It tells whether a SIGKILL came from the kernel at the memory
+        limit, which systemd does not report with OOMPolicy=continue.
         """
         if boot != self.boot:
             self.boot, self.seen_restarts = boot, 0
@@ -97,13 +154,16 @@ class Ledger(BaseModel):
         self.exit_code = self.exit_code if code is None else code
         began, ready = _moment(properties, "ExecMainStartTimestamp"), _moment(properties, "ActiveEnterTimestamp")
         if properties.get("ActiveState") == "active" and began and ready >= began and not self.started:
-            self.started, self.startup_seconds = True, ready - began
-            found.append(Start(at=ready, seconds=ready - began))
+            self.started = True
+            # A longer start means that the clock was set meanwhile.
+            if ready - began <= DAY_SEC:
+                self.startup_seconds = ready - began
+                found.append(Start(at=ready, seconds=ready - began))
         return found
 
     def _restarts(self, properties: dict[str, Any], now: float) -> list[Event]:
         seen = int(properties.get("NRestarts") or 0)
-        # systemd begins at 0 again with a start by hand.
+        # systemd counts from 0 again after a manual start.
         new = seen - self.seen_restarts if seen >= self.seen_restarts else seen
         self.seen_restarts = seen
         self.restarts += new
@@ -120,10 +180,10 @@ class Ledger(BaseModel):
             return []
         self.ended.add(kind)
         at = _moment(properties, "ExecMainExitTimestamp") if kind is not Kind.START_LIMIT_HIT else 0
-        return [self._failed(Failure(kind=kind, reason=reason, at=at or now))]
+        return [self._failed(Failure(kind=kind, reason=reason, at=at if plausible(at, now) else now))]
 
     def take_state(self, state: InstanceState | None, now: float) -> list[Event]:
-        """Take in what the main process says that it has mended itself."""
+        """Update from the state of the main process; the failures that it recovered from since the last call."""
         if state is None:
             return []
         if state.startup_seconds is not None:
@@ -135,7 +195,7 @@ class Ledger(BaseModel):
                 continue
             self.mended[kind] = count
             told = state.last if state.last and state.last.kind is kind else None
-            # Of an hour that cannot be, nothing is believed.
+            # Ignore implausible timestamps.
             at = told.at if told and now - DAY_SEC < told.at <= now else now
             found.append(self._failed(Failure(kind=kind, reason=told.reason if told else "", at=at), new))
         return found
@@ -146,9 +206,9 @@ class Ledger(BaseModel):
         return Event(at=failure.at, what=failure.kind, reason=failure.reason, count=count)
 
     def take_usage(self, usage: Usage) -> int | None:
-        """Take in the kernel's figures; the memory (bytes) that this reading shows to have been used since the last.
+        """Update from the kernel's figures; the most memory (bytes) in use since the last call, None if unknown.
 
-        The kernel's own peak is that of the whole run: it says something of now only when it rises.
+        The kernel reports the peak of the whole run, which tells about the time since the last call only if it rises.
         """
         self.cpu.read(usage.cpu_seconds)
         self.oom_kills.read(usage.oom_kills)
@@ -160,5 +220,5 @@ class Ledger(BaseModel):
 
 
 def _moment(properties: dict[str, Any], name: str) -> float:
-    """One of systemd's times (microseconds) in seconds since the epoch, 0 for never."""
+    """A timestamp of systemd (microseconds) in seconds since the epoch, 0 for never."""
     return int(properties.get(name) or 0) / 1e6

@@ -1,64 +1,55 @@
-"""The monitor's memory on disk: ledgers, and what happened when, in one sqlite file.
+"""The monitor's memory of the past: the counters and events of all instances, in one sqlite file.
 
-Everything is kept in memory first and written in batches, so that a slow, full or broken disk delays no
-answer. Only the monitor writes; `figures` reads for `citadel-llm report`.
+Everything is collected in memory and written in batches, so that a slow, full or broken disk delays no answer. Only
+the monitor writes; `figures` reads for `citadel-llm report`.
 """
 
 import contextlib
 import logging
 import sqlite3
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
-
-from hxp_enterprise_llm.monitoring.ledger import DAY_SEC, Event, Ledger, Start
+from hxp_enterprise_llm.monitoring import database
+from hxp_enterprise_llm.monitoring.database import MIGRATIONS, Connect, Migrations
+from hxp_enterprise_llm.monitoring.ledger import DAY_SEC, Event, Ledger, Start, plausible
 
 log = logging.getLogger("citadel-llm-monitor")
 
 FILE = Path("/var/lib/citadel-llm/monitor/monitor.sqlite")
 KEEP_DAYS, KEEP_ROWS = 400, 200_000
-"""What is kept of each table: a year and a margin, and in a crash loop never more rows than this."""
+"""How long rows are kept: a year and a margin; and how many of each table, which bounds a crash loop."""
 WAITING = 20_000
-"""How many things that happened wait for a disk that takes none; the oldest go first."""
+"""How many events and starts wait for a disk that cannot be written; the oldest are dropped first."""
 UPTIME_DAYS = 30
-VERSION = 1
-SCHEMA = f"""
-PRAGMA user_version = {VERSION};
-CREATE TABLE ledger (instance TEXT PRIMARY KEY, content TEXT NOT NULL);
-CREATE TABLE event (instance TEXT NOT NULL, at REAL NOT NULL, what TEXT NOT NULL, reason TEXT NOT NULL,
-    count INTEGER NOT NULL);
-CREATE TABLE start (instance TEXT NOT NULL, at REAL NOT NULL, seconds REAL NOT NULL);
-CREATE TABLE period (instance TEXT NOT NULL, at REAL NOT NULL, until REAL NOT NULL, up INTEGER NOT NULL,
-    PRIMARY KEY (instance, at));
-CREATE TABLE peak (instance TEXT NOT NULL, at REAL NOT NULL, bytes INTEGER NOT NULL, limit_bytes INTEGER,
-    PRIMARY KEY (instance, at));
-CREATE INDEX event_at ON event (at);
-CREATE INDEX start_at ON start (at);
-CREATE INDEX period_until ON period (until);
-"""
+PRUNE_SEC = 3600.0
 TABLES = {"event": "at", "start": "at", "period": "until", "peak": "at"}
-UPTIME = """SELECT instance, SUM(CASE WHEN up THEN until - MAX(at, :since) ELSE 0 END) / SUM(until - MAX(at, :since))
-    FROM period WHERE until > :since AND until > at GROUP BY instance"""
+"""The tables that are pruned, each with the column of its time."""
+READY_AND_WATCHED = """SELECT instance, SUM(up * (MIN(until, :now) - MAX(at, :since))),
+    SUM(MIN(until, :now) - MAX(at, :since)) FROM period
+    WHERE until > :since AND until > at AND at < :now GROUP BY instance"""
+"""For each instance the time ready and the time watched (seconds) between `since` and `now`.
 
-
-PERIOD = "INSERT OR REPLACE INTO period VALUES (?, ?, ?, ?)"
-PEAK = """INSERT INTO peak VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE
+Periods in the future come from a clock that was wrong; they do not count.
+"""
+EVENT = "INSERT INTO event (instance, at, what, reason, count) VALUES (?, ?, ?, ?, ?)"
+START = "INSERT INTO start (instance, at, seconds) VALUES (?, ?, ?)"
+# An update, not a replacement: columns of a newer version keep their values.
+PERIOD = """INSERT INTO period (instance, at, until, up) VALUES (?, ?, ?, ?) ON CONFLICT (instance, at) DO UPDATE
+    SET until = excluded.until, up = excluded.up"""
+PEAK = """INSERT INTO peak (instance, at, bytes, limit_bytes) VALUES (?, ?, ?, ?) ON CONFLICT (instance, at) DO UPDATE
     SET bytes = excluded.bytes, limit_bytes = excluded.limit_bytes WHERE excluded.bytes >= bytes"""
-
-
+LEDGER = """INSERT INTO ledger (instance, content) VALUES (?, ?) ON CONFLICT (instance) DO UPDATE
+    SET content = excluded.content"""
 NOTHING = Ledger()
 
 
-class NotOurs(sqlite3.DatabaseError):
-    """The file is damaged, or of another version."""
-
-
 class Batch(NamedTuple):
-    """What is to be written at once: statements with their values, and the ledgers that have changed."""
+    """What is written in one transaction: statements with their values, and the changed ledgers."""
 
     rows: list[tuple[str, tuple[Any, ...]]]
     periods: dict[tuple[str, float], tuple[float, bool]]
@@ -67,64 +58,86 @@ class Batch(NamedTuple):
 
 
 class Store:
-    """Ledgers of all instances and what happened to them. Methods but `write` only touch memory, and never fail.
+    """Ledgers and events of all instances. Only `write` and `close` wait for the disk; no method fails.
 
-    `trouble` says in words why the disk takes nothing, "" while it does. `ends` has when each was last seen running.
+    `trouble` is the reason why the disk cannot be written, "" while it can. `ends` has the end of the last recorded
+    period of each instance (seconds since the epoch). `clock` gives the time (seconds since the epoch); with
+    `migrations` and `connect` a test plays another version or a bad disk.
     """
 
-    def __init__(self, file: Path = FILE) -> None:
+    def __init__(
+        self,
+        file: Path = FILE,
+        migrations: Migrations = MIGRATIONS,
+        connect: Connect = database.connect,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self.trouble = ""
         self.ledgers: dict[str, Ledger] = {}
         self.ends: dict[str, float] = {}
         self._file = file
+        self._migrations = migrations
+        self._connect_to = connect
+        self._clock = clock
         self._uptime: dict[str, float] = {}
         self._rows: deque[tuple[str, tuple[Any, ...]]] = deque(maxlen=WAITING)
         self._periods: dict[tuple[str, float], tuple[float, bool]] = {}
         self._peaks: dict[tuple[str, float], tuple[int, int | None]] = {}
         self._written: dict[str, str] = {}
+        self._loaded = False
+        self._stored: dict[str, Ledger] = {}
         self._pruned = 0.0
         self._database: sqlite3.Connection | None = None
-        self._attempt(self._load)
+        self._writing = threading.Lock()
+        self._attempt(self._connect)
+        if not self._loaded:
+            self._read_at_least()
+        self._resume()
 
     def ledger(self, instance: str) -> Ledger:
         """The ledger of an instance, a new one if there is none."""
         return self.ledgers.setdefault(instance, Ledger())
 
     def told(self, instance: str) -> Ledger:
-        """The ledger of an instance to read from; one for all of which there is nothing to tell."""
+        """The ledger of an instance to read from; an empty one if there is none."""
         return self.ledgers.get(instance, NOTHING)
 
     def uptime(self, instance: str) -> float | None:
-        """The share of the last 30 days that an instance was ready, of the time that it should have run; None for one
-        that never should. As of the last write.
+        """The time that an instance was ready, as a share of the time that it should have run in the last 30 days.
+
+        None if it never should have run. As of the last write.
         """
         return self._uptime.get(instance)
 
     def happened(self, instance: str, *what: Event | Start) -> None:
-        """Remember what a ledger told of new."""
+        """Record new events and starts of an instance; those at implausible times are ignored."""
         for one in what:
+            if not plausible(one.at):
+                continue
             if isinstance(one, Start):
-                self._rows.append(("INSERT INTO start VALUES (?, ?, ?)", (instance, one.at, one.seconds)))
+                self._rows.append((START, (instance, one.at, one.seconds)))
             else:
-                values = (instance, one.at, one.what, one.reason, one.count)
-                self._rows.append(("INSERT INTO event VALUES (?, ?, ?, ?, ?)", values))
+                self._rows.append((EVENT, (instance, one.at, one.what, one.reason, one.count)))
 
     def was(self, instance: str, up: bool, since: float, until: float) -> None:
-        """Remember that an instance was up, or down and should not have been, from `since` until now."""
+        """Record that an instance was ready, or should have been, from `since` to `until` (seconds since the epoch)."""
+        if not (plausible(until) and 0 <= since < until):
+            return
         self.ends[instance] = until
         if len(self._periods) < WAITING:
             self._periods[instance, since] = (until, up)
 
     def used(self, instance: str, size: int, limit: int | None, now: float) -> None:
-        """Remember how much memory an instance has used (bytes); the most of each day is kept."""
+        """Record the memory that an instance uses (bytes); the maximum of each day is kept."""
         day = now - now % DAY_SEC
         if len(self._peaks) < WAITING and size >= self._peaks.get((instance, day), (0, None))[0]:
             self._peaks[instance, day] = (size, limit)
 
     def batch(self) -> Batch:
-        """Take out what waits, all of one moment."""
+        """Take out what waits to be written."""
+        self._resume()
         written = self._written
-        ledgers = {name: ledger.model_dump_json() for name, ledger in self.ledgers.items()}
+        ledgers = {name: ledger.dump() for name, ledger in self.ledgers.items()}
         changed = {name: content for name, content in ledgers.items() if content != written.get(name)}
         taken = Batch(list(self._rows), self._periods, self._peaks, changed)
         self._rows.clear()
@@ -132,57 +145,48 @@ class Store:
         return taken
 
     def put_back(self, batch: Batch) -> None:
-        """Let a batch that could not be written wait again."""
+        """Return a batch that could not be written, to be written later."""
         for row in reversed(batch.rows[-WAITING + len(self._rows) :] if len(self._rows) < WAITING else ()):
             self._rows.appendleft(row)
         self._periods = batch.periods | self._periods
         self._peaks = batch.peaks | self._peaks
 
     def write(self, batch: Batch, now: float) -> bool:
-        """Write a batch, and say whether that worked. May block on the disk: call it in a thread, one at a time."""
-        self._attempt(lambda: self._write(batch, now))
-        return not self.trouble
+        """Write a batch in one transaction; whether that succeeded. Waits for the disk: call it in a thread."""
+        with self._writing:
+            self._attempt(lambda: self._write(batch, now))
+            return not self.trouble
 
     def close(self) -> None:
-        """Write what waits and close the file."""
-        self.write(self.batch(), time.time())
+        """Wait for a running write, write what waits, and close the file."""
+        self.write(self.batch(), self._clock())
         self._disconnect()
 
-    def _attempt(self, action: Callable[[], None]) -> None:
+    def _attempt(self, action: Callable[[], object]) -> None:
         try:
-            action()
-        except (sqlite3.Error, OSError, ValidationError) as error:
-            if not _is_corrupt(error):
-                return self._in_trouble(error)
-            self._set_aside(error)
             try:
                 action()
-            except (sqlite3.Error, OSError) as again:
-                return self._in_trouble(again)
-        self._out_of_trouble()
-
-    def _in_trouble(self, error: Exception) -> None:
-        self._disconnect()
-        if not self.trouble:
-            log.error("%s cannot be written (%s): the figures are kept in memory until it can", self._file, error)
-        self.trouble = f"{self._file} cannot be written: {error}"
-
-    def _out_of_trouble(self) -> None:
+            except (sqlite3.Error, OSError) as error:
+                if not database.is_damage(error):
+                    raise
+                self._replace(error)
+                action()
+        except (sqlite3.Error, OSError) as error:
+            self._disconnect()
+            if not self.trouble:
+                log.error("%s cannot be written (%s); keeping the figures in memory meanwhile", self._file, error)
+            self.trouble = f"{self._file} cannot be written: {error}"
+            return
         if self.trouble:
-            log.info("%s is written again", self._file)
+            log.info("%s can be written again", self._file)
         self.trouble = ""
 
-    def _set_aside(self, error: Exception) -> None:
-        """Rename a file that is no database of ours; one such is kept."""
+    def _replace(self, error: Exception) -> None:
         self._disconnect()
-        aside = self._file.with_name(f"{self._file.name}.corrupt")
-        log.error("%s is corrupt (%s): set aside as %s, a new one is begun", self._file, error, aside.name)
-        with contextlib.suppress(OSError):
-            self._file.replace(aside)
-        for suffix in ("-wal", "-shm"):
-            with contextlib.suppress(OSError):
-                self._file.with_name(self._file.name + suffix).unlink()
-        self._written.clear()
+        aside = database.set_aside(self._file, self._migrations, self._connect_to)
+        log.error("%s is damaged (%s); moved to %s, continuing with what can be read", self._file, error, aside.name)
+        # What cannot be read of the ledgers is written again.
+        self._written = {}
 
     def _disconnect(self) -> None:
         if self._database:
@@ -192,64 +196,83 @@ class Store:
 
     def _connect(self) -> sqlite3.Connection:
         if self._database is None:
-            # isolation_level None: transactions are begun where they are meant. Threads take turns by the lock.
-            database = sqlite3.connect(self._file, timeout=2, isolation_level=None, check_same_thread=False)
-            self._database = database
-            database.execute("PRAGMA journal_mode = WAL")
-            database.execute("PRAGMA synchronous = NORMAL")
-            if database.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
-                raise NotOurs("quick_check finds damage")
-            (version,) = database.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                database.executescript(f"BEGIN; {SCHEMA} COMMIT;")
-            elif version != VERSION:
-                raise NotOurs(f"its version is {version}, not {VERSION}")
+            self._database = database.open_for_writing(self._file, self._migrations, self._connect_to)
+        if not self._loaded:
+            self._load(self._database)
         return self._database
 
-    def _load(self) -> None:
-        database = self._connect()
-        for instance, content in database.execute("SELECT instance, content FROM ledger"):
-            self.ledgers[instance] = Ledger.model_validate_json(content)
-            self._written[instance] = content
-        self.ends = dict(database.execute("SELECT instance, MAX(until) FROM period GROUP BY instance"))
-        self._look_back(database, time.time())
+    def _read_at_least(self) -> None:
+        """Read the history of a database that cannot be written at the moment."""
+        with contextlib.suppress(sqlite3.Error, OSError):
+            reader = database.open_for_reading(self._file)
+            try:
+                self._load(reader)
+            finally:
+                reader.close()
 
-    def _look_back(self, database: sqlite3.Connection, now: float) -> None:
-        self._uptime = dict(database.execute(UPTIME, {"since": now - UPTIME_DAYS * DAY_SEC}))
+    def _load(self, connection: sqlite3.Connection) -> None:
+        now = self._clock()
+        contents = dict(connection.execute("SELECT instance, content FROM ledger"))
+        ends = connection.execute("SELECT instance, MAX(until) FROM period WHERE until <= ? GROUP BY instance", (now,))
+        self.ends = dict(ends) | self.ends
+        self._look_back(connection, now)
+        for instance, content in contents.items():
+            try:
+                self._stored[instance] = Ledger.load(content)
+            except (ValueError, TypeError) as error:
+                log.warning("the counters of %s cannot be read (%s); counting from 0", instance, error)
+        self._loaded = True
+
+    def _resume(self) -> None:
+        """Continue the stored ledgers; those that began before the file could be read are added to them."""
+        stored, self._stored = self._stored, {}
+        for instance, earlier in stored.items():
+            if instance in self.ledgers:
+                self.ledgers[instance].resume(earlier)
+            else:
+                self.ledgers[instance] = earlier
+                self._written[instance] = earlier.dump()
+
+    def _resumed(self, instance: str, content: str) -> str:
+        """The content of a ledger, with the counts of the stored one if that could be read only now."""
+        if instance not in self._stored:
+            return content
+        ledger = Ledger.load(content)
+        ledger.resume(self._stored[instance])
+        return ledger.dump()
+
+    def _look_back(self, connection: sqlite3.Connection, now: float) -> None:
+        window = {"since": now - UPTIME_DAYS * DAY_SEC, "now": now}
+        self._uptime = {name: up / both for name, up, both in connection.execute(READY_AND_WATCHED, window) if both}
 
     def _write(self, batch: Batch, now: float) -> None:
-        database = self._connect()
-        database.execute("BEGIN IMMEDIATE")
-        try:
+        connection = self._connect()
+        prune = not 0 <= now - self._pruned < PRUNE_SEC
+        # The ledgers are in one transaction with the events that they count: after a crash nothing counts twice.
+        with database.transaction(connection):
             for statement, values in batch.rows:
-                database.execute(statement, values)
-            database.executemany(PERIOD, [(*key, *value) for key, value in batch.periods.items()])
-            database.executemany(PEAK, [(*key, *value) for key, value in batch.peaks.items()])
-            # In one transaction with what they tell of: after a crash nothing is counted twice.
-            database.executemany("INSERT OR REPLACE INTO ledger VALUES (?, ?)", batch.ledgers.items())
-            if now - self._pruned > DAY_SEC / 24:
-                self._prune(database, now)
-                self._pruned = now
-            database.execute("COMMIT")
-        except BaseException:
-            with contextlib.suppress(sqlite3.Error):
-                database.execute("ROLLBACK")
-            raise
+                connection.execute(statement, values)
+            connection.executemany(PERIOD, [(*key, *value) for key, value in batch.periods.items()])
+            connection.executemany(PEAK, [(*key, *value) for key, value in batch.peaks.items()])
+            connection.executemany(LEDGER, [(name, self._resumed(name, text)) for name, text in batch.ledgers.items()])
+            if prune:
+                _prune(connection, now)
+        if prune:
+            self._pruned = now
         self._written |= batch.ledgers
-        self._look_back(database, now)
-
-    @staticmethod
-    def _prune(database: sqlite3.Connection, now: float) -> None:
-        for table, column in TABLES.items():
-            database.execute(f"DELETE FROM {table} WHERE {column} < ?", (now - KEEP_DAYS * DAY_SEC,))  # noqa: S608  our own names
-            surplus = f"SELECT rowid FROM {table} ORDER BY {column} DESC LIMIT -1 OFFSET {KEEP_ROWS}"  # noqa: S608  our own names
-            database.execute(f"DELETE FROM {table} WHERE rowid IN ({surplus})")  # noqa: S608  our own names
+        self._look_back(connection, now)
 
 
-def _is_corrupt(error: Exception) -> bool:
-    """Whether the file is no database of ours, rather than a disk that is full or away."""
-    if isinstance(error, ValidationError | NotOurs):
-        return True
-    primary = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    # SQLITE_ERROR is what a missing table gives.
-    return primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
+def _prune(connection: sqlite3.Connection, now: float) -> None:
+    """Delete rows that are too old, those of one day at a time, and rows beyond KEEP_ROWS.
+
+    One day at a time, because a clock that is wrong for an hour must not erase the history.
+    """
+    for table, column in TABLES.items():
+        (oldest,) = connection.execute(f"SELECT MIN({column}) FROM {table}").fetchone()  # noqa: S608  our own names
+        if oldest is None:
+            continue
+        before = min(now - KEEP_DAYS * DAY_SEC, oldest + DAY_SEC)
+        connection.execute(f"DELETE FROM {table} WHERE {column} < ?", (before,))  # noqa: S608  our own names
+        surplus = f"SELECT rowid FROM {table} ORDER BY {column} DESC LIMIT -1 OFFSET {KEEP_ROWS}"  # noqa: S608  our own names
+        connection.execute(f"DELETE FROM {table} WHERE rowid IN ({surplus})")  # noqa: S608  our own names

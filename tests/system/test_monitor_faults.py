@@ -1,9 +1,12 @@
 """What the monitor survives, on a booted machine."""
 
+import json
+
+import pytest
 from fakes import Fakes
 
 from .conftest import Host
-from .watching import HEALTH, METRICS, STORE, UNIT, get, one, said, until
+from .watching import HEALTH, METRICS, STORE, UNIT, get, one, said, sample, until
 
 
 def test_no_instance_delays_the_answers_for_others(fakes: Fakes, host: Host) -> None:
@@ -86,14 +89,88 @@ def test_one_port_for_health_and_metrics_is_said(monitor: Host) -> None:
     assert "build_info" in machine.output("curl", "-s", METRICS)
 
 
-def test_a_corrupt_store_is_set_aside(monitor: Host) -> None:
+def test_a_damaged_store_is_moved_aside(monitor: Host) -> None:
     machine = monitor.machine
     machine.run("systemctl", "stop", UNIT)
     machine.write(STORE, "nonsense " * 1000)
     machine.run("systemctl", "start", UNIT)
     assert get(monitor, "")[0] == 200
-    assert machine.inside(f"{STORE}.corrupt").read_text().startswith("nonsense")
-    assert "set aside as monitor.sqlite.corrupt" in said(monitor)
+    damaged = sorted(machine.inside(STORE).parent.glob("monitor.sqlite.damaged-*"))
+    assert damaged[-1].read_text().startswith("nonsense")
+    assert f"moved to {damaged[-1].name}" in said(monitor)
+
+
+LOCK = """
+import pathlib, sqlite3, sys, time
+database = sqlite3.connect(sys.argv[1], isolation_level=None)
+database.execute("BEGIN IMMEDIATE")
+pathlib.Path("/run/locked").touch()
+while pathlib.Path("/run/locked").exists():
+    time.sleep(0.01)
+database.execute("ROLLBACK")
+"""
+COUNT = """
+import sqlite3, sys
+rows = sqlite3.connect(sys.argv[1]).execute("SELECT SUM(count) FROM event WHERE instance = 'past'")
+print(rows.fetchone()[0])
+"""
+
+
+@pytest.mark.parametrize("signal", ["TERM", "KILL"])
+def test_the_monitor_is_ended_while_it_writes(fakes: Fakes, host: Host, signal: str) -> None:
+    """A lock on the database keeps the monitor in the middle of its first write."""
+    machine = host.machine
+    fakes.make("past")
+    fakes.start("past")
+    until(lambda: one(host, "past")["ready"], 60)
+    machine.run("systemctl", "kill", "--kill-whom=main", "--signal=USR1", "citadel-llm@past")
+    counted = 'failures_total{result="engine-died",service="past"}'
+    machine.run("systemctl", "restart", UNIT)  # which writes
+    until(lambda: sample(host, counted) >= 1, 60)
+    machine.run("systemctl", "restart", UNIT)
+    failures, before = sample(host, counted), int(host.python(COUNT, STORE))
+    folder = machine.inside(STORE).parent
+    damaged = set(folder.glob("*.damaged-*"))
+
+    machine.run("systemctl", "stop", UNIT)
+    machine.run("rm", "-f", "/run/locked")
+    machine.run("systemd-run", "--unit=lock", "/opt/citadel/env/bin/python", "-I", "-c", LOCK, STORE)
+    until(lambda: machine.inside("/run/locked").exists(), 60)
+    machine.run("systemctl", "start", UNIT)
+    machine.run("systemctl", "kill", "--kill-whom=main", "--signal=USR1", "citadel-llm@past")
+    pid = machine.show(UNIT, "MainPID")["MainPID"]
+    # The second thread is the one that writes.
+    until(lambda: len(list(machine.inside(f"/proc/{pid}/task").iterdir())) > 1, 60)
+    machine.run("systemctl", "kill", "--kill-whom=main", f"--signal={signal}", UNIT)
+    machine.run("rm", "/run/locked")
+    until(lambda: machine.show(UNIT, "MainPID")["MainPID"] not in (pid, "0"), 60)
+    until(lambda: sample(host, counted) == failures + 1, 60)
+    machine.run("systemctl", "restart", UNIT)
+    assert int(host.python(COUNT, STORE)) == before + 1
+    assert set(folder.glob("*.damaged-*")) == damaged
+    assert "Traceback" not in said(host)
+
+
+def test_the_report_reads_the_store_of_a_killed_monitor(monitor: Host) -> None:
+    """As a user who may not write there; the log of the database is left behind."""
+    machine = monitor.machine
+    machine.run("systemctl", "restart", UNIT)
+    wal = machine.inside(f"{STORE}-wal")
+    until(wal.exists, 60)
+    machine.run("systemctl", "mask", "--runtime", UNIT)
+    try:
+        machine.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", UNIT)
+        until(lambda: machine.show(UNIT, "MainPID")["MainPID"] == "0", 60)
+        machine.run("systemctl", "stop", UNIT)
+        assert wal.exists()
+        for user in ("nobody", "root"):
+            report = machine.output("runuser", "-u", user, "--", "citadel-llm", "report", "--json")
+            assert json.loads(report)["instances"], user
+        machine.inside(f"{STORE}-shm").unlink()
+        machine.output("runuser", "-u", "nobody", "--", "citadel-llm", "report", "--json")
+    finally:
+        machine.run("systemctl", "unmask", "--runtime", UNIT)
+        machine.run("systemctl", "start", UNIT)
 
 
 def test_a_full_disk_is_said_and_survived(monitor: Host) -> None:

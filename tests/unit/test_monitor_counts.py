@@ -55,6 +55,16 @@ def test_a_start_is_counted_once_with_its_time() -> None:
     assert ledger.startup_seconds == 3
 
 
+def test_implausible_timestamps_are_ignored() -> None:
+    ledger = Ledger()
+    # The clock was set from 1970 to today during the start, and back after the end.
+    late = RUNS | {"ActiveEnterTimestamp": 1_790_000_000 * SECOND}
+    assert ledger.take_unit(late, 1, 1.79e9) == []
+    assert (ledger.started, ledger.startup_seconds) == (True, None)
+    (failure,) = ledger.take_unit(late | KILLED | {"ExecMainExitTimestamp": 1_800_000_000 * SECOND}, 1, 1.79e9)
+    assert failure.at == 1.79e9
+
+
 def test_a_killed_main_process_is_one_failure_and_one_restart() -> None:
     ledger = Ledger()
     ledger.take_unit(RUNS, 1, 108)

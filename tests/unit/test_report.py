@@ -1,6 +1,8 @@
 """The figures of `citadel-llm report`, and what it says where there are none."""
 
+import contextlib
 import json
+import sqlite3
 import time
 from pathlib import Path
 
@@ -87,12 +89,12 @@ def test_no_data_and_no_permission_are_told_apart(tmp_path: Path, monkeypatch: p
 
 def test_a_hostile_store_is_refused(tmp_path: Path) -> None:
     """The monitor's user writes it, and root may read it."""
-    store = filled(tmp_path / "m.sqlite")
-    assert store._database
-    store._database.execute("UPDATE start SET seconds = 'soon'")
+    filled(tmp_path / "m.sqlite").close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "m.sqlite")) as connection:
+        connection.execute("UPDATE start SET seconds = 'soon'")
+        connection.commit()
     with pytest.raises(NoFigures):
         figures.read(1, NOW, [], tmp_path / "m.sqlite")
-    store.close()
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,13 +19,14 @@ PLAIN_OFFSET = 1000
 FLAGS = """
 import json, sys
 from hxp_enterprise_llm.engine import launch
+from hxp_enterprise_llm.engine.model_directory import find_model
 from hxp_enterprise_llm.settings import config
 settings, _ = config.load(sys.argv[1])
-words = launch.arguments(settings, launch.find_model(settings))
+words = launch.arguments(settings, find_model(settings))
 for flag in ("--middleware", "--model", "--port"):
     where = words.index(flag)
     del words[where:where + 2]
-print(json.dumps([launch.find_model(settings), *words]))
+print(json.dumps([find_model(settings), *words]))
 """
 PLAIN_UNIT = """\
 [Service]

@@ -1,38 +1,79 @@
-"""Write the tables that the pre-start check reads, beside the modules that read them: vLLM's flags and architectures.
+"""Write the tables that the check before a start reads, beside the modules that read them: vLLM's flags, architectures.
 
 Importing vLLM takes seconds at every start; what it accepts changes only with the package.
 """
 
 import argparse
+import inspect
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.model_executor.models import ModelRegistry
-from vllm.utils.argparse_utils import FlexibleArgumentParser
+from vllm.utils.argparse_utils import FlexibleArgumentParser, human_readable_int, human_readable_int_or_auto
 
 from hxp_enterprise_llm.engine import flags, model_config
 
+KINDS = {
+    int: "int",
+    float: "float",
+    json.loads: "json",
+    human_readable_int: "size",
+    human_readable_int_or_auto: "size-or-auto",
+}
 
-def kind(action: argparse.Action) -> str:
-    """What a value of the flag must be: "int" or "float" where that is all there is to it, else "text"."""
-    return {int: "int", float: "float"}.get(action.type, "text")  # type: ignore[arg-type]
+
+def kind(read: Any) -> tuple[str, bool]:
+    """What a value of the flag must be, a key of flags.KINDS, and whether it may be "None" instead."""
+    optional = False
+    while getattr(read, "__name__", "") in ("_optional_type", "_parse_type"):
+        optional |= read.__name__ == "_optional_type"
+        read = inspect.getclosurevars(read).nonlocals["return_type"]
+    return KINDS.get(read, "text"), optional
+
+
+def action_of(action: argparse.Action) -> str:
+    """How a flag takes its value: "boolean" has a --no- form, "append" may be repeated."""
+    if isinstance(action, argparse.BooleanOptionalAction):
+        return "boolean"
+    if isinstance(action, argparse._AppendAction):
+        return "append"
+    return "store_true" if action.nargs == 0 else "store"
+
+
+def entry(action: argparse.Action) -> dict[str, Any]:
+    names = list(action.option_strings)
+    if isinstance(action, argparse.BooleanOptionalAction):
+        # argparse adds the --no- forms itself.
+        negative = {f"--no-{name.removeprefix('--')}" for name in names if name.startswith("--")}
+        names = [name for name in names if name not in negative]
+    what, optional = kind(action.type)
+    return {
+        "names": names,
+        "dest": action.dest,
+        "action": action_of(action),
+        "nargs": action.nargs,
+        "kind": what,
+        "optional": optional,
+        "choices": sorted(map(str, action.choices)) if action.choices else None,
+    }
 
 
 def table() -> list[dict[str, Any]]:
     parser = make_arg_parser(FlexibleArgumentParser())
     return [
-        {
-            "names": action.option_strings,
-            "values": action.nargs if action.nargs is not None else 1,
-            "kind": kind(action),
-            "choices": sorted(map(str, action.choices)) if action.choices else None,
-        }
+        entry(action)
         for action in parser._actions
         if action.option_strings and not isinstance(action, argparse._HelpAction)
     ]
 
 
+def lines(entries: Iterable[Any]) -> str:
+    """JSON with an entry a line, for whoever compares two versions."""
+    return "[\n" + ",\n".join(map(json.dumps, entries)) + "\n]\n"
+
+
 if __name__ == "__main__":
-    flags.TABLE.write_text(json.dumps(table(), indent=0), encoding="utf-8")
-    model_config.TABLE.write_text(json.dumps(sorted(ModelRegistry.get_supported_archs()), indent=0), encoding="utf-8")
+    flags.TABLE.write_text(lines(table()), encoding="utf-8")
+    model_config.TABLE.write_text(lines(sorted(ModelRegistry.get_supported_archs())), encoding="utf-8")

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import psutil
 
-from hxp_enterprise_llm.engine import launch
+from hxp_enterprise_llm.engine.model_directory import CACHE, MODELS
 from hxp_enterprise_llm.protocol import credentials
 from hxp_enterprise_llm.settings import config as settings
 from hxp_enterprise_llm.settings.credential_files import KEYS, read
@@ -100,17 +100,17 @@ def permissions(config: ServiceConfigSchema, manager: ServiceManagerConfig) -> l
     """Whether the services' user can read the settings and the model and reach the caches, as far as they are there."""
     user = pwd.getpwnam(manager.user)
     groups = os.getgrouplist(user.pw_name, user.pw_gid)
-    needed = [Path(settings.instance_file(config.name)), *filter(Path.is_dir, [launch.CACHE])]
+    needed = [Path(settings.instance_file(config.name)), *filter(Path.is_dir, [CACHE])]
     with suppress(OSError):
         # "/" on an absolute path is that path. A link that leads nowhere is for the check of the model itself.
-        needed += [file.resolve() for file in sorted((launch.MODELS / config.model).iterdir()) if file.exists()]
+        needed += [file.resolve() for file in sorted((MODELS / config.model).iterdir()) if file.exists()]
     for file in needed:
         closed = readable_by(file, user.pw_uid, groups)
         if closed:
             remedy = f"chmod -R o+rX {closed}"
             if closed in Path(config.model).parents:
                 # Never advise to open a directory that may hold other things than models.
-                remedy = f"copy the model to {launch.MODELS}"
+                remedy = f"copy the model to {MODELS}"
             text = f"permission denied: {manager.user} may not read {closed}; {remedy}"
             return [Finding(config.name, text)]
     return []
@@ -230,7 +230,7 @@ def memory(configs: Iterable[ServiceConfigSchema]) -> list[Finding]:
     return [Finding("host", text, fatal=False)]
 
 
-def disk(cache: Path = launch.CACHE) -> list[Finding]:
+def disk(cache: Path = CACHE) -> list[Finding]:
     """Whether there is room for the engine's caches."""
     if not cache.is_dir():
         return [Finding("host", f"{cache} is missing; systemd-tmpfiles --create makes it again")]

@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from hxp_enterprise_llm.engine import flags, launch, model_config, weights
+from hxp_enterprise_llm.engine import flags, launch, model_config, model_directory, weights
 from hxp_enterprise_llm.settings import config as settings
 from hxp_enterprise_llm.settings.errors import GpuMissing, ModelMissing, SettingsRefused
 from hxp_enterprise_llm.settings.grammar import Fault
@@ -28,10 +28,10 @@ def prepare(name: str, root: str = "/", file: str | None = None) -> tuple[Servic
         config, warnings, before = error.understood, [], error.faults
     for warning in warnings:
         log.warning("%s", warning)
-    refused = flags.faults(config.vllm_args)
+    refused = list(flags.parse(config.vllm_args).findings)
     model = ""
     try:
-        model = launch.find_model(config)
+        model = model_directory.find_model(config)
         if model.startswith("/"):
             faults, doubts = model_config.check(config, model)
             refused += faults

@@ -5,7 +5,7 @@ from contextlib import suppress
 from hxp_enterprise_llm.checks import host
 from hxp_enterprise_llm.checks.host import Finding
 from hxp_enterprise_llm.checks.prestart import prepare
-from hxp_enterprise_llm.engine import launch
+from hxp_enterprise_llm.engine import model_directory
 from hxp_enterprise_llm.settings import config as settings
 from hxp_enterprise_llm.settings.errors import CitadelError, SettingsRefused
 from hxp_enterprise_llm.settings.host import ServiceManagerConfig
@@ -32,7 +32,7 @@ def findings(name: str, running: bool, file: str | None = None) -> list[Finding]
             found += host.permissions(config, manager)
             found += host.changeable(config, manager)
     found += host.secrets(config)
-    found += [Finding(name, text) for text in launch.unseen(config)]
+    found += [Finding(name, text) for text in model_directory.unseen(config)]
     try:
         prepare(name, file=file)
     except CitadelError as error:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 
 from hxp_enterprise_llm.cli import output
-from hxp_enterprise_llm.engine import launch
+from hxp_enterprise_llm.engine.model_directory import MODELS
 from hxp_enterprise_llm.settings import config as settings
 from hxp_enterprise_llm.settings.errors import CitadelError, NoSuchInstance, NotPermitted, SeveralFailed
 from hxp_enterprise_llm.settings.host import ServiceManagerConfig
@@ -66,7 +66,7 @@ def pull(names: Sequence[str] | None, verify: bool, token_file: Path | None) -> 
 
     hub.drop_privileges(ServiceManagerConfig.load().user)
     for repository, name, endpoint, token in wanted:
-        source = hub.Hub(launch.MODELS, endpoint, token)
+        source = hub.Hub(MODELS, endpoint, token)
         try:
             if verify:
                 _verify(source, name, repository)
@@ -120,6 +120,6 @@ def _verify(source: "Hub", name: str, repository: str) -> None:
     wrong = source.verify(repository)
     if wrong:
         raise CitadelError(
-            f"{repository}: missing or damaged: {', '.join(wrong)}; delete {launch.MODELS / repository} and pull again"
+            f"{repository}: missing or damaged: {', '.join(wrong)}; delete {MODELS / repository} and pull again"
         )
     click.echo(f"{name}: {repository} is as on the hub")

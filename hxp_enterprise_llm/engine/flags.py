@@ -1,41 +1,98 @@
-"""Whether vLLM would accept VLLM_ARGS, without importing vLLM.
+"""VLLM_ARGS as vLLM's own parser reads them, without importing vLLM.
 
-vLLM's own parser takes seconds to import, so the build writes what it accepts into a table beside this module
+That import takes seconds, so the build extracts the flags of vLLM's parser into a table beside this module
 (packaging/vllm_tables.py), and argparse, which vLLM's parser is made of, reads the words by it in milliseconds.
+`parse` is the only reader of the words: every other module asks its result. See docs/decisions/0022.
 """
 
 import argparse
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 TABLE = Path(__file__).with_name("vllm_flags.json")
-SHORTEST_ABBREVIATION = len("--x")
 OURS = {
-    "--model": "MODEL",
-    "--host": "HOST",
-    "--port": "PORT",
-    "--served-model-name": "SERVED_MODEL_NAME",
-    "--api-key": "API_KEY_FILE",
-    "--ssl-keyfile": "TLS_KEY_FILE",
-    "--ssl-certfile": "TLS_CERT_FILE",
-    "--hf-token": "HUB_TOKEN_FILE",
+    "model": "MODEL",
+    "host": "HOST",
+    "port": "PORT",
+    "served_model_name": "SERVED_MODEL_NAME",
+    "api_key": "API_KEY_FILE",
+    "ssl_keyfile": "TLS_KEY_FILE",
+    "ssl_certfile": "TLS_CERT_FILE",
+    "hf_token": "HUB_TOKEN_FILE",
 }
 """Flags whose value the main process has to know, and the key that sets each."""
 IMPOSSIBLE = {
-    "--uds": "the main process listens, on PORT",
-    "--headless": "an instance has an API",
-    "--grpc": "an instance has an HTTP API",
-    "--config": "its file could set any of the others; write the flags here",
-    "--enable-ssl-refresh": "TLS_CERT_FILE and TLS_KEY_FILE are read again at every reload",
-    "--ssl-ca-certs": "clients show a key of API_KEY_FILE, not a certificate",
-    "--ssl-cert-reqs": "clients show a key of API_KEY_FILE, not a certificate",
-    "--ssl-ciphers": "TLS 1.2 and 1.3 are spoken with the ciphers that Python holds to be safe",
+    "uds": "the main process listens, on PORT",
+    "headless": "an instance has an API",
+    "grpc": "an instance has an HTTP API",
+    "config": "its file could set any other flag; write the flags into VLLM_ARGS",
+    "enable_ssl_refresh": "every reload reads TLS_CERT_FILE and TLS_KEY_FILE again",
+    "ssl_ca_certs": "clients show a key of API_KEY_FILE, not a certificate",
+    "ssl_cert_reqs": "clients show a key of API_KEY_FILE, not a certificate",
+    "ssl_ciphers": "the server speaks TLS 1.2 and 1.3 with Python's default ciphers",
 }
-REFUSED = {flag: f"set {key}= instead" for flag, key in OURS.items()} | IMPOSSIBLE
-TYPES = {"int": int, "float": float, "text": str}
+REFUSED = {name: f"set {key}= instead" for name, key in OURS.items()} | IMPOSSIBLE
+NUMBER = re.compile(r"-\d+|-\d*\.\d+")
+"""What argparse takes for a negative number instead of a flag."""
+SUFFIXES = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+"""Of vLLM's human-readable numbers (vllm/utils/argparse_utils.py, human_readable_int)."""
+
+
+@dataclass(frozen=True)
+class Flags:
+    """The flags of one instance.
+
+    `values` has the value of each flag that is given, by the name that vLLM's code knows it by (`max_model_len`): a
+    bool where the flag takes no value, a list where it takes several. `findings` are reasons to refuse the words, one
+    sentence each; with any, `values` may be incomplete.
+    """
+
+    values: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    findings: tuple[str, ...] = ()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value of a flag, `default` if it is not given."""
+        return self.values.get(name, default)
+
+
+@lru_cache(maxsize=64)
+def parse(words: tuple[str, ...], table: Path = TABLE) -> Flags:
+    """Read the words of VLLM_ARGS.
+
+    Finds only what the words themselves show: whether a combination suits the model is for vLLM to say.
+    """
+    if not words:
+        return Flags()
+    known: list[dict[str, Any]] = json.loads(table.read_text(encoding="utf-8"))
+    parser = _parser(known)
+    given = argparse.Namespace()
+    unknown: list[str] = []
+    findings: list[str] = []
+    try:
+        simple = _as_argparse(words)
+        try:
+            _, unknown = parser.parse_known_args(simple, given)
+        except ValueError as error:
+            # argparse stops at the first error; there may be more.
+            given = argparse.Namespace()
+            findings, unknown = _one_by_one(parser, simple, given)
+            findings = findings or [str(error)]
+    except ValueError as error:
+        findings = [str(error)]
+    values = vars(given)
+    refused = [flag for flag in known if values.get(flag["dest"], False) is not False and flag["dest"] in REFUSED]
+    findings = [f"{flag['names'][0]} cannot be used: {REFUSED[flag['dest']]}" for flag in refused] + findings
+    for before, word in zip(["", *unknown], unknown, strict=False):
+        # What follows an unknown flag may be its value.
+        if word.startswith("-") or not before.startswith("-"):
+            findings.append(_unknown(word, known))
+    return Flags(MappingProxyType(values), tuple(f"VLLM_ARGS: {finding}" for finding in findings))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -43,67 +100,153 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(message)
 
 
-def faults(words: Sequence[str], table: Path = TABLE) -> list[str]:
-    """What is wrong with the flags, one sentence each; nothing if all is well, or if there is no table (in a checkout).
-
-    Only what the words themselves show: that a combination suits the model is for vLLM to say.
-    """
-    if not words:
-        return []
-    known: list[dict[str, Any]] = json.loads(table.read_text(encoding="utf-8")) if table.exists() else []
-    names = [name for flag in known for name in flag["names"]]
-    # argparse takes an abbreviation for the flag.
-    plain = [word for word in map(_plain, words) if len(word) > SHORTEST_ABBREVIATION]
-    given = {word for word in plain if word not in names} | {word for word in plain if word in {*OURS, *IMPOSSIBLE}}
-    found = [
-        f"VLLM_ARGS: {flag} cannot be used: {why}"
-        for flag, why in REFUSED.items()
-        if any(flag.startswith(word) for word in given)
-    ]
-    if found or not known:
-        return found
+def _size(text: str) -> int:
+    sized = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmMgGtT])", text.strip())
     try:
-        _, unknown = _parser(known).parse_known_args(_simple(words))
-    except ValueError as error:
-        return [f"VLLM_ARGS: {error}"]
-    return [f"VLLM_ARGS: {_unknown(word, names)}" for word in unknown]
+        if not sized:
+            return int(text)
+        number, unit = sized.groups()
+        return int(float(number) * SUFFIXES[unit]) if unit.islower() else int(number) * SUFFIXES[unit]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number such as 4096, 4k or 4K") from None
+
+
+def _size_or_auto(text: str) -> int:
+    return -1 if text.strip().lower() in ("-1", "auto") else _size(text)
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON ({error})") from None
+
+
+KINDS = {"int": int, "float": float, "size": _size, "size-or-auto": _size_or_auto, "json": _json, "text": str}
+
+
+def _optional(kind: Any) -> Any:
+    def read(text: str) -> Any:
+        return None if text in ("", "None") else kind(text)
+
+    # argparse names the type in its message.
+    read.__name__ = kind.__name__
+    return read
 
 
 def _parser(known: Sequence[dict[str, Any]]) -> _Parser:
-    parser = _Parser(add_help=False, usage="", prog="vllm serve")
+    # With argparse.SUPPRESS a flag that is not given leaves no value.
+    parser = _Parser(add_help=False, usage="", prog="vllm serve", argument_default=argparse.SUPPRESS)
     for flag in known:
-        if flag["values"] == 0:
-            parser.add_argument(*flag["names"], action="store_true")
+        names, dest = flag["names"], flag["dest"]
+        if flag["action"] == "store_true":
+            parser.add_argument(*names, dest=dest, action="store_true", default=argparse.SUPPRESS)
+        elif flag["action"] == "boolean":
+            parser.add_argument(*names, dest=dest, action=argparse.BooleanOptionalAction)
         else:
-            nargs = None if flag["values"] == 1 else flag["values"]
-            kind = str if flag["choices"] else TYPES[flag["kind"]]
-            parser.add_argument(*flag["names"], nargs=nargs, type=kind, choices=flag["choices"])
+            kind: Any = str if flag["choices"] else KINDS[flag["kind"]]
+            options: dict[str, Any] = {"type": _optional(kind) if flag["optional"] and kind is not str else kind}
+            if flag["action"] == "store":
+                options["nargs"] = flag["nargs"]
+            if flag["nargs"] == "?":
+                options["const"] = True
+            parser.add_argument(*names, dest=dest, action=flag["action"], choices=flag["choices"], **options)
     return parser
 
 
-def _plain(word: str) -> str:
-    """The flag in a word, as vLLM reads it: --max_model_len=5 is --max-model-len."""
-    return word.partition("=")[0].replace("_", "-") if word.startswith("--") else word
-
-
-def _simple(words: Sequence[str]) -> list[str]:
-    """The words with vLLM's own forms made into argparse's: underscores in flags, and --flag.key value for JSON."""
-    simple = []
+def _one_by_one(
+    parser: argparse.ArgumentParser, words: Sequence[str], given: argparse.Namespace
+) -> tuple[list[str], list[str]]:
+    """Parse each flag by itself into `given`; the errors of all of them, and the words that no flag takes."""
+    groups: list[list[str]] = [[]]
     for word in words:
+        if word.startswith("-") and not NUMBER.fullmatch(word):
+            groups.append([])
+        groups[-1].append(word)
+    errors, unknown = [], []
+    for group in groups:
+        try:
+            unknown += parser.parse_known_args(group, given)[1]
+        except ValueError as error:
+            errors.append(str(error))
+    return errors, unknown
+
+
+def _as_argparse(words: Sequence[str]) -> list[str]:
+    """The words with vLLM's own forms made into argparse's, as FlexibleArgumentParser.parse_args of vLLM 0.32 does.
+
+    These are underscores in flags, -O3, and --flag.key value for JSON. Raises ValueError.
+    """
+    simple: list[str] = []
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word.startswith("--"):
+            simple.append(_dashes(word))
+        elif word.startswith("-O") and word != "-O":
+            simple += ["--optimization-level", word[2:].removeprefix("=")]
+        elif word == "-O" and following in ("0", "1", "2", "3"):
+            simple.append("--optimization-level")
+        else:
+            simple.append(word)
+    return _undotted(simple)
+
+
+def _dashes(word: str) -> str:
+    """A flag with dashes for the underscores of its name; not of the keys after a dot, nor of the value."""
+    flag, equals, value = word.partition("=")
+    name, dot, keys = flag.partition(".")
+    return name.replace("_", "-") + dot + keys + equals + value
+
+
+def _undotted(words: Sequence[str]) -> list[str]:
+    """The words with every --flag.key value moved to the end, as one --flag with JSON."""
+    plain: list[str] = []
+    objects: dict[str, dict[str, Any]] = {}
+    rest = iter(words)
+    for word in rest:
         flag, equals, value = word.partition("=")
-        dotted = re.match(r"(--[a-zA-Z][\w-]*)\.[\w.+-]+$", flag)
-        if dotted:
-            flag = dotted[1]
-        simple.append(_plain(flag) + equals + value if word.startswith("--") else word)
-    return simple
+        if not word.startswith("-") or "." not in flag:
+            plain.append(word)
+            continue
+        if not equals:
+            value = next(rest, "")
+            if not value:
+                raise ValueError(f"argument {flag}: expected one argument")
+        name, *keys = flag.removesuffix("+").split(".")
+        content: Any = value.split(",") if flag.endswith("+") else _json_or_text(value)
+        for key in reversed(keys):
+            content = {key: content}
+        _merge(objects.setdefault(name, {}), content)
+    return [*plain, *(word for name, content in objects.items() for word in (name, json.dumps(content)))]
 
 
-def _unknown(word: str, names: Sequence[str]) -> str:
+def _json_or_text(value: str) -> Any:
+    for read in (json.loads, _size):
+        try:
+            return read(value)
+        except (ValueError, RecursionError, argparse.ArgumentTypeError):
+            continue
+    return value
+
+
+def _merge(into: dict[str, Any], other: dict[str, Any]) -> None:
+    for key, value in other.items():
+        earlier = into.get(key)
+        if isinstance(value, dict) and isinstance(earlier, dict):
+            _merge(earlier, value)
+        elif isinstance(value, list) and isinstance(earlier, list):
+            earlier += value
+        else:
+            into[key] = value
+
+
+def _unknown(word: str, known: Sequence[dict[str, Any]]) -> str:
     # Imported here: only a refused start needs it.
     import difflib
 
-    flag = _plain(word)
+    flag = word.partition("=")[0]
     if not flag.startswith("-"):
         return f"{word} belongs to no flag; put quotes around a value with spaces"
+    names = [name for entry in known for name in entry["names"]]
+    names += [f"--no-{entry['names'][0].removeprefix('--')}" for entry in known if entry["action"] == "boolean"]
     near = difflib.get_close_matches(flag, names, n=1)
     return f"vLLM has no flag {flag}" + (f"; did you mean {near[0]}?" if near else "")

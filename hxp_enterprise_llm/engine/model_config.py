@@ -1,16 +1,19 @@
-"""What a model's config.json says, as far as a start depends on it, without importing vLLM."""
+"""What a model's config.json says that a start depends on, without importing vLLM."""
 
 import json
 from pathlib import Path
 from typing import Any
 
+from hxp_enterprise_llm.engine import flags, model_files
 from hxp_enterprise_llm.settings.errors import ModelMissing
 from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 
 TABLE = Path(__file__).with_name("vllm_architectures.json")
 """Names of the architectures that vLLM has code for; the build writes it (packaging/vllm_tables.py)."""
 LARGEST_BYTES = 16 * 1024**2
-"""A config.json is some kilobytes; a larger file is none."""
+"""Larger than any config.json, which has some kilobytes."""
+GENERATING = ("ForCausalLM", "ForConditionalGeneration", "ChatModel", "LMHeadModel")
+"""Ends of the names of architectures that generate text (vllm/config/model.py of 0.32, _SUFFIX_TO_DEFAULTS)."""
 LENGTH_KEYS = (
     "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "model_max_length", "max_target_positions",
     "max_sequence_length", "max_seq_length", "seq_len",
@@ -19,14 +22,10 @@ LENGTH_KEYS = (
 
 
 def read(model: str) -> dict[str, Any]:
-    """The config.json of a model's directory. Raises ModelMissing if it is not one that vLLM can read."""
+    """The config.json of a model's directory. Raises ModelMissing if vLLM could not read it."""
     file = Path(model, "config.json")
     try:
-        with file.open("rb") as stream:
-            text = stream.read(LARGEST_BYTES + 1)
-        if len(text) > LARGEST_BYTES:
-            raise ValueError(f"it is larger than {LARGEST_BYTES >> 20} MB")
-        values = json.loads(text)
+        values = json.loads(model_files.read(file, LARGEST_BYTES))
     except OSError as error:
         raise ModelMissing(f"{file}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
@@ -37,12 +36,13 @@ def read(model: str) -> dict[str, Any]:
 
 
 def check(config: ServiceConfigSchema, model: str) -> tuple[list[str], list[str]]:
-    """Faults and warnings of a model on this host under these settings, one sentence each. Raises ModelMissing.
+    """Errors and warnings about a model under these settings, one sentence each. Raises ModelMissing.
 
-    With --hf-overrides in VLLM_ARGS the file does not decide, and only its form is looked at.
+    With --hf-overrides in VLLM_ARGS the file does not decide, and the check ends with its form.
     """
     values = read(model)
-    if any(word.replace("_", "-").startswith("--hf-overrides") for word in config.vllm_args):
+    given = flags.parse(config.vllm_args)
+    if "hf_overrides" in given.values:
         return [], []
     names = values.get("architectures")
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
@@ -50,11 +50,10 @@ def check(config: ServiceConfigSchema, model: str) -> tuple[list[str], list[str]
             f"MODEL={config.model}: its config.json names no architecture, so vLLM cannot tell what to load; "
             "is it an adapter, or not a language model?"
         )
-    known = set(json.loads(TABLE.read_text(encoding="utf-8"))) if TABLE.exists() else set(names)
     warnings = []
-    if not known.intersection(names):
+    if not set(json.loads(TABLE.read_text(encoding="utf-8"))).intersection(names):
         warnings.append(f"MODEL={config.model}: vLLM has no code of its own for {', '.join(names)} and may refuse it")
-    return _too_long(config, values), warnings
+    return [*_too_long(config, given, values), *_too_short(config, given, model, names)], warnings
 
 
 def longest(values: dict[str, Any]) -> tuple[int, str] | None:
@@ -73,12 +72,37 @@ def longest(values: dict[str, Any]) -> tuple[int, str] | None:
     return min(found) if found else None
 
 
-def _too_long(config: ServiceConfigSchema, values: dict[str, Any]) -> list[str]:
+def _length(config: ServiceConfigSchema, given: flags.Flags) -> tuple[str, int | None]:
+    """The longest sequence that the settings ask for (tokens), None if the model decides, and where they say so."""
+    if "max_model_len" in given.values:
+        length = given.get("max_model_len")
+        return f"VLLM_ARGS: --max-model-len {length}", length if length and length > 0 else None
+    return f"MAX_MODEL_LEN={config.max_model_len}", config.max_model_len
+
+
+def _too_long(config: ServiceConfigSchema, given: flags.Flags, values: dict[str, Any]) -> list[str]:
     limit = longest(values)
     forced = config.environment.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "0") not in ("", "0")
-    if config.max_model_len is None or limit is None or config.max_model_len <= limit[0] or forced:
+    setting, length = _length(config, given)
+    if length is None or limit is None or length <= limit[0] or forced:
         return []
     return [
-        f"MAX_MODEL_LEN={config.max_model_len} is more than this model can: write {limit[0]} ({limit[1]} in its "
-        "config.json) or less, or leave it out"
+        f"{setting} is more than this model can: write {limit[0]} ({limit[1]} in its config.json) or less, or leave it "
+        "out"
     ]
+
+
+def _too_short(config: ServiceConfigSchema, given: flags.Flags, model: str, names: list[str]) -> list[str]:
+    setting, length = _length(config, given)
+    if length != 1 or not _generates(given, model, names):
+        return []
+    return [f"{setting} has no room for a prompt and an answer: write 2 or more"]
+
+
+def _generates(given: flags.Flags, model: str, names: list[str]) -> bool:
+    """Whether a model generates text instead of pooling, as vLLM decides (vllm/config/model.py of 0.32)."""
+    runner = given.get("runner", "auto")
+    if runner != "auto":
+        return bool(runner == "generate")
+    pools = given.get("convert", "auto") not in ("auto", "none") or Path(model, "modules.json").exists()
+    return not pools and all(name.endswith(GENERATING) for name in names)

@@ -13,7 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from hxp_enterprise_llm.engine import launch
+from hxp_enterprise_llm.engine import launch, sizes
+from hxp_enterprise_llm.engine.model_files import weights_bytes
 from hxp_enterprise_llm.protocol.credentials import Credentials, judge
 from hxp_enterprise_llm.protocol.reload_request import KEYS, LONGEST_ANSWER, SOCKET, TAKEN, short_path
 from hxp_enterprise_llm.settings.errors import SettingsRefused
@@ -228,7 +229,7 @@ def fits_beside(
         return False
     with suppress(SettingsRefused, OSError):
         both = sum(
-            launch.weights_bytes(model) / GIBIBYTE + (launch.cache_gb(config, model) or 0) + launch.OVERHEAD_GB
+            weights_bytes(model) / GIBIBYTE + (sizes.cache_gb(config, model) or 0) + sizes.OVERHEAD_GB
             for config, model in ((old, old_model), (new, new_model))
         )
         return both <= memory_high(limit_gb) / GIBIBYTE

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hxp_enterprise_llm.engine import launch
+from hxp_enterprise_llm.engine.model_files import weights_bytes
 from hxp_enterprise_llm.protocol.credentials import Credentials
 from hxp_enterprise_llm.protocol.state import LastReload, Phase, ReloadOutcome, StateFile, sentence
 from hxp_enterprise_llm.settings.address import Address
@@ -160,7 +161,7 @@ class Supervisor:
 
     async def _start(self, server: ServerProcess) -> bool:
         """Bring the server up to its first answer and open its door; False if a stop came first."""
-        config, size = self._now.config, launch.weights_bytes(self._now.model) / 1e6
+        config, size = self._now.config, weights_bytes(self._now.model) / 1e6
         self._tell_step(Phase.IMPORTING)
         ready = await bring_up(
             server,

@@ -142,6 +142,14 @@ def test_generator_and_library_are_one_source(unpacked: Path) -> None:
     ]
 
 
+def test_the_recorded_tables_are_those_of_the_packaged_vllm(unpacked: Path) -> None:
+    """Unit tests read the tables of the checkout, the package those that its build has extracted."""
+    (packaged,) = (unpacked / "opt/citadel/env/lib").glob("python3*/site-packages/hxp_enterprise_llm/engine")
+    recorded = Path(__file__).parents[2] / "hxp_enterprise_llm/engine"
+    for table in ("vllm_flags.json", "vllm_architectures.json"):
+        assert (packaged / table).read_text() == (recorded / table).read_text(), f"copy {table} from the package"
+
+
 def test_no_path_of_the_build(unpacked: Path) -> None:
     build = os.environ.get("CITADEL_BUILD_CACHE", "/var/cache/citadel-llm-build") + "/build"
     found = subprocess.run(["grep", "-rlF", build, unpacked], capture_output=True, text=True, check=False)

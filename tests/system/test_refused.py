@@ -80,11 +80,11 @@ def test_weights_where_services_see_nothing(host: Host) -> None:
         host.settings("bad", **{**GOOD, "MODEL": "/srv/linked", "VLLM_ARGS": "--chat-template=/root/template"})
         machine.write("/root/template", "x")
         status, text, _ = failed_start(host, "bad")
-        words = "is a link to /var/lib/elsewhere/model.safetensors, and services see nothing in /var/lib"
+        words = "is a link to /var/lib/elsewhere/model.safetensors, and services cannot see /var/lib"
         assert (status, words in text) == (78, True), (status, text)
         check = machine.run("citadel-llm", "check", "bad", check=False)
         assert (check.returncode, words in check.stderr) == (78, True), check.stderr
-        assert "VLLM_ARGS: services see nothing in /root, so not /root/template" in check.stderr
+        assert "VLLM_ARGS: services cannot see /root, so not /root/template" in check.stderr
     finally:
         machine.run("rm", "-r", "/srv/linked", "/var/lib/elsewhere", "/root/template")
 

@@ -6,7 +6,7 @@ from typing import NoReturn
 
 import pytest
 
-from hxp_enterprise_llm.engine import launch
+from hxp_enterprise_llm.engine import model_directory
 
 
 @pytest.fixture(autouse=True)
@@ -24,8 +24,8 @@ def no_process_and_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def models_of_tests_are_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Services see nothing in /tmp, where a test has its files."""
-    seen = [place for place in launch.PRIVATE if not tmp_path.is_relative_to(place)]
-    monkeypatch.setattr(launch, "PRIVATE", tuple(seen))
+    seen = [place for place in model_directory.PRIVATE if not tmp_path.is_relative_to(place)]
+    monkeypatch.setattr(model_directory, "PRIVATE", tuple(seen))
 
 
 class Root:

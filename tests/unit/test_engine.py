@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from hxp_enterprise_llm.engine import launch
+from hxp_enterprise_llm.engine import launch, model_directory, model_files, sizes
 from hxp_enterprise_llm.settings.errors import ModelMissing, SettingsRefused
 from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 
-PRIVATE = launch.PRIVATE
+PRIVATE = model_directory.PRIVATE
 
 
 def config(**values: object) -> ServiceConfigSchema:
@@ -24,24 +24,24 @@ def model(tmp_path: Path) -> Path:
 
 
 def test_a_model_is_found_by_directory_and_by_hub_id(model: Path) -> None:
-    assert launch.find_model(config(model=str(model))) == str(model)
+    assert model_directory.find_model(config(model=str(model))) == str(model)
     nested = model / "models/org/name"
     nested.mkdir(parents=True)
     (nested / "config.json").write_text("{}")
-    assert launch.find_model(config(model="org/name"), model / "models") == str(nested)
+    assert model_directory.find_model(config(model="org/name"), model / "models") == str(nested)
 
 
 def test_a_model_where_services_see_nothing(tmp_path: Path) -> None:
     """Also for a root that checks, and could read it."""
     for place in ("/home/me/model", "/root", "/var/lib/other/model", "/var/cache/model", "/dev/shm/m"):
-        with pytest.raises(ModelMissing, match=r"services see nothing in /\w+.*copy the model to /var/lib/c"):
-            launch.find_model(config(model=place))
+        with pytest.raises(ModelMissing, match=r"services cannot see /\w+.*copy the model to /var/lib/c"):
+            model_directory.find_model(config(model=place))
     (tmp_path / "link").symlink_to("/home/me/model")
-    with pytest.raises(ModelMissing, match="services see nothing in /home"):
-        launch.find_model(config(model=str(tmp_path / "link")))
+    with pytest.raises(ModelMissing, match="services cannot see /home"):
+        model_directory.find_model(config(model=str(tmp_path / "link")))
     for place in ("/var/lib/citadel-llm/models/none", "/srv/none", "/var/models", "/homes/none"):
         with pytest.raises(ModelMissing, match="no such directory"):
-            launch.find_model(config(model=place))
+            model_directory.find_model(config(model=place))
 
 
 def test_what_the_template_hides_is_known_here() -> None:
@@ -52,7 +52,9 @@ def test_what_the_template_hides_is_known_here() -> None:
     hidden |= {"/home", "/root", "/run/user"} if "\nProtectHome=yes\n" in template else set()
     own = {"/dev/shm", "/tmp", "/var/tmp"} if "\nPrivateTmp=yes\n" in template else {"/dev/shm"}
     assert {*PRIVATE} == own
-    assert {*launch.HIDDEN} == {place for place in hidden - own if place not in ("/run/dbus", "/run/citadel-llm")}
+    assert {*model_directory.HIDDEN} == {
+        place for place in hidden - own if place not in ("/run/dbus", "/run/citadel-llm")
+    }
 
 
 def test_files_of_a_model_where_services_see_nothing(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,23 +63,25 @@ def test_files_of_a_model_where_services_see_nothing(model: Path, monkeypatch: p
     elsewhere.mkdir()
     (model / "model-2.safetensors").symlink_to(elsewhere / "weights")
     (elsewhere / "weights").write_bytes(b"x")
-    monkeypatch.setattr(launch, "CACHE", model.with_name("cache"))
-    assert launch.find_model(config(model=str(model)))
-    monkeypatch.setattr(launch, "HIDDEN", (str(elsewhere),))
-    with pytest.raises(ModelMissing, match=r"model-2\.safetensors is a link to .*elsewhere/weights, and services see"):
-        launch.find_model(config(model=str(model)))
-    assert launch.find_model(config(model=str(model)), elsewhere), "they see what lies among the models"
-    monkeypatch.setattr(launch, "CACHE", elsewhere.parent)
-    assert launch.find_model(config(model=str(model), name="elsewhere")), "and their own cache"
+    monkeypatch.setattr(model_directory, "CACHE", model.with_name("cache"))
+    assert model_directory.find_model(config(model=str(model)))
+    monkeypatch.setattr(model_directory, "HIDDEN", (str(elsewhere),))
+    with pytest.raises(
+        ModelMissing, match=r"model-2\.safetensors is a link to .*elsewhere/weights, and services cannot"
+    ):
+        model_directory.find_model(config(model=str(model)))
+    assert model_directory.find_model(config(model=str(model)), elsewhere), "they see what lies among the models"
+    monkeypatch.setattr(model_directory, "CACHE", elsewhere.parent)
+    assert model_directory.find_model(config(model=str(model), name="elsewhere")), "and their own cache"
 
 
 def test_files_in_flags_where_services_see_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "HIDDEN", (str(tmp_path),))
+    monkeypatch.setattr(model_directory, "HIDDEN", (str(tmp_path),))
     for file in ("template", "seen/adapter", "cache/m/huggingface"):
         (tmp_path / file).mkdir(parents=True)
     words = f"--chat-template={tmp_path}/template --lora-modules a={tmp_path}/seen/adapter --root-path {tmp_path}/api"
     json = f'--speculative-config \'{{"model":"{tmp_path}/template"}}\''
-    found = launch.unseen(
+    found = model_directory.unseen(
         config(
             vllm_args=f"{words} {json}",
             environment={"HF_HOME": f"{tmp_path}/cache/m/huggingface", "VLLM_LOGGING_CONFIG_PATH": f"{tmp_path}/seen"},
@@ -85,32 +89,32 @@ def test_files_in_flags_where_services_see_nothing(tmp_path: Path, monkeypatch: 
         tmp_path / "seen",
         tmp_path / "cache",
     )
-    assert launch.unseen(config(environment={"VLLM_RPC_BASE_PATH": "/tmp"})) == [], "every service has a /tmp"
-    told = f"services see nothing in {tmp_path}, so not {tmp_path}/template"
+    assert model_directory.unseen(config(environment={"VLLM_RPC_BASE_PATH": "/tmp"})) == [], "every service has a /tmp"
+    told = f"services cannot see {tmp_path}, so not {tmp_path}/template"
     assert [sentence.partition(";")[0] for sentence in found] == [f"VLLM_ARGS: {told}"] * 2
 
 
 def test_a_missing_model_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ModelMissing, match="no such directory; copy the model there"):
-        launch.find_model(config(model=str(tmp_path / "none")))
+        model_directory.find_model(config(model=str(tmp_path / "none")))
     with pytest.raises(ModelMissing, match=r"no config\.json"):
-        launch.find_model(config(model=str(tmp_path)))
+        model_directory.find_model(config(model=str(tmp_path)))
     with pytest.raises(ModelMissing, match="citadel-llm pull m"):
-        launch.find_model(config(model="org/name"), tmp_path)
-    assert launch.find_model(config(model="org/name", allow_download=True), tmp_path) == "org/name"
+        model_directory.find_model(config(model="org/name"), tmp_path)
+    assert model_directory.find_model(config(model="org/name", allow_download=True), tmp_path) == "org/name"
     with pytest.raises(ModelMissing, match="File name too long"):
-        launch.find_model(config(model="/" + "x" * 300))
+        model_directory.find_model(config(model="/" + "x" * 300))
 
 
 def test_weights_in_two_formats_count_once(model: Path) -> None:
     (model / "pytorch_model.bin").write_bytes(b"x" * 1000)
     (model / "consolidated.safetensors").write_bytes(b"x" * 1000)
-    assert launch.weights_bytes(str(model)) == 1000
+    assert model_files.weights_bytes(str(model)) == 1000
 
 
 def test_a_download_needs_the_size_of_its_cache() -> None:
     with pytest.raises(SettingsRefused, match="KV_CACHE_GB is missing"):
-        launch.cache_gb(config(allow_download=True), "org/name")
+        sizes.cache_gb(config(allow_download=True), "org/name")
 
 
 def test_flags(model: Path) -> None:
@@ -124,12 +128,12 @@ def test_flags(model: Path) -> None:
 
 
 def test_the_cache_takes_what_the_limit_leaves_and_a_limit_too_small_is_refused(model: Path) -> None:
-    assert launch.cache_gb(config(memory_limit_gb=10), str(model)) == pytest.approx(
-        (9.75 - launch.OVERHEAD_GB) * 0.8, 0.01
+    assert sizes.cache_gb(config(memory_limit_gb=10), str(model)) == pytest.approx(
+        (9.75 - sizes.OVERHEAD_GB) * 0.8, 0.01
     )
     with pytest.raises(SettingsRefused, match=r"MEMORY_LIMIT_GB=1 is too little for this model: write 1\.7 or more"):
-        launch.cache_gb(config(memory_limit_gb=1), str(model))
-    assert launch.cache_gb(config(gpu_devices="0"), str(model)) is None
+        sizes.cache_gb(config(memory_limit_gb=1), str(model))
+    assert sizes.cache_gb(config(gpu_devices="0"), str(model)) is None
 
 
 def test_the_environment_is_clean_and_the_settings_win(tmp_path: Path) -> None:
@@ -165,11 +169,45 @@ def test_nothing_is_compiled_on_a_cpu(model: Path) -> None:
     )
 
 
+def test_one_tensor_parallel_process_runs_within_the_engine(tmp_path: Path) -> None:
+    def separate(flags: str) -> bool:
+        return "VLLM_ENABLE_V1_MULTIPROCESSING" not in launch.environment(config(vllm_args=flags), "/m", {}, tmp_path)
+
+    for flags in ("--seed 1", "-tp 1", "--tensor-parallel-size=1"):
+        assert not separate(flags), flags
+    for flags in ("-tp 2", "--tensor_parallel_size 2", "--tensor-par 2", "-pp 2"):
+        assert separate(flags), flags
+
+
+def test_flags_with_ports_of_their_own_by_any_spelling() -> None:
+    assert launch.ports(config(vllm_args="--seed 1"))
+    for flags in ("--nnodes 2", "-n 2", "-dp 2", "--master_po 29500", "--kv-transfer-config.kv_port 1"):
+        assert launch.ports(config(vllm_args=flags)) is None, flags
+
+
+def test_only_files_that_vllm_loads_count(model: Path) -> None:
+    """Such as in the root directory of a disk, beside lost+found."""
+    (model / "lost+found").mkdir()
+    for name in (
+        "tokenizer.json",
+        "chat_template.jinja",
+        "tokenizer.model",
+        "modeling.py",
+        "notes.md",
+        "optimizer.bin",
+    ):
+        (model / name).touch()
+    names = {file.name for file in model_directory.loaded_files(config(), model)}
+    assert names == {"config.json", "tokenizer.json", "chat_template.jinja", "tokenizer.model", "model.safetensors"}
+    with_code = model_directory.loaded_files(config(vllm_args="--trust-remote-code"), model)
+    assert {file.name for file in with_code} - names == {"modeling.py"}
+
+
 def test_a_small_model_leaves_a_core_to_the_api_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)))
     weights = tmp_path / "model.safetensors"
-    for size, cores, expected in ((1, 2, 1), (1, 1, 1), (1, 4, 3), (launch.SMALL_MODEL_BYTES, 2, 2), (1, 64, 7)):
+    for size, cores, expected in ((1, 2, 1), (1, 1, 1), (1, 4, 3), (sizes.SMALL_MODEL_BYTES, 2, 2), (1, 64, 7)):
         with weights.open("wb") as file:
             file.truncate(size)
-        assert launch.threads(config(cpu_cores=cores), str(tmp_path)) == expected
-    assert launch.threads(config(cpu_cores=2), "org/name") == 2, "a model that is yet to be downloaded"
+        assert sizes.threads(config(cpu_cores=cores), str(tmp_path)) == expected
+    assert sizes.threads(config(cpu_cores=2), "org/name") == 2, "a model that is yet to be downloaded"

@@ -53,9 +53,28 @@ def test_a_length_beyond_the_model_says_the_most(tmp_path: Path) -> None:
     assert check(tmp_path, nested, max_model_len=11)[0]
 
 
+def test_a_length_in_flags_counts_too(tmp_path: Path) -> None:
+    (fault,), _ = check(tmp_path, LLAMA, vllm_args="--max_model_len=4K", max_model_len=64)
+    assert fault.startswith("VLLM_ARGS: --max-model-len 4096 is more than this model can")
+    assert check(tmp_path, LLAMA, vllm_args="--max-model-len auto", max_model_len=4096) == ([], [])
+
+
+def test_a_model_that_generates_needs_room_for_an_answer(tmp_path: Path) -> None:
+    given: dict[str, object]
+    for given in ({"max_model_len": 1}, {"vllm_args": "--max-model-len 1"}):
+        (fault,), _ = check(tmp_path, LLAMA, **given)
+        assert fault.endswith("has no room for a prompt and an answer: write 2 or more")
+    assert check(tmp_path, LLAMA, max_model_len=2) == ([], [])
+    assert check(tmp_path, LLAMA, max_model_len=1, vllm_args="--runner pooling") == ([], [])
+    assert check(tmp_path, {**LLAMA, "architectures": ["BertModel"]}, max_model_len=1) == ([], [])
+    (tmp_path / "modules.json").write_text("[]")
+    assert check(tmp_path, LLAMA, max_model_len=1) == ([], [])
+
+
 def test_a_scaled_length_is_left_to_vllm(tmp_path: Path) -> None:
     scaled = {**LLAMA, "rope_scaling": {"rope_type": "linear", "factor": 4.0}}
     assert check(tmp_path, scaled, max_model_len=8192) == ([], [])
     forced = {"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}
     assert check(tmp_path, LLAMA, max_model_len=8192, environment=forced) == ([], [])
     assert check(tmp_path, LLAMA, max_model_len=8192, vllm_args=("--hf-overrides", "{}")) == ([], [])
+    assert check(tmp_path, LLAMA, max_model_len=8192, vllm_args=("--hf-over={}",)) == ([], [])

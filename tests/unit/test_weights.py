@@ -1,11 +1,12 @@
 """Weight files that are cut off, damaged or missing, told before a start."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from hxp_enterprise_llm.engine import weights
+from hxp_enterprise_llm.engine import model_files, weights
 from hxp_enterprise_llm.settings.errors import ExitStatus, ModelMissing
 from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 
@@ -75,12 +76,25 @@ def test_a_model_of_the_hub_is_fetched_again(tmp_path: Path) -> None:
         check(tmp_path, model="org/model")
 
 
+def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
+    """Opening a FIFO would wait for a writer."""
+    os.mkfifo(tmp_path / "a.safetensors")
+    os.mkfifo(tmp_path / model_files.INDEX)
+    writers = [os.open(tmp_path / name, os.O_RDWR) for name in ("a.safetensors", model_files.INDEX)]
+    try:
+        with pytest.raises(ModelMissing, match=r"a\.safetensors cannot be read \(is not a regular file\)"):
+            check(tmp_path)
+    finally:
+        for writer in writers:
+            os.close(writer)
+
+
 def test_the_index_says_which_files_count(tmp_path: Path) -> None:
     (tmp_path / "left-over.safetensors").write_bytes(b"cut")
     for number in (1, 2):
         (tmp_path / f"model-{number}.safetensors").write_bytes(shard(10))
     names = {f"layer.{number}": f"model-{number}.safetensors" for number in (1, 2)}
-    (tmp_path / weights.INDEX).write_text(json.dumps({"weight_map": names}))
+    (tmp_path / model_files.INDEX).write_text(json.dumps({"weight_map": names}))
     check(tmp_path)
     (tmp_path / "model-2.safetensors").unlink()
     with pytest.raises(ModelMissing, match=r"model-2\.safetensors is missing"):

@@ -1,0 +1,105 @@
+"""Where a model is on this host, and whether its service can see and read it there."""
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+
+from hxp_enterprise_llm.engine import flags, model_files
+from hxp_enterprise_llm.settings.errors import ModelMissing
+from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
+from hxp_enterprise_llm.settings.values import MODELS as SERVED_FROM
+
+MODELS = Path(SERVED_FROM)
+CACHE = Path("/var/cache/citadel-llm")
+HIDDEN = (
+    "/home", "/root", "/run/user", "/var/lib", "/var/cache", "/var/log", "/var/spool", "/var/mail", "/var/backups",
+    "/var/www", "/var/opt", "/var/local",
+)  # fmt: skip
+"""Directories that the template hides from services, except MODELS and a service's own cache."""
+PRIVATE = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108  compared with, not written to
+"""Directories of which each service has its own, empty when it starts: writable, but no place for its model."""
+PATHS = re.compile(r"""(?:^|[=:,"'\[\s])(/[A-Za-z0-9._@+/-]+)""")
+"""What may be the path of a file in a flag or a variable, also within its JSON."""
+
+
+def find_model(config: ServiceConfigSchema, models: Path = MODELS) -> str:
+    """What vLLM gets as its model: a directory of this host, or the hub id if a download is allowed.
+
+    A hub id `organisation/name` is in the directory of that name below `models`. Raises ModelMissing.
+    """
+    directory = Path(config.model) if config.model.startswith("/") else models / config.model
+    visible = models, CACHE / config.name
+    hidden = hidden_in(directory, HIDDEN + PRIVATE, visible)
+    if hidden:
+        raise ModelMissing(f"MODEL={config.model}: services cannot see {hidden}; copy the model to {models}")
+    try:
+        if stat.S_ISREG((directory / "config.json").stat().st_mode):
+            _check_files(config, directory, models, visible)
+            return str(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except PermissionError as error:
+        # Never advise opening a directory that may hold other things than models.
+        ours = directory.is_relative_to(models)
+        advice = f"let every user read it: chmod -R u=rwX,go=rX {directory}" if ours else f"copy the model to {models}"
+        raise ModelMissing(
+            f"MODEL={config.model}: {error.filename} cannot be read by this service's user; {advice}"
+        ) from None
+    except OSError as error:
+        raise ModelMissing(f"MODEL={config.model}: {directory}: {error.strerror}") from None
+    if directory.exists():
+        raise ModelMissing(f"MODEL={config.model}: {directory} has no config.json, so it is not a complete model")
+    if config.model.startswith("/"):
+        raise ModelMissing(f"MODEL={config.model}: there is no such directory; copy the model there or correct MODEL")
+    if config.allow_download:
+        return config.model
+    raise ModelMissing(
+        f"MODEL={config.model}: not on this host; fetch it with `citadel-llm pull {config.name}`, "
+        f"or copy it to {directory}"
+    )
+
+
+def loaded_files(config: ServiceConfigSchema, directory: Path) -> list[Path]:
+    """The files of a directory that the service of these settings reads. Raises OSError."""
+    return model_files.loaded(directory, with_code=bool(flags.parse(config.vllm_args).get("trust_remote_code")))
+
+
+def _check_files(config: ServiceConfigSchema, directory: Path, models: Path, visible: Iterable[Path]) -> None:
+    """Whether the service sees and may read each file that vLLM loads. Raises ModelMissing or OSError.
+
+    Other files do not matter: a model may be in the root directory of a disk, beside lost+found.
+    """
+    for file in loaded_files(config, directory):
+        if hidden := hidden_in(file, HIDDEN + PRIVATE, visible):
+            raise ModelMissing(
+                f"MODEL={config.model}: {file.name} is a link to {os.path.realpath(file)}, and services cannot see "
+                f"{hidden}; copy the model to {models} together with the targets of its links (cp -rL)"
+            )
+        if not os.access(file, os.R_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
+
+
+def hidden_in(path: Path, places: Iterable[str], visible: Iterable[Path]) -> str:
+    """The one of the places in which a path really is, empty if none; `visible` are exceptions."""
+    real = Path(os.path.realpath(path))
+    if any(real.is_relative_to(os.path.realpath(directory)) for directory in visible):
+        return ""
+    return next((place for place in places if real.is_relative_to(place)), "")
+
+
+def unseen(config: ServiceConfigSchema, models: Path = MODELS, cache: Path = CACHE) -> list[str]:
+    """Files that VLLM_ARGS and variables name where services cannot see them, one sentence each.
+
+    For root, who sees all of the host: a service cannot tell a hidden file from a missing one.
+    """
+    words = [("VLLM_ARGS", word) for word in config.vllm_args] + list(config.environment.items())
+    return [
+        f"{key}: services cannot see {hidden}, so not {path}; copy it beside the model"
+        for key, word in words
+        for path in PATHS.findall(word)
+        # A path that is no file may be that of a URL.
+        if (hidden := hidden_in(Path(path), HIDDEN, (models, cache / config.name))) and os.path.exists(path)  # noqa: PTH110  raises nothing
+    ]

@@ -1,0 +1,87 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hxp_enterprise_llm.engine import flags
+from hxp_enterprise_llm.settings.keys import arguments
+
+
+def parse(text: str) -> flags.Flags:
+    return flags.parse(arguments(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("", {}),
+        ("--seed 1 --dtype=half", {"seed": 1, "dtype": "half"}),
+        ("--tensor-parallel-size=2", {"tensor_parallel_size": 2}),
+        ("--tensor_parallel_size 2", {"tensor_parallel_size": 2}),
+        ("-tp 2", {"tensor_parallel_size": 2}),
+        ("--tensor-par 2", {"tensor_parallel_size": 2}),
+        ("-tp 2 -tp 4", {"tensor_parallel_size": 4}),
+        ("--enforce_eager", {"enforce_eager": True}),
+        ("--no-enforce-eager", {"enforce_eager": False}),
+        ("--no_enforce", {"enforce_eager": False}),
+        ("--max-model-len 4k", {"max_model_len": 4000}),
+        ("--max-model-len 4K", {"max_model_len": 4096}),
+        ("--max-model-len auto", {"max_model_len": -1}),
+        ("-O3", {"optimization_level": "3"}),
+        ("-O 2", {"optimization_level": "2"}),
+        ("-O=1", {"optimization_level": "1"}),
+        ('--hf-overrides {"a": 1}', {"hf_overrides": '{"a": 1}'}),
+        ("--hf_overrides.a_b 1e4 --hf-overrides.x.y=z", {"hf_overrides": '{"a_b": 10000.0, "x": {"y": "z"}}'}),
+        ("--hf-overrides.a+ x,y --hf-overrides.a+=z", {"hf_overrides": '{"a": ["x", "y", "z"]}'}),
+        ("--lora-modules a=/x b=/y", {"lora_modules": ["a=/x", "b=/y"]}),
+        ("--middleware a.B --middleware=c.D", {"middleware": ["a.B", "c.D"]}),
+        ("--limit-mm-per-prompt {\"image\":2}", {"limit_mm_per_prompt": {"image": 2}}),
+    ],
+)  # fmt: skip
+def test_flags_are_read_as_vllm_reads_them(text: str, values: dict[str, Any]) -> None:
+    read = parse(text)
+    assert read.findings == ()
+    assert dict(read.values) == values
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("--seeds 1", "vLLM has no flag --seeds; did you mean --seed?"),
+        ("--no-enforce-eagre", "vLLM has no flag --no-enforce-eagre; did you mean --no-enforce-eager?"),
+        ("--help", "vLLM has no flag --help"),
+        ("--seed many", "argument --seed: invalid int value: 'many'"),
+        ("--dtype int4", "argument --dtype: invalid choice: 'int4'"),
+        ("--seed", "argument --seed: expected one argument"),
+        ("--max-model-len 1.5K", "argument --max-model-len: '1.5K' is not a number"),
+        ("--limit-mm-per-prompt {image:2}", "argument --limit-mm-per-prompt: '{image:2}' is not JSON"),
+        ("--hf-overrides.a", "argument --hf-overrides.a: expected one argument"),
+        ("stray", "stray belongs to no flag"),
+        ("--port 1", "--port cannot be used: set PORT= instead"),
+        ("--served_model_name=x", "--served-model-name cannot be used: set SERVED_MODEL_NAME= instead"),
+        ("--por=1", "--port cannot be used"),
+        ("--api-k x", "--api-key cannot be used"),
+        ("--config /etc/shadow", "--config cannot be used"),
+        ("--ssl-keyfile=/k", "--ssl-keyfile cannot be used: set TLS_KEY_FILE= instead"),
+        ("--hf_token", "--hf-token cannot be used: set HUB_TOKEN_FILE= instead"),
+    ],
+)
+def test_what_is_refused(text: str, said: str) -> None:
+    (found,) = parse(text).findings
+    assert f"VLLM_ARGS: {said}" in found
+
+
+def test_every_error_is_found_at_once() -> None:
+    found = parse("--seed many --dtype int4 --port 1 --seeds 1 -tp 2").findings
+    assert [finding.split()[1] for finding in found] == ["--port", "argument", "argument", "vLLM"]
+    assert parse("--seed many -tp 2").get("tensor_parallel_size") == 2
+
+
+def test_a_flag_that_is_switched_off_is_not_refused() -> None:
+    assert parse("--no-enable-ssl-refresh").findings == ()
+
+
+def test_the_recorded_table_has_every_flag_that_the_code_asks_for() -> None:
+    """A misspelt name would never be given."""
+    names = {entry.partition('"dest": "')[2].partition('"')[0] for entry in Path(flags.TABLE).read_text().splitlines()}
+    assert flags.REFUSED.keys() <= names

@@ -56,7 +56,7 @@ need_space() {
     [ "$free" -ge "$2" ] || fail "$3 needs $2 MB in $1, which has $free MB free; make room, or set CITADEL_BUILD_CACHE"
 }
 
-# The version of the package, with the flavour: 1.0.0-1+cpu
+# The version of the package, with the flavour: 1.1.0-1+cpu
 package_version() {
     echo "${CITADEL_VERSION:-$(dpkg-parsechangelog -S Version)+$FLAVOUR}"
 }

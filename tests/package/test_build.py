@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,9 @@ def test_the_sources_are_the_same_with_and_without_git(project: Path) -> None:
 def test_no_lock_names_an_index() -> None:
     for lock in PROJECT.glob("requirements/*.txt"):
         assert "://" not in lock.read_text(encoding="utf-8"), lock
+
+
+def test_package_and_distribution_have_one_version() -> None:
+    first = (PROJECT / "debian/changelog").read_text(encoding="utf-8").splitlines()[0]
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert first.startswith(f"citadel-llm ({project['version']}-")

@@ -1,6 +1,7 @@
 """Linters, as tests: what is shipped passes the field's own tools."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
+TESTS = PROJECT / "tests"
 SHELL = [
     "build.sh",
     ".ci/run",
@@ -45,6 +47,22 @@ def test_imports_go_one_way() -> None:
     run(sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()")
 
 
+def test_a_run_that_this_host_cannot_do_fails_with_the_reasons() -> None:
+    environment = os.environ | {"CITADEL_TEST_PACKAGE": "none"}
+    for folder in ("tests/system/test_keys.py", "tests/package/test_package.py"):
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--collect-only", folder]
+        done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == pytest.ExitCode.USAGE_ERROR, done.stdout
+        assert "CITADEL_TEST_PACKAGE must be" in done.stderr and "sudo ./build.sh test" in done.stderr
+
+
+def test_no_test_is_skipped() -> None:
+    """A skipped test looks like one that passed: what a test needs of the host is a mark, see tests/needs.py."""
+    skips = re.compile(r"pytest\.(skip|xfail|importorskip|mark\.(skip|skipif|xfail))\b|unittest\.skip")
+    for file in [*TESTS.rglob("*.py"), *(PROJECT / "bench").rglob("*.py")]:
+        assert file == Path(__file__) or not skips.search(file.read_text(encoding="utf-8")), file
+
+
 def test_the_library_audit_fails_for_a_library_that_nothing_brings(tmp_path: Path) -> None:
     """A copy of a program that needs libc, against a control file that depends on nothing."""
     (tmp_path / "bin").mkdir()
@@ -70,7 +88,7 @@ def test_no_path_or_address_of_where_this_was_made() -> None:
         assert str(PROJECT).encode() + b"/" not in text or str(PROJECT) == "/", name
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="build.sh deb needs root")
+@pytest.mark.needs("root")
 def test_a_build_without_room_ends_with_one_clear_line_and_leaves_nothing(tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()

@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from needs import PACKAGE
 
-PACKAGE = Path(os.environ.get("CITADEL_TEST_PACKAGE", "none"))
-pytestmark = pytest.mark.skipif(
-    not PACKAGE.is_file(), reason="CITADEL_TEST_PACKAGE names no package; ./build.sh test does"
-)
+pytestmark = pytest.mark.needs("package")
 
 ENVIRONMENT = "./opt/citadel/env/"
 SETTINGS = {"citadel-llm"} | {

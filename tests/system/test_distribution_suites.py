@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from base_tree import CACHE, ENVIRONMENT, PROJECT, base_tree
 from machine import Machine
+from needs import PACKAGE
 from versions import field, with_version
 
-from .conftest import PACKAGE, SUMMARY, install
+from .conftest import SUMMARY, install
 
 SUITE = "bookworm"
 KEPT = {

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from base_tree import CACHE, ENVIRONMENT
 from machine import Machine
+from needs import PACKAGE
 
-from .conftest import PACKAGE, SUMMARY
+from .conftest import SUMMARY
 
 KERNEL = ("linux-image-amd64", "initramfs-tools", "apparmor")
 GUEST = Path(__file__).with_name("guest.sh")
@@ -78,7 +79,7 @@ def said_by(folder: Path) -> dict[str, str]:
     return {name: value for name, _, value in words}
 
 
-@pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="there is no QEMU; ./build.sh test installs it")
+@pytest.mark.needs("qemu-system-x86_64")
 def test_a_debian_with_its_own_kernel_and_control_groups_2() -> None:
     with tempfile.TemporaryDirectory(prefix="kernel-", dir=CACHE / "machines") as name:
         make_host(Path(name))

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from base_tree import ENVIRONMENT
 from machine import Machine
+from needs import PACKAGE
 from versions import COMMENT, NEW_WORDS, Versions
 
-from .conftest import PACKAGE, SUMMARY, install
+from .conftest import SUMMARY, install
 from .life_cycle import EDIT, EDITED, UNEDITED
 
 DIRECTORIES = [

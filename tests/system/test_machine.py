@@ -50,7 +50,7 @@ def test_a_build_with_neither_tools_nor_network_says_so(tmp_path: Path) -> None:
         assert not list(machine.inside("/root/checkout/dist").glob("*"))
 
 
-@pytest.mark.skipif(shutil.which("setpriv") is None, reason="setpriv is missing")
+@pytest.mark.needs("setpriv")
 def test_a_build_by_another_user_than_root_says_so() -> None:
     command = ["setpriv", "--reuid=65534", "--clear-groups", "bash", "-c", ". packaging/common.sh; require_root deb"]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, env=os.environ, check=False)

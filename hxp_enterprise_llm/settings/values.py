@@ -151,10 +151,15 @@ def _value(key: Key, entry: Entry | None, file: str, faults: list[Fault]) -> Any
     if entry is None or not entry.value:  # KEY= is the same as no line
         return _default(key)
     try:
-        return key.parse(entry.value)
+        given = key.parse(entry.value)
     except ValueError as error:
         faults.append(Fault(file, entry.line, f"{key.name}={shown(entry.value)} is refused: write {error}"))
         return None
+    value = key.raised(given)
+    if value != given:
+        text = f"{key.name}={entry.value} is too short and counts as {value:g}"
+        faults.append(Fault(file, entry.line, text, fatal=False))
+    return value
 
 
 def _origin(file: str, entry: Entry | None) -> str:

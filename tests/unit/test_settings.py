@@ -50,6 +50,17 @@ def test_an_unknown_key_is_a_warning_with_the_nearest_known_one(root: Root) -> N
     assert "did you mean MEMORY_LIMIT_GB?" in str(warnings[0])
 
 
+def test_a_hang_timeout_that_an_idle_server_would_not_survive_is_raised(root: Root) -> None:
+    root.instance("m", "MODEL=/srv/m\nPORT=11500\nHANG_TIMEOUT_SEC=2\n")
+    settings, (warning,) = config.load("m", str(root))
+    assert (settings.hang_timeout_sec, warning.line, warning.fatal) == (5.0, 3, False)
+    assert "HANG_TIMEOUT_SEC=2 is too short and counts as 5" in warning.text
+    assert ServiceConfigSchema(name="m", model="/srv/m", port=11500, hang_timeout_sec=2).hang_timeout_sec == 5.0
+    root.instance("m", "MODEL=/srv/m\nPORT=11500\nHANG_TIMEOUT_SEC=5.5\n")
+    settings, warnings = config.load("m", str(root))
+    assert (settings.hang_timeout_sec, warnings) == (5.5, [])
+
+
 @pytest.mark.parametrize("name", ["../x", "a b", "é", "x" * 300, "", "-x", "m.dpkg-old", "a/b"])
 def test_names_that_are_no_instance(name: str, root: Root) -> None:
     with pytest.raises(SettingsRefused, match="is not an instance name"):

@@ -1,10 +1,13 @@
 """Readiness: the model has answered a request."""
 
+PROMPT = [0]
+"""A prompt by token id: text would become several tokens, and MAX_MODEL_LEN may leave room for one. Every vocabulary
+has a token 0."""
 REQUESTS: tuple[tuple[str, dict[str, object]], ...] = (
-    ("/v1/completions", {"prompt": "Hello", "max_tokens": 1}),
+    ("/v1/completions", {"prompt": PROMPT, "max_tokens": 1}),
     # A pooling model has no completions; vLLM then answers 404 to the first.
-    ("/v1/embeddings", {"input": "Hello"}),
-    ("/pooling", {"input": "Hello"}),
+    ("/v1/embeddings", {"input": PROMPT}),
+    ("/pooling", {"input": PROMPT}),
 )
 
 

@@ -2,14 +2,14 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
 from hxp_enterprise_llm.cli import output, strays
-from hxp_enterprise_llm.cli.names import InstanceName, KeyName
+from hxp_enterprise_llm.cli.names import Assignment, InstanceName, KeyName, SettingKey
 from hxp_enterprise_llm.control.service import Service
 from hxp_enterprise_llm.control.service_manager import ServiceManager
 from hxp_enterprise_llm.settings import config as settings
@@ -141,6 +141,54 @@ def create(name: str, model: str, port: int | None, others: tuple[str, ...]) -> 
     for finding in before_a_start(name):
         output.complain(f"before a start: {finding.text}")
     click.echo(f"Start it with: citadel-llm start {name}")
+
+
+dry_run_option = click.option("--dry-run", is_flag=True, help="Check the change, and write nothing.")
+
+
+@cli.command("set")
+@click.argument("name", type=NAME)
+@click.argument("values", type=Assignment(), nargs=-1, required=True, metavar="KEY=VALUE...")
+@dry_run_option
+@json_option
+def set_command(name: str, values: tuple[tuple[str, str], ...], dry_run: bool, for_program: bool) -> None:
+    """Change settings of an instance in its settings file, if it could start with them.
+
+    Comments and the order of the lines stay. The limits of a running instance change at once; the output names the
+    command that applies the other settings.
+    """
+    if len(dict(values)) < len(values):
+        raise click.UsageError("write each key once")
+    _edit(name, dict(values), dry_run, for_program)
+
+
+@cli.command("unset")
+@click.argument("name", type=NAME)
+@click.argument("keys", type=SettingKey(), nargs=-1, required=True, metavar="KEY...")
+@dry_run_option
+@json_option
+def unset_command(name: str, keys: tuple[str, ...], dry_run: bool, for_program: bool) -> None:
+    """Delete settings of an instance from its settings file, if it could start without them."""
+    _edit(name, dict.fromkeys(keys), dry_run, for_program)
+
+
+def _edit(name: str, values: Mapping[str, str | None], dry_run: bool, for_program: bool) -> None:
+    from hxp_enterprise_llm.cli import edit
+
+    change = edit.change(name, values, only_try=dry_run)
+    if for_program:
+        output.as_json({"file": str(change.file), "changed": change.effects, "warnings": change.warnings})
+        return
+    if not change.effects:
+        click.echo(f"{change.file}: nothing to change")
+        return
+    click.echo(f"{change.file}: {'good, not written' if dry_run else 'written'}")
+    for warning in change.warnings:
+        output.complain(f"before a start: {warning}")
+    for effect, words in edit.EFFECTS.items():
+        keys = ", ".join(key for key, when in change.effects.items() if when is effect)
+        if keys:
+            click.echo(f"{keys}: {words.format(name=name)}")
 
 
 @cli.command()

@@ -1,11 +1,10 @@
 """`citadel-llm key`: the keys that requests to an instance may carry."""
 
 import os
-import secrets
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from pathlib import Path
 
+from hxp_enterprise_llm.cli import edit, files
 from hxp_enterprise_llm.control.service_manager import ServiceManager
 from hxp_enterprise_llm.protocol import reload_request
 from hxp_enterprise_llm.settings import api_keys, config, credential_files
@@ -35,18 +34,15 @@ def add(name: str, label: str, root: str = "/") -> tuple[str, bool]:
 
     Raises CitadelError if there is one of that name.
     """
-    with _alone(root):
+    with files.locked(root):
         file, named = file_of(name, root)
         if named:
             # Nothing is added to what starts nothing.
             config.load(name, root)
             return _new(name, label, file), False
-        settings = Path(config.instance_file(name, root))
-        with _draft(settings, [*_lines(settings), f"API_KEY_FILE={file}"]) as draft:
-            # What the settings lack may be just this key.
-            config.load(name, root, str(draft))
+        with edit.draft(name, {"API_KEY_FILE": str(file)}, root) as draft:
             key = _new(name, label, file)
-            _put(draft, settings)
+            files.put(draft, Path(config.instance_file(name, root)))
         return key, True
 
 
@@ -60,7 +56,7 @@ def _new(name: str, label: str, file: Path) -> str:
 
 def revoke(name: str, label: str, root: str = "/") -> int:
     """Forget the key called `label`; how many are left. Raises CitadelError if there is none of that name."""
-    with _alone(root):
+    with files.locked(root):
         file, _ = file_of(name, root)
         keys = _keys(file)
         if not any(key.name == label for key in keys):
@@ -95,7 +91,7 @@ def hand_over(name: str, root: str = "/") -> None:
     if not pid:
         return
     with ExitStack() as alone:
-        alone.enter_context(_alone(root))
+        alone.enter_context(files.locked(root))
         file, _ = file_of(name, root)
         contents = {credential_files.API_KEY: credential_files.read(str(file)).decode("latin-1")}
         # Whatever else is wrong with the host's file.
@@ -104,22 +100,6 @@ def hand_over(name: str, root: str = "/") -> None:
         refused = reload_request.ask(run_time, pid, contents, reload_request.KEYS, sent=alone.close)
     if refused:
         raise CitadelError(f"{name} has not taken the keys in {file}, and asks for those that it had: {refused}")
-
-
-@contextmanager
-def _alone(root: str) -> Iterator[None]:
-    """Let one at a time read keys and write them back, or hand them over; others wait."""
-    directory = Path(root, credential_files.DIRECTORY[1:])
-    try:
-        descriptor = credential_files.lock(root)
-    except PermissionError:
-        raise NotPermitted(f"{directory} can be read by root only; run it with sudo") from None
-    except OSError as error:
-        raise CitadelError(f"{directory}: {error.strerror}; systemd-tmpfiles --create makes it again") from None
-    try:
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _lines(file: Path) -> list[str]:
@@ -142,42 +122,5 @@ def _keys(file: Path) -> list[ApiKey]:
 
 def _write(file: Path, lines: list[str]) -> None:
     """Replace a file, complete or not at all, also if the power fails."""
-    with _draft(file, lines) as draft:
-        _put(draft, file)
-
-
-@contextmanager
-def _draft(file: Path, lines: list[str]) -> Iterator[Path]:
-    """What may take the place of a file, with its owner and mode; a new one is 0600. Gone in the end."""
-    if file.is_symlink():
-        raise CitadelError(f"{file} is a symbolic link; let API_KEY_FILE name the file that it leads to")
-    draft = file.with_name(f"{file.name}.{secrets.token_hex(4)}.new")
-    try:
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            with suppress(FileNotFoundError):
-                before = file.stat()
-                os.fchown(descriptor, before.st_uid, before.st_gid)
-                os.fchmod(descriptor, before.st_mode & 0o777)
-            stream.write("".join(f"{line}\n" for line in lines))
-            stream.flush()
-            os.fsync(descriptor)
-        yield draft
-    except PermissionError:
-        raise NotPermitted(f"{file.parent} can be written by root only; run it with sudo") from None
-    except OSError as error:
-        raise CitadelError(f"{file}: {error.strerror}") from None
-    finally:
-        # Still there if it took no one's place.
-        with suppress(OSError):
-            draft.unlink()
-
-
-def _put(draft: Path, file: Path) -> None:
-    """Let a draft take the place of its file. Raises OSError."""
-    draft.rename(file)
-    folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with files.draft(file, "".join(f"{line}\n" for line in lines)) as draft:
+        files.put(draft, file)

@@ -1,5 +1,7 @@
 """Names as the command line takes them."""
 
+import re
+
 import click
 from click.shell_completion import CompletionItem
 
@@ -21,6 +23,43 @@ class InstanceName(click.ParamType[str]):
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Names of the instances that have a settings file."""
         return [CompletionItem(name) for name in instance_names() if name.startswith(incomplete)]
+
+
+class SettingKey(click.ParamType[str]):
+    """A key of a settings file; the shell completes those that a change can name."""
+
+    name = "key"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Letters, digits and _, no digit first."""
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
+            self.fail(f"{value!r} is not a key: write letters, digits and _, and no digit first", param, ctx)
+        return value
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Every key of an instance's file."""
+        return [CompletionItem(key) for key in keys.INSTANCE_KEYS if key.startswith(incomplete)]
+
+
+class Assignment(click.ParamType[tuple[str, str]]):
+    """KEY=VALUE; the shell completes the key."""
+
+    name = "assignment"
+
+    def convert(
+        self, value: str | tuple[str, str], param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
+        """The key and the value."""
+        if isinstance(value, tuple):
+            return value
+        key, equals, text = value.partition("=")
+        if not equals:
+            self.fail(f"{value!r}: write KEY=VALUE", param, ctx)
+        return SettingKey().convert(key, param, ctx), text
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Every key of an instance's file, with the equals sign."""
+        return [CompletionItem(f"{key}=") for key in keys.INSTANCE_KEYS if key.startswith(incomplete)]
 
 
 class KeyName(click.ParamType[str]):

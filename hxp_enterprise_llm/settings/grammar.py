@@ -160,18 +160,18 @@ def parse(path: str, content: bytes) -> SettingsText:
             return SettingsText(entries, faults, whole=False)
         if len(line) > MAX_LINE:
             faults.append(Fault(path, number, f"is longer than {MAX_LINE} characters; is this a settings file?"))
-            entries.pop(_key_of(line), None)
+            entries.pop(key_of(line), None)
             continue
         if _UNPRINTABLE.search(line):
             faults.append(Fault(path, number, CONTROL))
-            entries.pop(_key_of(line), None)
+            entries.pop(key_of(line), None)
             continue
         if _BLANK.fullmatch(line):
             continue
         match = _LINE.fullmatch(line)
         if match is None:
             faults.append(Fault(path, number, _why_refused(line)))
-            entries.pop(_key_of(line), None)
+            entries.pop(key_of(line), None)
             continue
         key = match["key"]
         value = next(text for text in (match["plain"], match["single"], match["double"]) if text is not None)
@@ -210,8 +210,8 @@ def _why_no_line_can_hold(value: str) -> str:
     return "the value is not text that UTF-8 can encode"
 
 
-def _key_of(line: str) -> str:
-    """The key that somebody who wrote a refused line meant, as far as one can tell."""
+def key_of(line: str) -> str:
+    """The key of a line, also of a refused one, as far as its text shows."""
     return re.sub(r"^export[ \t]+", "", line.strip()).partition("=")[0].strip()
 
 

@@ -170,29 +170,37 @@ def _default(key: Key) -> Any:
     return None if key.default is None else key.parse(key.default)
 
 
+def why_ignored(key: str) -> str:
+    """Why a line with `key` has no effect in the file of an instance; empty if it has one."""
+    return _why_ignored(key, INSTANCE_KEYS, PASSED_THROUGH)
+
+
+def _why_ignored(key: str, known: dict[str, Key], prefixes: tuple[str, ...], suggest: bool = True) -> str:
+    if key in known:
+        return ""
+    if prefixes and key in HOST_KEYS:
+        return f"{key} belongs in {HOST_FILE}; ignored here"
+    if prefixes and key.startswith(prefixes):
+        return ""
+    advice = ""
+    if suggest:
+        # Imported here: rare, and the generator counts its milliseconds.
+        import difflib
+
+        near = difflib.get_close_matches(key, known, n=1)
+        advice = f"; did you mean {near[0]}?" if near else ""
+    return f"{shown(key)} is not a setting and is ignored{advice}"
+
+
 def _unknown_keys(
     file: str, entries: dict[str, Entry], known: dict[str, Key], prefixes: tuple[str, ...] = ()
 ) -> list[Fault]:
-    faults = []
+    faults: list[Fault] = []
     for entry in entries.values():
-        if entry.key in known:
-            continue
-        if prefixes and entry.key in HOST_KEYS:
-            faults.append(Fault(file, entry.line, f"{entry.key} belongs in {HOST_FILE}; ignored here", fatal=False))
-            continue
-        if prefixes and entry.key.startswith(prefixes):
-            continue
-        advice = ""
-        # A file with more of them is no settings file, and each look takes as long as ten lines.
-        if len(faults) < 10:
-            # Imported here: rare, and the generator counts its milliseconds.
-            import difflib
-
-            near = difflib.get_close_matches(entry.key, known, n=1)
-            advice = f"; did you mean {near[0]}?" if near else ""
-        faults.append(
-            Fault(file, entry.line, f"{shown(entry.key)} is not a setting and is ignored{advice}", fatal=False)
-        )
+        # A file with more of them is no settings file, and each suggestion takes as long as ten lines.
+        why = _why_ignored(entry.key, known, prefixes, suggest=len(faults) < 10)
+        if why:
+            faults.append(Fault(file, entry.line, why, fatal=False))
         if len(faults) >= MAX_FAULTS:
             break
     return faults

@@ -192,6 +192,10 @@ def check(old: ServiceConfigSchema, new: ServiceConfigSchema) -> None:
         if getattr(new, key) != getattr(old, key):
             text = f"{key.upper()} changed, which takes a restart, not a reload"
             raise SettingsRefused([Fault(instance_file(old.name), 0, text)])
+    if bool(new.gpu_devices) != bool(old.gpu_devices):
+        # A unit without GPUs sees no devices (PrivateDevices=), and systemd decides that at the start.
+        text = "GPU_DEVICES changed between the CPU and GPUs, which takes a restart, not a reload"
+        raise SettingsRefused([Fault(instance_file(old.name), 0, text)])
     if launch.ports(new) is None and launch.ports(old) is not None:
         text = "VLLM_ARGS or a variable asks for further ports, which takes a restart, not a reload"
         raise SettingsRefused([Fault(instance_file(old.name), 0, text)])

@@ -186,7 +186,13 @@ def test_a_device_is_not_opened_and_a_terminal_does_not_become_roots(
 
 def test_what_takes_a_restart_and_what_no_new_server() -> None:
     old = ServiceConfigSchema(name="m", model="/m", port=11500)
-    for changed in ({"port": 11501}, {"host": "::1"}, {"hub_token_file": "/t"}, {"vllm_args": ("--nnodes", "2")}):
+    for changed in (
+        {"port": 11501},
+        {"host": "::1"},
+        {"hub_token_file": "/t"},
+        {"gpu_devices": ("0",)},
+        {"vllm_args": ("--nnodes", "2")},
+    ):
         with pytest.raises(SettingsRefused, match="takes a restart"):
             reload.check(old, old.model_copy(update=changed))
     elsewhere = old.model_copy(update={"vllm_args": ("--nnodes", "2")})

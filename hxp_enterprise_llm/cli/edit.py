@@ -1,0 +1,236 @@
+"""`citadel-llm set` and `citadel-llm unset`: change the settings file of an instance.
+
+A change is made in a copy, which is checked as a start would check it and then renamed. python-dotenv edits the copy.
+"""
+
+import logging
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from enum import StrEnum
+from pathlib import Path
+from typing import NamedTuple
+
+from dotenv import set_key, unset_key
+
+from hxp_enterprise_llm.checks import host, start
+from hxp_enterprise_llm.cli import files
+from hxp_enterprise_llm.control.service import Service
+from hxp_enterprise_llm.control.service_manager import ServiceManager
+from hxp_enterprise_llm.engine import launch
+from hxp_enterprise_llm.settings import config
+from hxp_enterprise_llm.settings.errors import (
+    ExitStatus,
+    ModelMissing,
+    NoSuchInstance,
+    SettingsRefused,
+    SystemdUnreachable,
+)
+from hxp_enterprise_llm.settings.grammar import Fault, key_of, quoted, read, shown
+from hxp_enterprise_llm.settings.keys import GIBIBYTE, INSTANCE_KEYS
+from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
+from hxp_enterprise_llm.settings.values import why_ignored
+from hxp_enterprise_llm.supervisor import reload
+
+WORKSPACE = ".citadel-llm-draft"
+"""Directory for the copy and for python-dotenv's temporary file, beside the settings: a rename stays on one file
+system. The name is fixed, so that the next command deletes what a killed one has left."""
+OF_SYSTEMD = {"MAX_TASKS", "RESTART_POLICY", "RESTART_SEC", "REQUIRES", "AFTER", "RELOAD_METHOD"}
+"""Keys that only systemd acts on, or only a reload: nothing of them is in a server that runs."""
+Values = Mapping[str, str | None]
+"""New values by key; None removes the line of a key."""
+
+
+class Effect(StrEnum):
+    """When a changed setting takes effect."""
+
+    NOW = "now"
+    RELOAD = "reload"
+    RESTART = "restart"
+    START = "start"
+
+
+EFFECTS = {
+    Effect.NOW: "in effect",
+    Effect.RELOAD: "takes effect with: citadel-llm reload {name}",
+    Effect.RESTART: "takes effect with: citadel-llm restart {name}",
+    Effect.START: "takes effect when the instance starts: citadel-llm start {name}",
+}
+"""What the command says for each."""
+
+
+class Change(NamedTuple):
+    """A changed settings file: when each changed key takes effect, and warnings about the new settings."""
+
+    file: Path
+    effects: dict[str, Effect]
+    warnings: list[str]
+
+
+def change(name: str, values: Values, only_try: bool = False) -> Change:
+    """Set and unset keys of an instance; with `only_try`, check the result and leave the file as it is.
+
+    Raises NoSuchInstance, NotPermitted, or SettingsRefused if the result would be refused; the file is then unchanged.
+    """
+    if not config.exists(name):
+        raise NoSuchInstance(f"there is no instance {name!r}; citadel-llm list shows those that there are")
+    file = Path(config.instance_file(name))
+    with files.locked(), draft(name, values) as made:
+        if made.read_bytes() == file.read_bytes():
+            return Change(file, {}, [])
+        new, _ = config.load(name, file=str(made))
+        old, service = _in_place(name), _running(name)
+        warnings = _check(new, made, running=service is not None)
+        if service:
+            check_use(new, service)
+        if not only_try:
+            files.put(made, file)
+    if not only_try:
+        with suppress(SystemdUnreachable):
+            # Without systemd, as in a chroot, the next boot reads the settings.
+            ServiceManager().settings_changed()
+    return Change(file, effects(values, old, new) if service else dict.fromkeys(values, Effect.START), warnings)
+
+
+def check_use(new: ServiceConfigSchema, service: Service) -> None:
+    """Raises SettingsRefused if a running instance uses more than its new limits: systemd applies them at once.
+
+    The memory that systemd reports includes the page cache, so it is an upper bound of what the instance needs.
+    """
+    too_low = []
+    memory, limit = service.memory_bytes or 0, service.memory_limit_bytes
+    if memory > new.memory_limit_gb * GIBIBYTE and (limit is None or limit > new.memory_limit_gb * GIBIBYTE):
+        too_low.append(f"MEMORY_LIMIT_GB={new.memory_limit_gb:g} is refused: it uses {memory / GIBIBYTE:.2f} GB now")
+    tasks, tasks_limit = service.tasks or 0, service.tasks_limit
+    if tasks > new.max_tasks and (tasks_limit is None or tasks_limit > new.max_tasks):
+        too_low.append(f"MAX_TASKS={new.max_tasks} is refused: it has {tasks} tasks now")
+    if too_low:
+        advice = f"write more, or stop it first: citadel-llm stop {new.name}"
+        raise SettingsRefused([Fault(config.instance_file(new.name), 0, f"{text}; {advice}") for text in too_low])
+
+
+def effects(values: Values, old: ServiceConfigSchema | None, new: ServiceConfigSchema) -> dict[str, Effect]:
+    """When each of the changed `values` takes effect in an instance that runs with `old`, None if that is refused."""
+    return {key: _effect(key, old, new) for key in values}
+
+
+def _effect(key: str, old: ServiceConfigSchema | None, new: ServiceConfigSchema) -> Effect:
+    if key in OF_SYSTEMD:
+        return Effect.NOW
+    if old is None:
+        return Effect.RESTART
+    field = key.lower() if key in INSTANCE_KEYS else "environment"
+    value = getattr(new, field)
+    if value == getattr(old, field):
+        return Effect.NOW
+    try:
+        reload.check(old, old.model_copy(update={field: value}))
+    except SettingsRefused:
+        return Effect.RESTART
+    return Effect.RELOAD
+
+
+def _in_place(name: str) -> ServiceConfigSchema | None:
+    """The settings as they are, None if they are refused."""
+    try:
+        return config.load(name)[0]
+    except SettingsRefused:
+        return None
+
+
+def _running(name: str) -> Service | None:
+    """The state of an instance that has a main process, None if it has none or there is no systemd."""
+    with suppress(SystemdUnreachable):
+        service = ServiceManager().status(name)
+        return service if service.pid else None
+    return None
+
+
+def _check(new: ServiceConfigSchema, made: Path, running: bool) -> list[str]:
+    """What a start with the new settings would find: warnings. Raises SettingsRefused for errors that are new.
+
+    A model that `citadel-llm pull` has yet to fetch is a warning: pull reads its name from the settings.
+    """
+    found = _findings(new.name, running, str(made))
+    errors = [finding for finding in found if finding.fatal and finding.status is ExitStatus.CONFIG]
+    if errors:
+        known = {finding.text for finding in _findings(new.name, running)} | {_to_be_pulled(new)}
+        refused = [finding for finding in errors if finding.text not in known]
+        if refused:
+            own = config.instance_file(new.name)
+            raise SettingsRefused([Fault(own, 0, finding.text.removeprefix(f"{own}: ")) for finding in refused])
+    return [finding.text for finding in found]
+
+
+def _findings(name: str, running: bool, file: str | None = None) -> list[host.Finding]:
+    drafts = {name: file} if file else {}
+    around = [finding for finding in host.neighbours(drafts=drafts) if finding.instance == name]
+    return [*start.findings(name, running, file), *around]
+
+
+def _to_be_pulled(new: ServiceConfigSchema) -> str:
+    """What a start says of a hub id whose model is not on this host, empty if it is."""
+    if not new.model.startswith("/"):
+        try:
+            launch.find_model(new)
+        except ModelMissing as error:
+            return str(error)
+    return ""
+
+
+@contextmanager
+def draft(name: str, values: Values, root: str = "/") -> Iterator[Path]:
+    """A copy of the settings file of an instance, with other values, that can replace it; deleted in the end.
+
+    The caller holds the lock. Raises NoSuchInstance, and SettingsRefused if the new settings are refused.
+    """
+    if not config.exists(name, root):
+        raise NoSuchInstance(f"there is no instance {name!r}; citadel-llm list shows those that there are")
+    file = Path(config.instance_file(name, root))
+    text = read(str(file))
+    if not text.whole:
+        raise SettingsRefused(text.faults)
+    ignored = [why for key, value in values.items() if value is not None and (why := why_ignored(key))]
+    if ignored:
+        raise SettingsRefused([Fault(str(file), 0, why) for why in ignored])
+    workspace = file.with_name(WORKSPACE)
+    with files.failures_of(file):
+        shutil.rmtree(workspace, ignore_errors=True)
+        try:
+            workspace.mkdir(mode=0o700)
+            before = file.read_bytes().decode()
+            after = _edited(str(file), before, values, workspace / "edited")
+            if _others(before, values) != _others(after, values):
+                # A quote that is not closed, or CR: python-dotenv takes several lines for one.
+                raise SettingsRefused([fault for fault in text.faults if fault.fatal])
+            made = workspace / file.name
+            files.write(made, after, file)
+            config.load(name, root, str(made))
+            yield made
+        finally:
+            shutil.rmtree(workspace, ignore_errors=True)
+
+
+def _edited(file: str, text: str, values: Values, copy: Path) -> str:
+    """`text` with other values; `file` is for messages."""
+    # python-dotenv drops the blank lines before a line that it changes. It keeps comments.
+    blank = f"# {secrets.token_hex(8)}"
+    # It warns of lines that it cannot read; our own check names those.
+    logging.getLogger("dotenv").setLevel(logging.ERROR)
+    lines = text.removesuffix("\n").split("\n")
+    copy.write_text("".join(f"{line if line.strip() else blank + line}\n" for line in lines), encoding="utf-8")
+    for key, value in values.items():
+        if value is None:
+            unset_key(copy, key)
+            continue
+        try:
+            set_key(copy, key, quoted(value), quote_mode="never")
+        except ValueError as error:
+            raise SettingsRefused([Fault(file, 0, f"{shown(key)}={shown(value)} is refused: {error}")]) from None
+    return copy.read_text(encoding="utf-8").replace(blank, "")
+
+
+def _others(text: str, values: Values) -> list[str]:
+    """The lines of a settings file that a change of `values` leaves alone."""
+    return [line for line in text.removesuffix("\n").split("\n") if key_of(line) not in values]

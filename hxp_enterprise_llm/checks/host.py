@@ -211,7 +211,7 @@ def _may_be(instance: str, pid: int | None) -> bool:
 
 def _instance(pid: int, proc: Path = Path("/proc")) -> str:
     """The instance that a process belongs to, "" for none. Raises OSError if it has ended."""
-    unit = OUR_UNIT.search((proc / str(pid) / "cgroup").read_text(encoding="utf-8"))
+    unit = OUR_UNIT.search((proc / str(pid) / "cgroup").read_text(encoding="utf-8", errors="replace"))
     return unit[1] if unit else ""
 
 

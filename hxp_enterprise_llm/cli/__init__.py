@@ -1,6 +1,7 @@
 """The `citadel-llm` command. Only this and the unit's main process exit."""
 
 import errno
+import io
 import logging
 import os
 import sys
@@ -18,6 +19,9 @@ def main() -> None:
     from hxp_enterprise_llm.cli.output import complain
     from hxp_enterprise_llm.settings.errors import CitadelError, ExitStatus
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A line may hold the bytes of a file name or an argument that is not UTF-8.
+        sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.WARNING, format="citadel-llm: %(message)s")
     try:
         cli(prog_name="citadel-llm")

@@ -18,7 +18,7 @@ from hxp_enterprise_llm.checks import host, start
 from hxp_enterprise_llm.cli import files
 from hxp_enterprise_llm.control.service import Service
 from hxp_enterprise_llm.control.service_manager import ServiceManager
-from hxp_enterprise_llm.engine import launch
+from hxp_enterprise_llm.engine import model_directory
 from hxp_enterprise_llm.settings import config
 from hxp_enterprise_llm.settings.errors import (
     ExitStatus,
@@ -173,7 +173,7 @@ def _to_be_pulled(new: ServiceConfigSchema) -> str:
     """What a start says of a hub id whose model is not on this host, empty if it is."""
     if not new.model.startswith("/"):
         try:
-            launch.find_model(new)
+            model_directory.find_model(new)
         except ModelMissing as error:
             return str(error)
     return ""

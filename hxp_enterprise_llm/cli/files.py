@@ -59,7 +59,7 @@ def write(new: Path, content: str, like: Path) -> None:
     The extended attributes hold access lists and security labels. Raises OSError.
     """
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as stream:
+    with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
         with suppress(FileNotFoundError):
             before = like.stat()
             os.fchown(descriptor, before.st_uid, before.st_gid)

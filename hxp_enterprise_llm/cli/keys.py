@@ -104,7 +104,7 @@ def hand_over(name: str, root: str = "/") -> None:
 
 def _lines(file: Path) -> list[str]:
     try:
-        return credential_files.content(str(file)).decode("utf-8", "replace").splitlines()
+        return credential_files.content(str(file)).decode("utf-8", "surrogateescape").splitlines()
     except FileNotFoundError:
         return []
     except PermissionError:

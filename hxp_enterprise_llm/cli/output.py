@@ -9,6 +9,7 @@ import click
 
 from hxp_enterprise_llm.control.service import Service, State
 from hxp_enterprise_llm.settings.address import Address
+from hxp_enterprise_llm.settings.grammar import printable
 from hxp_enterprise_llm.settings.keys import GIBIBYTE
 
 COLOURS = {State.READY: "green", State.FAILED: "red", State.STARTING: "yellow", State.RESTARTING: "yellow"}
@@ -82,5 +83,5 @@ def one_service(service: Service) -> None:
 
 def complain(text: str) -> None:
     """Print an error, one line of it at a time, to standard error."""
-    for line in text.splitlines():
+    for line in printable(text).splitlines():
         print(f"citadel-llm: {line}", file=sys.stderr)

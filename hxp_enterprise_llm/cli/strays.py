@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from hxp_enterprise_llm.settings.grammar import printable
 from hxp_enterprise_llm.settings.keys import INSTANCE_NAME
 from hxp_enterprise_llm.settings.values import DIRECTORY, PREFIX
 
@@ -13,7 +14,7 @@ def warnings(root: str = "/") -> list[str]:
     folder = Path(root, DIRECTORY)
     names = sorted(file.name.removeprefix(PREFIX) for file in folder.glob(f"{PREFIX}*"))
     return [
-        f"{str(folder / (PREFIX + name))!r} is ignored, {name!r} can be no instance: {RULE}"
+        f"'{printable(str(folder / (PREFIX + name)))}' is ignored, '{printable(name)}' is not an instance name: {RULE}"
         for name in names
         # The suffixes of dpkg and of most editors make good names, which is_instance_name refuses on purpose.
         if not INSTANCE_NAME.fullmatch(name.removesuffix("~"))

@@ -5,7 +5,7 @@ import os
 from pydantic import ValidationError
 
 from hxp_enterprise_llm.settings.errors import SettingsRefused
-from hxp_enterprise_llm.settings.grammar import Fault
+from hxp_enterprise_llm.settings.grammar import Fault, shown
 from hxp_enterprise_llm.settings.keys import INSTANCE_KEYS, is_instance_name
 from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 from hxp_enterprise_llm.settings.values import (
@@ -32,7 +32,7 @@ def load(name: str, root: str = "/", file: str | None = None) -> tuple[ServiceCo
         raise SettingsRefused(
             [
                 Fault(
-                    repr(name),
+                    f"'{shown(name)}'",
                     0,
                     "is not an instance name: up to 64 letters, digits, . _ and -, a letter or digit first",
                 )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from hxp_enterprise_llm.settings.grammar import Fault
+from hxp_enterprise_llm.settings.grammar import Fault, printable
 
 if TYPE_CHECKING:
     from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
@@ -33,6 +33,10 @@ class CitadelError(Exception):
 
     code = "failed"
     exit_status = ExitStatus.FAILED
+
+    def __init__(self, message: str) -> None:
+        # A message may name a file whose name is not UTF-8, and everything it is sent to is.
+        super().__init__(printable(message))
 
     @property
     def fields(self) -> dict[str, str]:

@@ -44,7 +44,7 @@ class Fault(NamedTuple):
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}" if self.line else self.file
-        return f"{place}: {self.text}"
+        return printable(f"{place}: {self.text}")
 
 
 class Entry(NamedTuple):
@@ -88,6 +88,9 @@ LINK = "is a symbolic link, and who may write its target would write the setting
 _NO_CHARACTERS = "".join(chr(plane << 16 | last) for plane in range(17) for last in (0xFFFE, 0xFFFF))
 """Code points that Unicode keeps free, with U+FDD0 to U+FDEF: systemd throws away a whole file that has one."""
 _UNPRINTABLE = re.compile(rf"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufdd0-\ufdef{_NO_CHARACTERS}]")
+
+_NOT_PRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""Control characters but for tab and line feed, and surrogates."""
 
 
 def read(path: str) -> SettingsText:
@@ -226,8 +229,24 @@ def _cannot_read(error: OSError) -> str:
     return f"cannot be read: {error.strerror}"
 
 
+def printable(text: str) -> str:
+    """`text` for a terminal, a log or systemd: bytes that are not UTF-8, and control characters, become escapes.
+
+    Python keeps such a byte of a file name or an argument as a surrogate, which no UTF-8 stream accepts.
+    """
+    return _NOT_PRINTABLE.sub(_escape, text)
+
+
+def _escape(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    if 0xDC80 <= code <= 0xDCFF:
+        code -= 0xDC00  # the byte itself
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
 def shown(text: str) -> str:
-    """What a message repeats of a key or a value."""
+    """The part of a key or a value that a message repeats."""
+    text = printable(text)
     return text if len(text) <= 60 else text[:57] + "..."
 
 

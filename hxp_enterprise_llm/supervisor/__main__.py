@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import io
 import logging
 import os
 import sys
@@ -77,6 +78,9 @@ def main(arguments: list[str]) -> ExitStatus:
     parser.add_argument("model", help="name of the instance: its settings are in /etc/default/citadel-llm-MODEL")
     parser.add_argument("--check", action="store_true", help="check what a start needs, start nothing")
     options = parser.parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A line may hold the bytes of a file name that is not UTF-8.
+        sys.stdout.reconfigure(errors="backslashreplace")
     handler: logging.Handler = logging.StreamHandler(sys.stdout)
     if "JOURNAL_STREAM" in os.environ:
         handler = JournalHandler(options.model)

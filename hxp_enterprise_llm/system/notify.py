@@ -62,7 +62,7 @@ class Notifier:
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
                 sender.settimeout(within_sec)
-                sender.sendto(message.encode("utf-8", "replace"), self._address)
+                sender.sendto(message.encode("utf-8", "backslashreplace"), self._address)
         except OSError as error:
             self._unsent = {name: value for name, value in state.items() if name not in MOMENTARY}
             if not self._failing:

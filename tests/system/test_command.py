@@ -209,7 +209,7 @@ def test_files_that_can_be_no_instance_are_pointed_out(host: Host) -> None:
     try:
         for verb in ("list", "check"):
             said = host.machine.run("citadel-llm", verb, check=False).stderr
-            assert "'/etc/default/citadel-llm-a b' is ignored, 'a b' can be no instance: a name has up to 64" in said
+            assert "'/etc/default/citadel-llm-a b' is ignored, 'a b' is not an instance name: a name" in said
             assert said.count("is ignored") == 1
     finally:
         for stray in strays:

@@ -24,11 +24,11 @@ ENVIRONMENT = {
 
 
 def package_depends() -> list[str]:
-    """The packages that ours depends on, for the base tree to have their .debs at hand."""
+    """The packages that ours depends on or recommends, for the base tree to have their .debs at hand."""
     control = (PROJECT / "debian/control").read_text(encoding="utf-8")
-    field = re.search(r"^Depends:(.*(?:\n[ \t].*)*)", control, re.MULTILINE)
-    assert field, "debian/control has no Depends"
-    names = re.sub(r"\(.*?\)|\$\{.*?\}|\n", "", field[1]).split(",")
+    fields = re.findall(r"^(?:Depends|Recommends):(.*(?:\n[ \t].*)*)", control, re.MULTILINE)
+    assert fields, "debian/control has no Depends"
+    names = re.sub(r"\(.*?\)|\$\{.*?\}|\n", "", ",".join(fields)).split(",")
     return sorted(name.strip() for name in names if name.strip())
 
 

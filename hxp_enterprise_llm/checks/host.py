@@ -24,7 +24,7 @@ from hxp_enterprise_llm.settings import config as settings
 from hxp_enterprise_llm.settings.credential_files import KEYS, read
 from hxp_enterprise_llm.settings.errors import DependencyCycle, ExitStatus, SettingsRefused
 from hxp_enterprise_llm.settings.host import ServiceManagerConfig
-from hxp_enterprise_llm.settings.keys import EVERY_ADDRESS, GIBIBYTE
+from hxp_enterprise_llm.settings.keys import EVERY_ADDRESS, GIBIBYTE, HOST_KEYS
 from hxp_enterprise_llm.settings.order import dependencies, order
 from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 from hxp_enterprise_llm.settings.units import unit_name
@@ -36,6 +36,9 @@ RENEW_DAYS, DAY_SEC = 14, 86400.0
 """How long before its end a certificate is warned of; those who renew by themselves do so a month before."""
 OUR_UNIT = re.compile(r"\bcitadel-llm@([^/\n]+)\.service\b")
 """The unit of an instance in a line of /proc/PID/cgroup."""
+
+
+LOGROTATE_RULE = "/etc/logrotate.d/citadel-llm"
 
 
 class Finding(NamedTuple):
@@ -238,6 +241,22 @@ def disk(cache: Path = CACHE) -> list[Finding]:
     if free >= CACHE_SPACE_BYTES:
         return []
     return [Finding("host", f"{cache} has only {free / 1e6:.0f} MB free; make room for caches", fatal=False)]
+
+
+def log_files(root: str = "/", logrotate: Path = Path("/usr/sbin/logrotate")) -> list[Finding]:
+    """Whether the log files of LOG_TO_FILE=yes are rotated: the package's rule for `logrotate` names one directory."""
+    host = load_host(root).values
+    if not host["LOG_TO_FILE"]:
+        return []
+    found = []
+    path, rotated = Path(host["VLLM_LOG_PATH"]), str(HOST_KEYS["VLLM_LOG_PATH"].default)
+    if path != Path(rotated):
+        text = f"VLLM_LOG_PATH={path} is not {rotated}: change the directory in {LOGROTATE_RULE} too, or its files grow"
+        found.append(Finding("host", text, fatal=False))
+    if not logrotate.exists():
+        text = "LOG_TO_FILE=yes, but logrotate is not installed: log files grow until the disk is full; install it"
+        found.append(Finding("host", text, fatal=False))
+    return found
 
 
 def neighbours(root: str = "/", drafts: Mapping[str, str] | None = None) -> list[Finding]:

@@ -22,7 +22,7 @@ from hxp_enterprise_llm.control.systemd import Systemd
 from hxp_enterprise_llm.settings.errors import CitadelError, DependencyCycle, JobFailed, SettingsRefused
 from hxp_enterprise_llm.settings.host import ServiceManagerConfig
 from hxp_enterprise_llm.settings.order import dependencies, order, with_required
-from hxp_enterprise_llm.settings.units import MONITOR, instance_of, unit_name
+from hxp_enterprise_llm.settings.units import MONITOR, instance_of, is_log_unit, unit_name
 from hxp_enterprise_llm.system.processes import run
 
 DONE, INTERRUPTED = 0, 130
@@ -71,16 +71,18 @@ class Upgrade:
         self._after = {name: earlier | self._requires[name] - {name} for name, (_, earlier) in known.items()}
 
     async def run(self) -> None:
-        """Restart what runs and may be restarted, the monitor last, and name what still runs the old version.
+        """Restart what runs and may be restarted, and name what still runs the old version.
 
+        First the models, then the monitor and the units that write log files.
         Raises SystemdUnreachable. Interrupted (cancelled), it first has systemd start each model that it has stopped.
         """
         before = await self._running()
         models = [name for unit in before if (name := instance_of(unit))]
         if self._wanted():
             await self._restart(await self._restartable(models))
-        if MONITOR in before and self._permitted(MONITOR):
-            await self._job("TryRestart", MONITOR)
+        for unit in before:
+            if not instance_of(unit) and self._permitted(unit):
+                await self._job("TryRestart", unit)
         now = await self._running()
         if old := sorted(unit for unit in before if now.get(unit) == before[unit]):
             self._say(f"until they are restarted, these units run the old version: {' '.join(old)}")
@@ -90,7 +92,8 @@ class Upgrade:
         found = {}
         for unit in await self._systemd.active("citadel-llm*.service"):
             properties = await self._systemd.properties(unit)
-            if (unit == MONITOR or instance_of(unit)) and properties["ActiveState"] not in ("deactivating", "inactive"):
+            ours = unit == MONITOR or instance_of(unit) or is_log_unit(unit)
+            if ours and properties["ActiveState"] not in ("deactivating", "inactive"):
                 found[unit] = properties["InvocationID"]
         return found
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from hxp_enterprise_llm.settings import credential_files
 from hxp_enterprise_llm.settings.keys import EVERY_ADDRESS, GIBIBYTE, HOST_KEYS, is_loopback, memory_high
-from hxp_enterprise_llm.settings.units import MONITOR, unit_name
+from hxp_enterprise_llm.settings.units import LOG_TEMPLATE, MONITOR, log_unit_name, unit_name
 from hxp_enterprise_llm.settings.values import (
     MODELS,
     HostSettings,
@@ -81,6 +81,10 @@ def sections(settings: InstanceSettings, host: HostSettings) -> Sections:
             Directive("Wants", "network-online.target", "HOST"),
             Directive("After", "network-online.target", "HOST"),
         ]
+    if host.values["LOG_TO_FILE"]:
+        # After it: at a shutdown the log file gets the last lines of the instance.
+        follower = log_unit_name(settings.name)
+        unit += [Directive("Wants", follower, "LOG_TO_FILE"), Directive("After", follower, "LOG_TO_FILE")]
     mounts = mounts_above(os.path.join(MODELS, values["MODEL"])) if values["MODEL"] else []
     if mounts:
         # Not required: the start of one whose disk does not come says so, and counts as a failure. systemd would leave
@@ -191,6 +195,16 @@ def monitor_drop_in(host: HostSettings, addresses: set[str]) -> str:
     return _text("Made by citadel-llm-generator from the settings of the host and of all models.", parts)
 
 
+def log_drop_in(host: HostSettings) -> str:
+    """The text of the drop-in of all units that write log files; empty if the template suffices."""
+    path = str(host.values["VLLM_LOG_PATH"])
+    if not host.values["LOG_TO_FILE"] or path == HOST_KEYS["VLLM_LOG_PATH"].default:
+        return ""
+    # With -: a directory that is missing is named by the unit itself, in words.
+    parts: Sections = {"Service": [Directive("BindPaths", f"-{path}", "VLLM_LOG_PATH")]}
+    return _text("Made by citadel-llm-generator from VLLM_LOG_PATH of the host.", parts)
+
+
 def drop_ins(root: str, report: Report) -> Iterator[tuple[str, str]]:
     """Unit and text of every drop-in, in the order of the instances' names.
 
@@ -218,6 +232,9 @@ def drop_ins(root: str, report: Report) -> Iterator[tuple[str, str]]:
         return
     if for_monitor:
         yield MONITOR, for_monitor
+    for_logs = log_drop_in(host)
+    if for_logs:
+        yield LOG_TEMPLATE, for_logs
 
 
 def _of_the_host(root: str, report: Report) -> HostSettings:

@@ -1,7 +1,8 @@
 """The one place that starts other programs. Engines are started in `server_process`, by multiprocessing."""
 
+import contextlib
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from hxp_enterprise_llm.settings.errors import CitadelError
 
@@ -35,3 +36,17 @@ def run(command: Sequence[str], timeout: float) -> tuple[int, str]:
     except subprocess.TimeoutExpired:
         raise ProgramFailed(f"{' '.join(command)} did not end within {timeout:g} s") from None
     return done.returncode, done.stdout
+
+
+@contextlib.contextmanager
+def output_of(command: Sequence[str]) -> Iterator[int]:
+    """The descriptor of a program's standard output while it runs; the program ends with the block.
+
+    Its errors go to our standard error. Raises OSError if the program is not there.
+    """
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=ENVIRONMENT) as process:
+        assert process.stdout  # noqa: S101  a pipe was asked for
+        try:
+            yield process.stdout.fileno()
+        finally:
+            process.terminate()

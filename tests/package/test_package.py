@@ -77,7 +77,7 @@ def test_depends_name_the_one_python_and_the_libraries() -> None:
 
 def test_settings_are_conffiles_and_nothing_else_is() -> None:
     conffiles = dpkg_deb("--info", str(PACKAGE), "conffiles").split()
-    assert set(conffiles) == {f"/etc/default/{name}" for name in SETTINGS}
+    assert set(conffiles) == {f"/etc/default/{name}" for name in SETTINGS} | {"/etc/logrotate.d/citadel-llm"}
 
 
 def test_everything_is_roots_and_no_one_else_may_write_it(members: dict[str, tarfile.TarInfo]) -> None:

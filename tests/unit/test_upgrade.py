@@ -9,7 +9,7 @@ import pytest
 from hxp_enterprise_llm.checks.host import Finding
 from hxp_enterprise_llm.control.upgrade import Upgrade, permitted
 from hxp_enterprise_llm.settings.errors import JobFailed
-from hxp_enterprise_llm.settings.units import MONITOR, instance_of, unit_name
+from hxp_enterprise_llm.settings.units import MONITOR, instance_of, log_unit_name, unit_name
 
 from .conftest import Root
 
@@ -169,6 +169,15 @@ def test_models_that_wait_for_each_other_stay(root: Root) -> None:
     host.upgrade()
     assert host.restarted() == {"c", "monitor"}
     assert "check a" in host.said[0]
+
+
+def test_followers_of_the_journal_are_restarted_after_the_models(root: Root) -> None:
+    host = Host(root, a="")
+    follower = log_unit_name("a")
+    host.systemd.runs[follower], host.systemd.state[follower] = 1, "active"
+    host.upgrade()
+    assert host.systemd.done == ["TryRestart a", f"TryRestart {MONITOR}", f"TryRestart {follower}"]
+    assert not host.said
 
 
 def test_a_policy_that_forbids_it_keeps_models_and_monitor(root: Root) -> None:

@@ -1,0 +1,48 @@
+"""A journal entry as a line of a log file."""
+
+import json
+import re
+from datetime import datetime
+from typing import Any, NamedTuple
+
+FIELDS = ("MESSAGE", "SYSLOG_IDENTIFIER", "_COMM", "SYSLOG_PID", "_PID", "_HOSTNAME", "_SOURCE_REALTIME_TIMESTAMP")
+"""What a line is made of; journalctl adds the cursor and the time of arrival."""
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
+_INDENT = "\n    "
+
+
+class Entry(NamedTuple):
+    """One entry: its place in the journal, and its line, or lines, with the last newline."""
+
+    cursor: str
+    text: str
+
+
+def parse(line: bytes) -> Entry:
+    """Read one line of `journalctl --output=json`. Raises ValueError for a line that journalctl does not write."""
+    fields = json.loads(line)
+    if not isinstance(fields, dict) or not {"__CURSOR", "__REALTIME_TIMESTAMP"} <= fields.keys():
+        raise ValueError("not an entry of the journal")
+    moment = int(fields.get("_SOURCE_REALTIME_TIMESTAMP") or fields["__REALTIME_TIMESTAMP"]) / 1e6
+    time = datetime.fromtimestamp(moment).astimezone().isoformat(timespec="seconds")
+    sender = _text(fields.get("SYSLOG_IDENTIFIER") or fields.get("_COMM") or "unknown")
+    pid = _text(fields.get("SYSLOG_PID") or fields.get("_PID") or "")
+    # An indented second line cannot pass for an entry of its own.
+    message = _text(fields.get("MESSAGE")).rstrip("\n").replace("\n", _INDENT)
+    host = _text(fields.get("_HOSTNAME") or "localhost")
+    return Entry(str(fields["__CURSOR"]), f"{time} {host} {sender}{f'[{pid}]' if pid else ''}: {message}\n")
+
+
+def _text(value: Any) -> str:
+    """The text of a field: journalctl writes bytes that are no text as numbers, and a repeated field as a list."""
+    if isinstance(value, list):
+        if all(isinstance(number, int) for number in value):
+            return _printable(bytes(value).decode("utf-8", "backslashreplace"))
+        return "\n".join(map(_text, value))
+    return _printable("" if value is None else str(value))
+
+
+def _printable(text: str) -> str:
+    """No control character may steer the terminal that shows the file."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)

@@ -1,0 +1,96 @@
+"""Appends an instance's journal to its log file, and remembers how far it got."""
+
+import os
+import re
+import selectors
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from hxp_enterprise_llm.log_files.entry import FIELDS, Entry, parse
+from hxp_enterprise_llm.settings.units import unit_name
+
+QUIET_SEC, LONGEST_STOP_SEC = 1.0, 5.0
+"""A stop waits until no line has arrived for the first, and no longer than the second: the last lines of an instance
+reach the journal when its unit has ended."""
+CHUNK_BYTES = 1 << 16
+_CURSOR = re.compile(r"[0-9a-z=;]{1,300}")
+
+
+class LogFile:
+    """The log file of one instance, and the file with the cursor of its last entry.
+
+    Both belong to one user. The log file is opened for every batch of entries: once logrotate has renamed it, the next
+    batch goes to a new file.
+    """
+
+    def __init__(self, path: Path, cursor_file: Path) -> None:
+        self._path = path
+        self._cursor_file = cursor_file
+
+    def cursor(self) -> str:
+        """Where to go on in the journal; empty if the file has no entry yet, or the cursor is damaged."""
+        try:
+            text = self._cursor_file.read_text(encoding="ascii").strip()
+        except (FileNotFoundError, UnicodeDecodeError):
+            return ""
+        return text if _CURSOR.fullmatch(text) else ""
+
+    def append(self, entries: Sequence[Entry]) -> None:
+        """Write entries, then the cursor: a crash between the two repeats entries and loses none.
+
+        Raises OSError; then the cursor is still that of the entries before.
+        """
+        content = "".join(entry.text for entry in entries).encode("utf-8", "backslashreplace")
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(self._path, flags, 0o640)
+        try:
+            size = os.fstat(descriptor).st_size
+            try:
+                written = 0
+                while written < len(content):
+                    written += os.write(descriptor, content[written:])
+            except OSError:
+                # A full disk: no half line, and no line twice once there is room.
+                os.ftruncate(descriptor, size)
+                raise
+        finally:
+            os.close(descriptor)
+        partial = self._cursor_file.with_suffix(".part")
+        partial.write_text(entries[-1].cursor, encoding="ascii")
+        partial.replace(self._cursor_file)
+
+
+def journal_command(instance: str, cursor: str) -> list[str]:
+    """The command that prints the entries of an instance's unit after `cursor`, or of this boot, and then new ones."""
+    begin = f"--after-cursor={cursor}" if cursor else "--boot"
+    fields = f"--output-fields={','.join(FIELDS)}"
+    unit = f"--unit={unit_name(instance)}"
+    return ["journalctl", "--follow", "--no-tail", "--all", "--quiet", "--output=json", fields, unit, begin]
+
+
+def follow(source: int, stop: int, file: LogFile) -> bool:
+    """Append the entries that arrive at the descriptor `source` until `stop` becomes readable, and the last lines.
+
+    Returns whether it was stopped; False if `source` ended. Raises OSError if the file cannot be written.
+    """
+    rest = b""
+    end = float("inf")
+    with selectors.DefaultSelector() as selector:
+        selector.register(source, selectors.EVENT_READ)
+        selector.register(stop, selectors.EVENT_READ)
+        while True:
+            stopping = end < float("inf")
+            ready = {key.fd for key, _ in selector.select(min(QUIET_SEC, end - time.monotonic()) if stopping else None)}
+            if stop in ready:
+                selector.unregister(stop)
+                end = time.monotonic() + LONGEST_STOP_SEC
+            if source in ready:
+                chunk = os.read(source, CHUNK_BYTES)
+                if not chunk:
+                    return stopping
+                *lines, rest = (rest + chunk).split(b"\n")
+                if lines:
+                    file.append([parse(line) for line in lines])
+            if stopping and (not ready or time.monotonic() > end):
+                return True

@@ -1,0 +1,143 @@
+"""The log file of an instance: what a line is, what a crash repeats, and where the next start goes on."""
+
+import json
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hxp_enterprise_llm.checks import host
+from hxp_enterprise_llm.log_files.entry import Entry, parse
+from hxp_enterprise_llm.log_files.follower import LogFile, follow, journal_command
+
+from .conftest import Root
+from .generated import GOOD, drop_in, made
+
+
+def entry(number: int, message: object = None, **fields: object) -> bytes:
+    known = {
+        "__CURSOR": f"s=1;i={number}",
+        "__REALTIME_TIMESTAMP": str(1_700_000_000_000_000 + number),
+        "MESSAGE": f"line {number}" if message is None else message,
+        "SYSLOG_IDENTIFIER": "citadel-llm-m",
+        "_PID": "7",
+        "_HOSTNAME": "there",
+    }
+    return json.dumps({**known, **fields}).encode() + b"\n"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> LogFile:
+    return LogFile(tmp_path / "m.log", tmp_path / "m.cursor")
+
+
+def test_a_line_has_time_host_sender_and_message() -> None:
+    found = parse(entry(1, _SOURCE_REALTIME_TIMESTAMP="1600000000000000"))
+    time, rest = found.text.split(" ", 1)
+    assert found.cursor == "s=1;i=1"
+    assert rest == "there citadel-llm-m[7]: line 1\n"
+    assert parse(entry(1)).text.split(" ")[0] > time, "the sender's own time comes first"
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ("two\nlines\n", "two\n    lines"),
+        ("red \x1b[31m\r", r"red \x1b[31m\x0d"),
+        ([104, 105, 255], r"hi\xff"),
+        (["one", "other"], "one\n    other"),
+        (None, "line 1"),
+        ("\u2028", r"\x2028"),
+    ],
+)
+def test_no_message_forges_an_entry_or_steers_a_terminal(message: object, text: str) -> None:
+    assert parse(entry(1, message)).text.endswith(f"]: {text}\n")
+
+
+@pytest.mark.parametrize("line", [b"", b"no json", b"[]", b"{}", b'{"__CURSOR": "a"}'])
+def test_what_journalctl_does_not_write_is_an_error(line: bytes) -> None:
+    with pytest.raises(ValueError):
+        parse(line)
+
+
+def test_a_start_goes_on_after_the_last_entry(file: LogFile, tmp_path: Path) -> None:
+    assert "--boot" in journal_command("m", file.cursor())
+    file.append([Entry("s=1;i=1", "a\n"), Entry("s=1;i=2", "b\n")])
+    assert journal_command("m", file.cursor())[-2:] == ["--unit=citadel-llm@m.service", "--after-cursor=s=1;i=2"]
+    assert stat.S_IMODE((tmp_path / "m.log").stat().st_mode) & 0o137 == 0
+    (tmp_path / "m.cursor").write_text("--directory=/srv")
+    assert "--boot" in journal_command("m", file.cursor())
+
+
+def test_after_a_rotation_lines_go_to_a_new_file(file: LogFile, tmp_path: Path) -> None:
+    file.append([Entry("s=1;i=1", "a\n")])
+    (tmp_path / "m.log").rename(tmp_path / "m.log.1")
+    file.append([Entry("s=1;i=2", "b\n")])
+    assert [(tmp_path / name).read_text() for name in ("m.log.1", "m.log")] == ["a\n", "b\n"]
+
+
+def test_a_failed_write_leaves_the_cursor(file: LogFile, tmp_path: Path) -> None:
+    file.append([Entry("s=1;i=1", "a\n")])
+    (tmp_path / "m.log").unlink()
+    (tmp_path / "m.log").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError):
+        file.append([Entry("s=1;i=2", "b\n")])
+    assert file.cursor() == "s=1;i=1"
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.fixture
+def pipe() -> Callable[[bytes], tuple[int, int]]:
+    def make(content: bytes) -> tuple[int, int]:
+        reader, writer = os.pipe()
+        os.write(writer, content)
+        return reader, writer
+
+    return make
+
+
+def test_what_arrived_before_a_stop_is_written(
+    file: LogFile, tmp_path: Path, pipe: Callable[[bytes], tuple[int, int]]
+) -> None:
+    source, _ = pipe(entry(1) + entry(2) + entry(3)[:20])
+    stop, _ = pipe(b"x")
+    assert follow(source, stop, file)
+    assert [line.split(": ")[1] for line in (tmp_path / "m.log").read_text().splitlines()] == ["line 1", "line 2"]
+    assert file.cursor() == "s=1;i=2", "half an entry is for the next start"
+
+
+def test_a_journal_that_ends_is_no_stop(file: LogFile, pipe: Callable[[bytes], tuple[int, int]]) -> None:
+    source, writer = pipe(entry(1))
+    os.close(writer)
+    assert not follow(source, pipe(b"")[0], file)
+    assert file.cursor() == "s=1;i=1"
+
+
+def test_models_want_their_followers_if_the_host_says_so(root: Root) -> None:
+    root.instance("m", GOOD)
+    assert "citadel-llm-log" not in drop_in(root, "m")
+    root.host("LOG_TO_FILE=yes\n")
+    lines = drop_in(root, "m").splitlines()
+    assert "Wants=citadel-llm-log@m.service" in lines and "After=citadel-llm-log@m.service" in lines
+    assert "Wants=citadel-llm-log@refused.service\n" in (
+        root.instance("refused", "PORT=x\n") and drop_in(root, "refused")
+    )
+
+
+def test_another_directory_is_opened_to_the_followers_and_warned_of(root: Root, tmp_path: Path) -> None:
+    root.host("LOG_TO_FILE=yes\n")
+    rotating = tmp_path / "logrotate"
+    rotating.touch()
+    assert not host.log_files(str(root), rotating)
+    assert not made(root)[0]
+    root.host("LOG_TO_FILE=yes\nVLLM_LOG_PATH=/srv/logs\n")
+    assert "BindPaths=-/srv/logs\n" in made(root)[0]["citadel-llm-log@.service.d/50-settings.conf"]
+    (found,) = host.log_files(str(root), rotating)
+    assert not found.fatal and found.text.startswith("VLLM_LOG_PATH=/srv/logs")
+    assert [finding.text.split(",")[0] for finding in host.log_files(str(root), tmp_path / "none")][1:] == [
+        "LOG_TO_FILE=yes"
+    ]
+    root.host("VLLM_LOG_PATH=/srv/logs\n")
+    assert not host.log_files(str(root), tmp_path / "none")

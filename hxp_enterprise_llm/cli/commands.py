@@ -15,7 +15,7 @@ from hxp_enterprise_llm.control.service_manager import ServiceManager
 from hxp_enterprise_llm.settings import config as settings
 from hxp_enterprise_llm.settings.errors import CitadelError, ExitStatus, NoSuchInstance, SettingsRefused
 from hxp_enterprise_llm.settings.units import unit_name
-from hxp_enterprise_llm.settings.values import load_host, load_instance
+from hxp_enterprise_llm.settings.values import HostLabels, load_host, load_instance
 
 NAME = InstanceName()
 json_option = click.option("--json", "for_program", is_flag=True, help="Print JSON for a program.")
@@ -37,7 +37,7 @@ def list_command(for_program: bool) -> None:
     if for_program:
         output.as_json([service.model_dump(mode="json") for service in found])
     else:
-        output.services(found)
+        output.services(found, HostLabels.of(load_host()))
 
 
 @cli.command()
@@ -53,6 +53,7 @@ def status(name: str | None, for_program: bool) -> None:
     else:
         for service in found:
             output.one_service(service)
+        output.of_host(HostLabels.of(load_host()))
     if name and not found[0].up:
         raise click.exceptions.Exit(ExitStatus.NOT_RUNNING)
 

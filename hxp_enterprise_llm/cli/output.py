@@ -11,6 +11,7 @@ from hxp_enterprise_llm.control.service import Service, State
 from hxp_enterprise_llm.settings.address import Address
 from hxp_enterprise_llm.settings.grammar import printable
 from hxp_enterprise_llm.settings.keys import GIBIBYTE
+from hxp_enterprise_llm.settings.values import HostLabels
 
 COLOURS = {State.READY: "green", State.FAILED: "red", State.STARTING: "yellow", State.RESTARTING: "yellow"}
 """Of a state, on a terminal; click leaves colours out elsewhere."""
@@ -41,8 +42,8 @@ def gigabytes(size: int | None) -> str:
     return NOTHING if size is None else f"{size / GIBIBYTE:.1f}"
 
 
-def services(found: Sequence[Service]) -> None:
-    """The table of `citadel-llm list`."""
+def services(found: Sequence[Service], host: HostLabels) -> None:
+    """The table of `citadel-llm list`, and the host below it."""
     rows = []
     for service in found:
         config = service.config
@@ -59,6 +60,12 @@ def services(found: Sequence[Service]) -> None:
             )
         )
     table(("NAME", "STATE", "ENABLED", "PORT", "MEMORY GB", "CORES", "RESTARTS", "MODEL"), rows)
+    of_host(host)
+
+
+def of_host(host: HostLabels) -> None:
+    """The line that says which host the lines before it are about."""
+    click.echo(f"Host: {host}")
 
 
 def one_service(service: Service) -> None:

@@ -18,7 +18,7 @@ from hxp_enterprise_llm.monitoring.store import Store
 from hxp_enterprise_llm.settings import config as settings
 from hxp_enterprise_llm.settings.address import Address
 from hxp_enterprise_llm.settings.errors import SettingsRefused
-from hxp_enterprise_llm.settings.values import load_host
+from hxp_enterprise_llm.settings.values import HostLabels, load_host
 
 log = logging.getLogger("citadel-llm-monitor")
 
@@ -35,7 +35,8 @@ def _stamp(file: str) -> tuple[int, int, int] | None:
 
 
 class Fleet:
-    """The instances of this host. `trouble` says why systemd cannot be asked, "" while it can.
+    """The instances of this host. `trouble` says why systemd cannot be asked, "" while it can; `host` is
+    how people call the host.
 
     `ask` asks one instance's endpoint (`probe.ask`); `root` and `groups` are where settings and control groups are.
     """
@@ -54,6 +55,7 @@ class Fleet:
         self._ask = ask
         self._root = root
         self._groups = groups
+        self.host = HostLabels.of(load_host(root))
         self._run_time = ""
         self._short = False
         self._asking: dict[str, asyncio.Task[None]] = {}
@@ -64,7 +66,9 @@ class Fleet:
 
     def names(self) -> list[str]:
         """Read the settings again; the instances that have a file."""
-        self._run_time = load_host(self._root).values["VLLM_PID_PATH"]
+        host = load_host(self._root)
+        self._run_time = host.values["VLLM_PID_PATH"]
+        self.host = HostLabels.of(host)
         self.reread()
         names = settings.instance_names(self._root)
         for name in names:
@@ -179,7 +183,7 @@ class Fleet:
         if self._answer is None or time.monotonic() - self._made >= FRESH_SEC:
             self._measure()
             found = [self._health(self.instances[name]) for name in sorted(self.instances)]
-            self._answer = overall(found, reachable=not self.trouble)
+            self._answer = overall(found, self.host, reachable=not self.trouble)
             self._made = time.monotonic()
         return self._answer
 

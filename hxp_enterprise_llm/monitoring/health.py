@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from hxp_enterprise_llm.control.service import State
 from hxp_enterprise_llm.monitoring.failures import Kind
 from hxp_enterprise_llm.settings.address import Address
+from hxp_enterprise_llm.settings.values import HostLabels
 
 __all__ = ["FailureSeen", "MonitorHealth", "Problem", "ServiceHealth", "ServicesHealth", "Status", "Target", "overall"]
 
@@ -71,6 +72,8 @@ class ServicesHealth(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     status: Status
+    environment: str = Field(description="CITADEL_ENV of the host")
+    hostname: str = Field(description="SERVER_HOSTNAME of the host")
     services: tuple[ServiceHealth, ...]
 
 
@@ -81,6 +84,8 @@ class MonitorHealth(BaseModel):
 
     status: Status
     version: str
+    environment: str = Field(description="CITADEL_ENV of the host")
+    hostname: str = Field(description="SERVER_HOSTNAME of the host")
     reason: str = Field(description="what is wrong, empty if nothing")
 
 
@@ -105,7 +110,8 @@ class Problem(BaseModel):
     detail: Literal["no such instance"] = "no such instance"
 
 
-def overall(services: Sequence[ServiceHealth], reachable: bool = True) -> ServicesHealth:
-    """Judge them together; if systemd is not `reachable`, nothing is known to be healthy."""
+def overall(services: Sequence[ServiceHealth], host: HostLabels, reachable: bool = True) -> ServicesHealth:
+    """Health of all services of a host; unhealthy if systemd is not `reachable`."""
     good = reachable and all(service.ready for service in services if service.wanted)
-    return ServicesHealth(status=Status.HEALTHY if good else Status.UNHEALTHY, services=tuple(services))
+    status = Status.HEALTHY if good else Status.UNHEALTHY
+    return ServicesHealth(status=status, environment=host.environment, hostname=host.hostname, services=tuple(services))

@@ -102,6 +102,10 @@ class ServiceCollector(Collector):
         build = GaugeMetricFamily("citadel_llm_monitor_build_info", "Version of the monitor.", labels=["version"])
         build.add_metric([self._version], 1)
         yield build
+        labels = ["environment", "hostname", "version"]
+        host = GaugeMetricFamily("citadel_llm_host_info", "What this host is called, and its version.", labels=labels)
+        host.add_metric([*self._fleet.host, self._version], 1)
+        yield host
         for name, text, good in (
             ("systemd_reachable", "Whether systemd can be asked.", not self._fleet.trouble),
             ("store_writable", "Whether what must survive a restart can be written.", not self._fleet.store.trouble),

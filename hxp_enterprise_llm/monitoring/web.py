@@ -89,9 +89,8 @@ def application(fleet: Fleet, version: str) -> FastAPI:
         """The monitor itself."""
         trouble = "; ".join(filter(None, (fleet.trouble, fleet.store.trouble)))
         status = Status.UNHEALTHY if fleet.trouble else Status.HEALTHY
-        return _json(
-            MonitorHealth(status=status, version=version, reason=trouble).model_dump_json().encode(), not fleet.trouble
-        )
+        found = MonitorHealth(status=status, version=version, **fleet.host._asdict(), reason=trouble)
+        return _json(found.model_dump_json().encode(), not fleet.trouble)
 
     @app.get(
         "/health/services",

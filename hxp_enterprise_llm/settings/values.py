@@ -6,7 +6,7 @@ runs or watches an instance. Read from here is what the schema has not: the host
 """
 
 import os
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from hxp_enterprise_llm.settings.grammar import MAX_FAULTS, Entry, Fault, SettingsText, read, shown
 from hxp_enterprise_llm.settings.keys import (
@@ -32,6 +32,21 @@ class HostSettings(NamedTuple):
     values: dict[str, Any]
     origins: dict[str, str]
     faults: list[Fault]
+
+
+class HostLabels(NamedTuple):
+    """What people call this host: CITADEL_ENV and SERVER_HOSTNAME. Shown, never acted on."""
+
+    environment: str
+    hostname: str
+
+    @classmethod
+    def of(cls, host: HostSettings) -> Self:
+        """The labels in the settings of the host."""
+        return cls(host.values["CITADEL_ENV"], host.values["SERVER_HOSTNAME"])
+
+    def __str__(self) -> str:
+        return f"{self.hostname} ({self.environment})"
 
 
 class InstanceSettings(NamedTuple):

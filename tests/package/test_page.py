@@ -19,6 +19,7 @@ from browser import Browser, opened
 PAGE = Path(__file__).resolve().parents[2] / "hxp_enterprise_llm/monitoring/page.html"
 CACHE = Path(os.environ.get("CITADEL_BUILD_CACHE", "/var/cache/citadel-llm-build"))
 HOSTILE = '<script>document.title="taken"</script><img src=x onerror=alert(1)>&amp;"\'\u202e'
+HOST = {"environment": "staging", "hostname": "gpu-1.example"}
 GIB = 1024**3
 NONE = "\u2013"  # what stands for a figure that there is not
 
@@ -119,7 +120,7 @@ class Monitor(http.server.ThreadingHTTPServer):
         self.asked = 0
 
     def tell(self, *services: Any, status: str = "degraded") -> None:
-        self.answer = json.dumps({"status": status, "services": services}).encode()
+        self.answer = json.dumps({"status": status, **HOST, "services": services}).encode()
 
     @property
     def address(self) -> str:
@@ -234,7 +235,8 @@ def test_names_and_reasons_are_text(browser: Browser, monitor: Monitor) -> None:
     assert HOSTILE[:60] in browser.value("document.querySelector('#models [data-label=\"Last failure\"]').innerText")
     assert browser.value("document.querySelector('#models [data-label=\"State\"]').innerText").startswith("? unknown")
     assert "\u202e" not in browser.text(), "it would turn round the words beside it"
-    assert browser.value("document.title") == f"2/2 ready {NONE} citadel-llm"
+    assert browser.value("document.title") == f"2/2 ready {NONE} gpu-1.example {NONE} citadel-llm"
+    assert browser.value("document.querySelector('h1').innerText") == "citadel-llm on gpu-1.example (staging)"
     assert complaints(browser) == []
 
 

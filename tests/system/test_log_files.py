@@ -104,6 +104,7 @@ def test_a_missing_directory_is_named_and_waited_for(logging: Host) -> None:
         machine.run("systemctl", "start", "citadel-llm@told")
         check = machine.run("citadel-llm", "check", "told", check=False)
         assert (check.returncode, "VLLM_LOG_PATH=/srv/logs is not" in check.stderr) == (0, True), check.stderr
+        machine.run("journalctl", "--sync")
         journal = machine.output("journalctl", "-u", "citadel-llm-log@told", "-o", "cat")
         assert "/srv/logs/told.log: No such file or directory" in journal
         machine.run("install", "-d", "-o", "agent0", "-g", "adm", "-m", "0750", "/srv/logs")
@@ -120,7 +121,7 @@ def test_a_missing_directory_is_named_and_waited_for(logging: Host) -> None:
 def test_switched_off_the_followers_end(logging: Host) -> None:
     logging.settings("told", **GOOD)
     logging.machine.run("systemctl", "start", "citadel-llm@told")
-    assert state(logging, "told") == "active"
+    wait_for(logging, "told", "Started citadel-llm@told.service")
     switch(logging, "no")
     wait_until_ended(logging, "told")
     assert logging.machine.show("citadel-llm@told", "ActiveState")["ActiveState"] == "active"

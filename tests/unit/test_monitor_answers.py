@@ -47,7 +47,9 @@ def test_the_answers_of_the_health_port(root: Root, tmp_path: Path) -> None:
         "name state ready port pid since startup_seconds restarts memory_bytes memory_limit_bytes cpu_cores tasks"
     )
     assert {*contract.split(), "reason"} <= one.keys()
-    assert client.get("/health").json() == {"status": "healthy", "version": "1.2", "reason": ""}
+    labels = {"environment": "production", "hostname": "localhost"}
+    assert client.get("/health").json() == {"status": "healthy", "version": "1.2", "reason": ""} | labels
+    assert answer.json() == answer.json() | labels
     assert client.get("/health/services/b").status_code == 503
     assert client.get("/health/services/b").json()["name"] == "b"
     for path in ("/health/services/none", "/health/services/%2e%2e", "/health/services/..%2fb", "/health/services/a/b"):
@@ -57,6 +59,23 @@ def test_the_answers_of_the_health_port(root: Root, tmp_path: Path) -> None:
     answer = client.get("/health")
     assert (answer.status_code, answer.json()["reason"]) == (503, "no bus")
     assert client.get("/health/services").status_code == 503
+
+
+def test_the_host_is_named_as_its_settings_say_since_the_last_reload(root: Root, tmp_path: Path) -> None:
+    fleet, client = client_of(root, tmp_path)
+    root.host("CITADEL_ENV=staging\nSERVER_HOSTNAME=gpu-1.example\n")
+    fleet.present(set(fleet.names()))
+    first = {"environment": "staging", "hostname": "gpu-1.example"}
+    found = client.get("/health/services").json()
+    assert found == found | first
+    assert (
+        b'citadel_llm_host_info{environment="staging",hostname="gpu-1.example",version="1.2"} 1.0'
+        in metrics.Exposition(fleet, "1.2").text("")[1].splitlines()
+    )
+    root.host("CITADEL_ENV=test\nSERVER_HOSTNAME=gpu-1.example\n")
+    fleet.present(set(fleet.names()))
+    for path in ("/health", "/health/services"):
+        assert client.get(path).json()["environment"] == "test"
 
 
 def test_head_is_answered_as_get_is(root: Root, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -277,7 +278,7 @@ def on_host(name: str, limit: str, outside: str) -> dict[str, Callable[[], str]]
         "write what the monitor remembers": lambda: _write("/var/lib/citadel-llm/monitor/new"),
         "write a log": lambda: _write("/var/log/citadel-llm/new"),
         "read root's home directory": lambda: _list("/root"),
-        **{f"read a file for all in {place}": lambda place=place: _read(f"{place}/for-all") for place in FOR_ALL},
+        **{f"read a file for all in {place}": partial(_read, f"{place}/for-all") for place in FOR_ALL},
         "read what the monitor remembers": lambda: _read("/var/lib/citadel-llm/monitor/monitor.sqlite"),
         "read another's settings": lambda: _read("/etc/default/citadel-llm-test"),
         "read /etc/passwd": lambda: _read("/etc/passwd"),

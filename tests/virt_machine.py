@@ -8,7 +8,7 @@ and hand over to its VirtSubproc (README.virtualisation-server in its documentat
 import sys
 
 sys.path.insert(0, "/usr/share/autopkgtest/lib")
-import VirtSubproc
+import VirtSubproc  # type: ignore[import-not-found]  # autopkgtest brings it
 
 LEADER = int(sys.argv[1])
 CAPABILITIES = ["root-on-testbed", "isolation-container"]

@@ -43,7 +43,7 @@ class Host:
         self.machine = machine
         self.made: set[str] = set()
 
-    def settings(self, instance: str, **values: str | float) -> None:
+    def settings(self, instance: str, **values: object) -> None:
         """Write an instance's settings file and let systemd know, as the README says."""
         self.made.add(instance)
         lines = [f"{key}={value}\n" for key, value in values.items()]

@@ -9,7 +9,7 @@ from dotenv import dotenv_values
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hxp_enterprise_llm.settings.grammar import parse
+from hxp_enterprise_llm.settings.grammar import Entry, parse
 
 from .conftest import Host
 
@@ -103,7 +103,7 @@ def test_whatever_is_accepted_of_any_line_all_three_read_the_same(host: Host) ->
     @given(st.lists(written_lines(), min_size=20, max_size=40))
     def read(written: list[str]) -> None:
         nonlocal asked
-        texts = {}
+        texts: dict[str, Entry] = {}
         for line in written:
             asked += 1
             text = line.replace("A=", f"K{len(drawn) + len(texts)}=", 1)

@@ -59,7 +59,7 @@ def make_host(folder: Path) -> None:
 def said_by(folder: Path) -> dict[str, str]:
     """Boot the host, which reboots itself once, and return what its script says by then."""
     console = folder / "console"
-    command = [
+    command: list[str | Path] = [
         "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", str(os.cpu_count() or 1),
         "-m", "6G", "-nic", "none", "-display", "none", "-monitor", "none", "-serial", f"file:{console}",
         "-drive", f"file={folder}/disk,format=raw,if=virtio,cache=unsafe",

@@ -30,7 +30,7 @@ def chat(**body: object) -> Request:
     return "/v1/chat/completions", {**HELLO, **body}
 
 
-REQUESTS = {
+REQUESTS: dict[str, Request] = {
     "log probabilities": completion(logprobs=3),
     "log probabilities of the prompt": completion(prompt_logprobs=2),
     "log probabilities of a chat": chat(logprobs=True, top_logprobs=2),

@@ -49,7 +49,7 @@ class Secure:
             "TLS_CERT_FILE": CERTIFICATE,
             "TLS_KEY_FILE": KEY,
         }
-        host.settings("secure", **self.settings)  # type: ignore[arg-type]
+        host.settings("secure", **self.settings)
 
     def give(self, certificate: str, key: str, directory: str = "/srv/keys") -> None:
         """Write both files as their administrator would."""
@@ -107,7 +107,7 @@ def test_https_from_a_start_to_a_renewal_under_load(secure: Secure) -> None:
         assert secure.host.server("secure") == server, "another certificate takes no other server"
     # Another server too, when a setting has changed with it.
     secure.give(made.RSA_CERTIFICATE, made.RSA_KEY)
-    secure.host.settings("secure", **secure.settings, MAX_MODEL_LEN=1000)  # type: ignore[arg-type]
+    secure.host.settings("secure", **secure.settings, MAX_MODEL_LEN=1000)
     machine.run("systemctl", "reload", UNIT)
     assert secure.host.server("secure") != server
     assert secure.shown() == made.RSA_CERTIFICATE

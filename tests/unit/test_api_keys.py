@@ -210,12 +210,16 @@ def test_a_file_of_keys_is_on_the_disk_before_it_takes_the_place_of_the_old(
         done.append(f"fsync {os.fstat(descriptor).st_size} bytes" if of_a_file else "fsync directory")
         fsync(descriptor)
 
+    def own(descriptor: int, user: int, group: int) -> None:
+        done.append(f"fchown {(user, group)}")
+        fchown(descriptor, user, group)
+
     def move(self: Path, target: Path) -> Path:
         done.append("rename")
         return rename(self, target)
 
     monkeypatch.setattr("os.fsync", note)
-    monkeypatch.setattr("os.fchown", lambda *words: (done.append(f"fchown {words[1:]}"), fchown(*words)))
+    monkeypatch.setattr("os.fchown", own)
     monkeypatch.setattr(Path, "rename", move)
     keys.add("m", "alice", str(instance))
     before = file.stat()

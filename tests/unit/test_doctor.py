@@ -41,8 +41,8 @@ def test_the_clock(tmp_path: Path) -> None:
 
 def test_swap_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     def has(swap: int) -> doctor.Diagnosis:
-        monkeypatch.setattr(doctor.psutil, "virtual_memory", lambda: SimpleNamespace(total=8 << 30))
-        monkeypatch.setattr(doctor.psutil, "swap_memory", lambda: SimpleNamespace(total=swap << 30))
+        monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=8 << 30))
+        monkeypatch.setattr("psutil.swap_memory", lambda: SimpleNamespace(total=swap << 30))
         return doctor.memory()
 
     assert has(0)[1:] == (Verdict.GOOD, "8.0 GB, swap 0.0 GB")
@@ -55,7 +55,7 @@ def test_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
             raise OSError(101, "Network is unreachable")
         return SimpleNamespace(close=lambda: None)
 
-    monkeypatch.setattr(doctor.socket, "create_connection", connect)
+    monkeypatch.setattr("socket.create_connection", connect)
     monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example:8443")
     assert doctor.hub()[1:] == (Verdict.GOOD, "mirror.example answers")
     monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example")

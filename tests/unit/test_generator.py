@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from hxp_enterprise_llm.generator import drop_ins
-from hxp_enterprise_llm.generator.drop_ins import DROP_IN, MAX_INSTANCES, MONITOR, Directive, generate
+from hxp_enterprise_llm.generator.drop_ins import DROP_IN, MAX_INSTANCES, Directive, generate
+from hxp_enterprise_llm.settings.units import MONITOR
 from hxp_enterprise_llm.settings.values import load_instance
 
 from .conftest import Root

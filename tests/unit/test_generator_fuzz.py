@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 from hostile import Hostile, is_line_of_the_generator
 
-from hxp_enterprise_llm.generator.drop_ins import DROP_IN, MONITOR, generate
+from hxp_enterprise_llm.generator.drop_ins import DROP_IN, generate
+from hxp_enterprise_llm.settings.units import MONITOR
 
 CASES = int(os.environ.get("CITADEL_FUZZ_CASES", "4000"))
 SEED = int(os.environ.get("CITADEL_FUZZ_SEED", "6"))
@@ -67,7 +68,7 @@ def alone(batch: Path) -> dict[str, str]:
     defaults = batch / "etc/default"
     defaults.mkdir(parents=True)
     write_controls(defaults)
-    generate(str(batch / "run"), str(batch), str)
+    generate(str(batch / "run"), str(batch), lambda _: None)
     written = drop_ins(batch / "run")
     shutil.rmtree(batch)
     return {name: written[path_of(name)] for name in CONTROLS}
@@ -85,7 +86,7 @@ def test_no_value_escapes_its_line_or_its_instance(root: Path) -> None:
         of_host = hostile.random.random() < 0.5
         made = fill(defaults, hostile, AT_ONCE, of_host)
         before = {file.name: file.read_bytes() for file in defaults.iterdir()}
-        generate(str(batch / "run"), str(batch), str)
+        generate(str(batch / "run"), str(batch), lambda _: None)
         written = drop_ins(batch / "run")
         where = f"seed {SEED}, before input {inputs + AT_ONCE}"
         assert {file.name for file in batch.iterdir()} == {"etc", "run"}, where

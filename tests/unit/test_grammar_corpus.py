@@ -56,6 +56,6 @@ def test_no_line_escapes_into_the_drop_in(line: str, root: Root) -> None:
     generate(str(root.path / "run"), str(root))
     drop_in = Path(root.path, "run/citadel-llm@m.service.d", DROP_IN).read_text()
     directives = "SourcePath After User Group MemoryHigh MemoryMax CPUQuota TasksMax Restart RestartSec TimeoutStartSec"
-    known = ("#", "[Unit]", "[Service]", "LoadCredential=api-key:/", "TimeoutStopSec=")
+    known: tuple[str, ...] = ("#", "[Unit]", "[Service]", "LoadCredential=api-key:/", "TimeoutStopSec=")
     known += tuple(f"{directive}=" for directive in directives.split())
     assert all(made.startswith(known) for made in drop_in.splitlines())

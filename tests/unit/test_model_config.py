@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -49,7 +50,7 @@ def test_a_length_beyond_the_model_says_the_most(tmp_path: Path) -> None:
     (fault,), _ = check(tmp_path, LLAMA, max_model_len=4096)
     assert fault.startswith("MAX_MODEL_LEN=4096 is more than this model can: write 2048 (max_position_embeddings")
     assert check(tmp_path, LLAMA, max_model_len=2048) == ([], [])
-    nested = {"architectures": ["X"], "text_config": {"max_position_embeddings": 10}}
+    nested: dict[str, object] = {"architectures": ["X"], "text_config": {"max_position_embeddings": 10}}
     assert check(tmp_path, nested, max_model_len=11)[0]
 
 
@@ -60,8 +61,7 @@ def test_a_length_in_flags_counts_too(tmp_path: Path) -> None:
 
 
 def test_a_model_that_generates_needs_room_for_an_answer(tmp_path: Path) -> None:
-    given: dict[str, object]
-    for given in ({"max_model_len": 1}, {"vllm_args": "--max-model-len 1"}):
+    for given in cast("list[dict[str, object]]", [{"max_model_len": 1}, {"vllm_args": "--max-model-len 1"}]):
         (fault,), _ = check(tmp_path, LLAMA, **given)
         assert fault.endswith("has no room for a prompt and an answer: write 2 or more")
     assert check(tmp_path, LLAMA, max_model_len=2) == ([], [])

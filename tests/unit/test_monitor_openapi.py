@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import schemathesis
 from hypothesis import HealthCheck, settings
@@ -10,10 +11,11 @@ from schemathesis.checks import not_a_server_error
 from hxp_enterprise_llm.monitoring import web
 from hxp_enterprise_llm.monitoring.fleet import Fleet
 from hxp_enterprise_llm.monitoring.store import Store
+from hxp_enterprise_llm.settings.address import Address
 from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 
 
-async def answers(_: ServiceConfigSchema) -> str:
+async def answers(_: Address) -> str:
     return ""
 
 
@@ -41,7 +43,7 @@ schema = schemathesis.openapi.from_asgi("/openapi.json", web.application(fleet()
 
 @schema.parametrize()
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-def test_every_answer_is_as_described(case: schemathesis.Case) -> None:
+def test_every_answer_is_as_described(case: schemathesis.Case[Any]) -> None:
     response = case.call()
     # A name may be drawn that there is; 503 is what a service that is not ready is meant to give.
     case.validate_response(response, excluded_checks=[not_a_server_error])

@@ -2,8 +2,9 @@ import asyncio
 
 import pytest
 
-from hxp_enterprise_llm.control.order import in_order, order
+from hxp_enterprise_llm.control.order import in_order
 from hxp_enterprise_llm.settings.errors import CitadelError, DependencyCycle, SeveralFailed
+from hxp_enterprise_llm.settings.order import order
 
 from .conftest import Root
 

@@ -47,7 +47,12 @@ def as_root(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_files_of_any_size_arrive_and_the_answer_comes_back(tmp_path: Path) -> None:
     files = {"api-key": "k\n" * 400_000, "tls-key": "\xff\x00"}
     seen: list[dict[str, str]] = []
-    assert asked(tmp_path, lambda request: str(seen.append(request.contents) or ""), files=files) == ""
+
+    def take(request: Request) -> str:
+        seen.append(request.contents)
+        return ""
+
+    assert asked(tmp_path, take, files=files) == ""
     assert seen == [files]
     assert asked(tmp_path, lambda _: "settings refused: é") == "settings refused: é"
     assert list(tmp_path.iterdir()) == []
@@ -121,7 +126,7 @@ def test_it_listens_on_after(
             return await accept(listener)
 
         monkeypatch.setattr(loop, "sock_accept", failing)
-        monkeypatch.setattr(reload_request.json, "dump", dump)
+        monkeypatch.setattr("json.dump", dump)
         async with Requests(tmp_path, answer):
             return [await asyncio.to_thread(reload_request.ask, str(tmp_path), os.getpid(), {}) for _ in range(2)]
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from hxp_enterprise_llm.protocol.credentials import Credentials
+from hxp_enterprise_llm.settings.errors import EngineDied
 from hxp_enterprise_llm.supervisor import server_process
 from hxp_enterprise_llm.supervisor.server_process import Pulse, ServerProcess
 
@@ -71,7 +72,7 @@ def test_a_patient_leave_lasts_while_tokens_come(
     one_server: Any, monkeypatch: pytest.MonkeyPatch, patient: bool, seconds: float
 ) -> None:
     """They come for 0.4 s, and the limit is 0.3."""
-    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    clock: SimpleNamespace = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
 
     async def tick(_: float) -> None:
         clock.now += 0.05
@@ -79,7 +80,7 @@ def test_a_patient_leave_lasts_while_tokens_come(
         one_server.it.pulse = Pulse(clock.now, 1, 1, False, 1, [tokens])
 
     monkeypatch.setattr(server_process, "time", clock)
-    monkeypatch.setattr(server_process.asyncio, "sleep", tick)
+    monkeypatch.setattr("asyncio.sleep", tick)
     assert asyncio.run(one_server.it.leave(0.3, patient=patient)) is False
     assert clock.now >= seconds
     assert (clock.now > 0.35) is patient
@@ -92,5 +93,5 @@ def test_a_server_that_cannot_be_told_never_opens(one_server: Any) -> None:
         await one_server.it.take(Credentials(("k",)))
         await one_server.it.open()
 
-    with pytest.raises(server_process.EngineDied, match="could not be told"):
+    with pytest.raises(EngineDied, match="could not be told"):
         asyncio.run(run())

@@ -117,11 +117,12 @@ def test_only_units_that_systemd_holds_are_asked_for() -> None:
         async def call(self, member: str, *_: Any, path: str = "", **__: Any) -> list[Any]:
             self.asked.append(f"{member} {path.rpartition('/')[2]}".strip())
             unit = "citadel-llm@a.service"
-            return {
+            answers: dict[str, list[Any]] = {
                 "ListUnitsByPatterns": [[[unit, "", "loaded", "active"]]],
                 "Get": [Variant("as", [unit, "citadel-llm@b.service"])],
                 "GetAll": [{"ActiveState": Variant("s", "active")}],
-            }[member]
+            }
+            return answers[member]
 
     systemd = Recorder()
     units = [f"citadel-llm@{name}.service" for name in "abc"]

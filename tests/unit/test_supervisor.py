@@ -27,7 +27,7 @@ class Recorder(notify.Notifier):
         super().__init__(None)
         self.said: list[dict[str, object]] = []
 
-    def send(self, **state: str | int) -> None:
+    def send(self, within_sec: float = 0, **state: str | int) -> None:
         self.said.append(dict(state))
 
     @property
@@ -101,7 +101,7 @@ def test_every_server_hears_of_a_revoked_key_while_another_loads(tmp_path: Path,
             await asyncio.wait_for(main._asked(one), 5)
             assert far.recv(99) == reload_request.TAKEN
         assert main._now.due.is_set() is not keys_only
-        return servers  # type: ignore[return-value]
+        return servers
 
     for server in asyncio.run(ask()):
         assert server.keys[0] == digest("b") and digest("a") not in server.keys

@@ -66,7 +66,7 @@ def bus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(systemd, "MessageBus", FakeBus)
 
 
-async def ask_all(connection: Systemd, count: int) -> list[Any]:
+async def ask_all(connection: Systemd, count: int) -> list[dict[str, Any] | BaseException]:
     units = (f"citadel-llm@{number}.service" for number in range(count))
     async with asyncio.timeout(10):
         return await asyncio.gather(*map(connection.properties, units), return_exceptions=True)

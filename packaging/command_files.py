@@ -1,9 +1,9 @@
-"""Write what a shell and `man` need of the citadel-llm command, from the command itself.
+"""Write shell completions and man pages of the citadel-llm command.
 
 Usage: command_files.py STAGE
 
-STAGE is debian/citadel-llm: completions for bash, zsh and fish go below STAGE/usr/share, man pages (section 8, the
-administrator's) too: citadel-llm.8, and citadel-llm-VERB.8 for each verb.
+STAGE is debian/citadel-llm. Completions for bash, zsh and fish go below STAGE/usr/share, and so do the man pages:
+citadel-llm.8, and citadel-llm-VERB.8 for each verb.
 """
 
 import sys
@@ -39,7 +39,7 @@ STATUSES = {
 
 
 def roff(text: str) -> str:
-    """Text with what troff would take for its own escaped."""
+    """Text with troff's special characters escaped."""
     escaped = text.replace("\\", r"\e").replace("-", r"\-")
     return "\\&" + escaped if escaped.startswith((".", "'")) else escaped
 

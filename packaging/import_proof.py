@@ -1,7 +1,7 @@
-"""Write which modules of vLLM can be imported, and what serving text takes beside: `python import_proof.py FILE`.
+"""Write which modules of vLLM and of other libraries for serving text can be imported: `python import_proof.py FILE`.
 
-Run before and after trimming an environment, it shows by two equal files that nothing that is needed has gone. Many of
-vLLM's modules are for hardware or libraries that are absent here and fail both times.
+Run before and after trimming, two equal files prove that no needed file was removed. Many modules of vLLM are for
+hardware or libraries that are absent here; they fail both times.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import sys
 import warnings
 from pathlib import Path
 
-# What a request or a flag makes vLLM import, by names that walking its modules does not meet.
+# What vLLM imports for a request or a flag; a walk through its modules does not find these.
 ON_DEMAND = (
     "hxp_enterprise_llm.cli", "hxp_enterprise_llm.monitoring.daemon", "huggingface_hub", "openai.resources",
     "xgrammar", "llguidance", "outlines_core", "lmformatenforcer", "numba", "mcp", "grpc", "PIL.Image",
@@ -26,7 +26,7 @@ ON_DEMAND = (
     "sympy.printing.pycode", "sympy.stats", "networkx.algorithms", "email_validator",
 )  # fmt: skip
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM", "Phi3ForCausalLM")
-"""Those of the ready-made instances, which must be there in any case."""
+"""The architectures of the ready-made instances; they must be there."""
 
 
 def outcome(module: str) -> str:
@@ -43,7 +43,7 @@ def vllm_modules() -> list[str]:
 
     found = pkgutil.walk_packages(vllm.__path__, "vllm.", onerror=lambda _: None)
     names = (module.name for module in found)
-    # One of the kernels' variants is loaded, by what the CPU can do; a second in one process ends it.
+    # A process loads the variant of the kernels for its CPU; loading a second one would end the process.
     return [name for name in names if not name.rpartition(".")[2].startswith("_C") and not name.endswith("__main__")]
 
 
@@ -63,6 +63,6 @@ if __name__ == "__main__":
     with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         results = proof()
     if absent := [name for name in ON_DEMAND if results[name] != "imported"]:
-        sys.exit(f"imports: these are needed and cannot be imported: {', '.join(absent)}")
+        sys.exit(f"imports: these modules are needed and cannot be imported: {', '.join(absent)}")
     Path(sys.argv[1]).write_text(json.dumps(results, indent=0, sort_keys=True), encoding="utf-8")
     print(f"imports: {sum(value == 'imported' for value in results.values())} of {len(results)} modules")

@@ -1,7 +1,7 @@
-"""Remove what an environment does not need: `python left_out.py SITE_PACKAGES LIST`.
+"""Remove files that an environment does not need: `python left_out.py SITE_PACKAGES LIST`.
 
-LIST has one pattern a line, below SITE_PACKAGES, and comments. A pattern that matches nothing is an error: a library
-has moved what it named, and it is to be named anew.
+LIST has one pattern per line, relative to SITE_PACKAGES, and comments. A pattern that matches no file is an error: the
+distribution has moved the files, and the list needs their new place.
 """
 
 import shutil
@@ -15,7 +15,7 @@ def patterns(listing: Path) -> list[str]:
 
 
 def files_of(path: Path) -> list[Path]:
-    """The files to remove with `path`: those below a directory, and the byte code of a module."""
+    """The files to remove with `path`: those below a directory, and the bytecode of a module."""
     if path.is_dir():
         return [file for file in path.rglob("*") if not file.is_dir()]
     byte_code = path.parent.glob(f"__pycache__/{path.stem}.cpython-*.pyc") if path.suffix == ".py" else ()
@@ -23,7 +23,7 @@ def files_of(path: Path) -> list[Path]:
 
 
 def remove(pattern: str, packages: Path) -> tuple[int, int]:
-    """How many files went, and their size (bytes)."""
+    """How many files were removed, and their size (bytes)."""
     paths = list(packages.glob(pattern))
     files = {file for path in paths for file in files_of(path)}
     size = sum(file.lstat().st_size for file in files)
@@ -39,7 +39,7 @@ def main(packages: Path, listing: Path) -> None:
     for pattern in patterns(listing):
         count, size = remove(pattern, packages)
         if not count:
-            sys.exit(f"left out: {listing} names {pattern}, and there is none; what has become of it?")
+            sys.exit(f"left out: {listing}: {pattern} matches no file; has a distribution moved it?")
         print(f"left out: {count:5d} files, {size / 1e6:5.1f} MB: {pattern}")
 
 

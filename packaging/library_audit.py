@@ -4,7 +4,7 @@ Usage: library_audit.py ENVIRONMENT CONTROL
 
 Wheels do not declare system libraries, and a missing one shows only when the engine starts (`libnuma.so.1`
 missing ends in an AttributeError far from its cause). Every NEEDED entry of every ELF file must be a library of the
-environment itself, or one of a Debian package that CONTROL names in Depends. Exit status 1 lists what is not.
+environment itself, or of a Debian package in Depends of CONTROL. If not, the exit status is 1.
 """
 
 import re
@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 
 ELF_MAGIC = b"\x7fELF"
-# Nothing a CPU instance loads: the file is for hardware or software that is absent, and vLLM tries it no further.
+# CPU instances do not load these: they are for hardware or software that is absent.
 OPTIONAL = {
-    "libcuda.so.1": "the NVIDIA driver's own library, there where a GPU is",
+    "libcuda.so.1": "part of the NVIDIA driver, on hosts with a GPU",
 }
 
 
@@ -30,7 +30,7 @@ def elf_files(environment: Path) -> list[Path]:
 
 
 def needed(files: list[Path]) -> dict[str, Path]:
-    """Every NEEDED name, with one file that needs it."""
+    """Each NEEDED name, with a file that needs it."""
     names: dict[str, Path] = {}
     for file in files:
         dynamic = subprocess.run(["readelf", "-d", "-W", file], capture_output=True, text=True, check=True).stdout
@@ -40,7 +40,7 @@ def needed(files: list[Path]) -> dict[str, Path]:
 
 
 def owner(library: str) -> str | None:
-    """The Debian package that the build host has `library` from."""
+    """The Debian package that contains `library` on the build host."""
     cache = subprocess.run(["/sbin/ldconfig", "-p"], capture_output=True, text=True, check=True).stdout
     for line in cache.splitlines():
         if line.strip().startswith(library + " ") and "x86-64" in line:

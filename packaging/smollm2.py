@@ -2,9 +2,9 @@
 
 Usage: smollm2.py GGUF DIRECTORY
 
-The only copy of this model in a package registry is a quantised GGUF file. `transformers` reads its configuration and
-tokenizer; the weights it would keep packed, so they are dequantised here, renamed from llama.cpp's names, and its
-reordering of the attention rows (convert_hf_to_gguf.py, `permute`) is undone.
+The package index has this model as a quantised GGUF file only. `transformers` reads its configuration and tokenizer,
+but would keep the weights packed. So this program dequantises them, gives them their names in a Llama checkpoint, and
+undoes llama.cpp's reordering of the attention rows (convert_hf_to_gguf.py, `permute`).
 """
 
 import re
@@ -32,7 +32,7 @@ NAMES = {
 
 
 def llama_name(name: str) -> str:
-    """Name of a tensor in a Llama checkpoint, from llama.cpp's: blk.3.attn_q.weight."""
+    """The name in a Llama checkpoint of a tensor of llama.cpp, such as blk.3.attn_q.weight."""
     block = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
     if block:
         return f"model.layers.{block[1]}.{NAMES[block[2]]}.weight"
@@ -40,7 +40,7 @@ def llama_name(name: str) -> str:
 
 
 def unpermute(weight: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows of each head from llama.cpp's order (pairs side by side) back to two halves. Shape: (rows, columns)."""
+    """Reorder the rows of each head from llama.cpp's pairs to two halves. Shape: (rows, columns)."""
     rows, columns = weight.shape
     return weight.reshape(heads, rows // heads // 2, 2, columns).transpose(1, 2).reshape(rows, columns)
 

@@ -1,8 +1,8 @@
-"""Take the symbols that only a debugger reads out of an environment's libraries: `python strip_symbols.py ENVIRONMENT`.
+"""Remove the symbols that only a debugger reads from an environment's libraries: `python strip_symbols.py ENVIRONMENT`.
 
-Wheels bring them along: of torch's and vllm's libraries they are a third. Where auditwheel has patched a library, strip
-may move what the program headers name, and the library breaks; so a stripped library counts only if everything that is
-loaded is where it was.
+They are a third of torch's and vLLM's libraries. In a library that auditwheel has patched, strip may move the segments
+that the program headers name, which breaks the library; so a stripped library is used only if all of its segments are
+where they were.
 """
 
 import re
@@ -12,15 +12,15 @@ from pathlib import Path
 
 SEGMENT = re.compile(r"^  (LOAD|DYNAMIC|TLS) +(\S+) (\S+) \S+ (\S+) (\S+) (.{3}) (\S+)$", re.MULTILINE)
 SMALLEST_GAIN = 4096
-"""Less than a page (bytes) is not worth another file than the wheel's."""
+"""In bytes, a page: for less, the file of the wheel is kept."""
 
 
 def loaded(library: Path) -> list[tuple[str, ...]]:
-    """What the loader is told of a library: kind, offset, address, sizes, flags and alignment of its segments."""
+    """The segments of a library for the loader: kind, offset, address, sizes, flags and alignment."""
     text = subprocess.run(["readelf", "-lW", library], capture_output=True, text=True, check=True).stdout
     segments = []
     for kind, offset, address, stored, size, flags, alignment in SEGMENT.findall(text):
-        # The loader rounds the size of thread-local storage up to its alignment, as some linkers do before.
+        # The loader rounds the size of thread-local storage up to its alignment; some linkers do so too.
         unit = int(alignment, 16) if kind == "TLS" else 1
         rounded = -(-int(size, 16) // unit) * unit
         segments.append((kind, offset, address, stored, str(rounded), flags, alignment))
@@ -28,7 +28,7 @@ def loaded(library: Path) -> list[tuple[str, ...]]:
 
 
 def strip(library: Path) -> int:
-    """Bytes that the library is now smaller, 0 if it was left as it was."""
+    """By how many bytes the library has shrunk; 0 if it is unchanged."""
     stripped = library.with_name(library.name + ".stripped")
     done = subprocess.run(["strip", "--strip-unneeded", "-o", stripped, library], capture_output=True, check=False)
     try:

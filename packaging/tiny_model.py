@@ -1,9 +1,9 @@
-"""Make the model of the `test` instance: real in shape, random in content, the same on every build.
+"""Make the model of the `test` instance: a real architecture with random weights, the same in each build.
 
 Usage: tiny_model.py CORPUS DIRECTORY
 
 A Llama of two layers whose weights come from a fixed seed, and a byte-level BPE tokenizer trained on CORPUS.
-The corpus is a file of this repository and not one of the build host, so that two hosts make the same model.
+CORPUS is a file of this project, so that two hosts make the same model.
 """
 
 import sys

@@ -55,7 +55,7 @@ def test_install(cycle: Cycle) -> None:
     assert cycle.look()[MONITOR].state == "active"
     assert cycle.machine.output("systemctl", "is-active", "citadel-llm.target") == "active"
     cycle.prepare()
-    cycle.row("fresh install, and what the administrator makes of it", "ii", "",
+    cycle.row("fresh install, then the administrator's instances", "ii", "",
               zulu="same", alpha="same", bravo="same", monitor="same")  # fmt: skip
 
 
@@ -81,7 +81,7 @@ def test_a_downgrade_restarts_what_would_come_back(cycle: Cycle) -> None:
     assert "alpha would not start again and is left as it is; see: citadel-llm check alpha" in said
     old = f"run the old version: {unit('alpha')} {unit('zulu')}"
     assert old in said, said
-    cycle.row("downgrade; the model of one is missing", "ii", "it and what it requires go on; apt names them",
+    cycle.row("downgrade; the model of one is missing", "ii", "it and what it requires keep running; apt names them",
               zulu="same", alpha="same", bravo="new", monitor="new")  # fmt: skip
 
 
@@ -120,7 +120,7 @@ def test_an_upgrade_stops_no_model_for_one_that_would_not_start(cycle: Cycle) ->
         assert left_alone(name, f"systemctl status {unit('zulu')}, which is masked") in said, said
     assert left_alone("bravo", "citadel-llm check broken") in said, said
     cycle.row("reinstall; the first masked while it runs, the third requires the failed one", "ii",
-              "they and what requires them go on; apt names them",
+              "they and what requires them keep running; apt names them",
               zulu="same", alpha="same", bravo="same", monitor="new")  # fmt: skip
 
 
@@ -129,8 +129,8 @@ def test_an_upgrade_that_restarts_nothing(cycle: Cycle) -> None:
     said = cycle.apt("install", NEW)
     assert f"run the old version: {unit('alpha')} {unit('bravo')} {unit('zulu')}" in said
     assert cycle.look()["bravo"].words.startswith("Ready: ")
-    cycle.row("upgrade with `CITADEL_RESTART_ON_UPGRADE=no`", "ii", "apt names what runs the old version", "new",
-              zulu="same", alpha="same", bravo="same", monitor="new")  # fmt: skip
+    cycle.row("upgrade with `CITADEL_RESTART_ON_UPGRADE=no`", "ii", "apt names the units that run the old version",
+              version="new", zulu="same", alpha="same", bravo="same", monitor="new")  # fmt: skip
 
 
 def test_under_a_policy_running_models_go_on(cycle: Cycle) -> None:
@@ -139,8 +139,9 @@ def test_under_a_policy_running_models_go_on(cycle: Cycle) -> None:
         said = cycle.apt("--reinstall", "install", NEW)
     names = " ".join(unit(name) for name in (MONITOR, "alpha", "bravo", "zulu"))
     assert f"run the old version: {names}" in said, said
-    cycle.row("reinstall under a policy-rc.d that forbids it", "ii", "apt names what runs the old version", "new",
-              zulu="same", alpha="same", bravo="same", monitor="same")  # fmt: skip
+    cycle.row("reinstall under a policy-rc.d that forbids restarts", "ii",
+              "apt names the units that run the old version",
+              version="new", zulu="same", alpha="same", bravo="same", monitor="same")  # fmt: skip
 
 
 def test_an_interrupted_upgrade_leaves_no_model_down(cycle: Cycle) -> None:
@@ -154,7 +155,7 @@ def test_an_interrupted_upgrade_leaves_no_model_down(cycle: Cycle) -> None:
     done = machine.run("sh", "-c", f"{install} & {interrupt}; wait $!", check=False)
     assert done.returncode != 0, done.stdout
     machine.run("sh", "-c", f"until systemctl is-active {unit('alpha')}; do sleep 0.2; done", timeout=120)
-    cycle.row("downgrade, interrupted between two models", "iF", "those that it has stopped start",
+    cycle.row("downgrade, interrupted between two models", "iF", "the models that it has stopped start again",
               zulu="new", alpha="new", monitor="same")  # fmt: skip
     cycle.setting("CITADEL_RESTART_ON_UPGRADE", "no")
     machine.run("dpkg", "--configure", "-a")
@@ -194,7 +195,7 @@ def test_a_disk_that_is_full(cycle: Cycle) -> None:
             "downgrade, the disk is full", "ii", "apt fails, nothing has changed", "new", zulu="same", monitor="same"
         )
         cycle.apt("install", OLD)
-        cycle.row("space is made, the same again", "ii", "", zulu="new", monitor="new")
+        cycle.row("the same again, with free space", "ii", "", zulu="new", monitor="new")
     finally:
         machine.run("umount", "--lazy", place)
         cycle._mounts.discard(place)
@@ -212,7 +213,9 @@ def test_a_removal_and_an_installation_are_like_a_switch(cycle: Cycle) -> None:
     said = cycle.apt("install", OLD)
     assert "is masked" not in said and "not any more" not in said, said
     assert machine.inside(MASKED_AND_ENABLED).is_symlink()
-    cycle.row("install again", "ii", "enabled ones are enabled again, and start", zulu="new", idle="new", monitor="new")
+    cycle.row(
+        "install again", "ii", "enabled instances are enabled again, and start", zulu="new", idle="new", monitor="new"
+    )
 
 
 def test_a_disabled_target_and_a_stopped_monitor_stay_so(cycle: Cycle) -> None:
@@ -232,7 +235,7 @@ def test_an_unpacked_package_is_removed(cycle: Cycle) -> None:
     machine = cycle.machine
     machine.run("dpkg", "--force-confdef", "--force-confold", "--unpack", OLD)
     machine.run("dpkg", "--remove", "citadel-llm")
-    cycle.row("remove what was unpacked and not configured", "rc", "", "new")
+    cycle.row("remove an unpacked package that is not configured", "rc", "", "new")
     cycle.apt("install", OLD)
     # Disabled targets start nothing.
     cycle.row("install again, the target disabled", "ii", "", monitor="new", broken="stopped")
@@ -244,10 +247,10 @@ def test_purge(cycle: Cycle) -> None:
     machine.run("systemctl", "start", unit("zulu"))
     with policy(machine):
         said = cycle.apt("remove", "citadel-llm")
-        assert f"go on without their files until you stop them (systemctl stop): {unit(MONITOR)} {unit('zulu')}" in said
+        assert f"without their files; stop them with: systemctl stop {unit(MONITOR)} {unit('zulu')}" in said
         machine.run("curl", "-fs", "http://127.0.0.1:11581/health")
     machine.run("systemctl", "stop", unit("zulu"), unit(MONITOR))
-    cycle.row("remove under a policy-rc.d, then stop by hand", "rc", "apt names what goes on")
+    cycle.row("remove under a policy-rc.d, then stop by hand", "rc", "apt names what keeps running")
     said = cycle.apt("purge", "citadel-llm")
     assert "the models are kept in /var/lib/citadel-llm/models" in said
     cycle.row("purge after remove", "", "models and users stay")
@@ -275,7 +278,7 @@ def test_dpkg_purges_what_is_installed(cycle: Cycle) -> None:
     said = machine.output("dpkg", "--purge", "citadel-llm")
     assert "the models are kept in /var/lib/citadel-llm/models" in said
     assert machine.inside(f"{MODEL}/config.json").exists()
-    cycle.row("`dpkg --purge` of all that", "", "models, users and drop-ins stay")
+    cycle.row("`dpkg --purge` of all of these", "", "models, users and drop-ins stay")
     assert left(machine) == [mine, "/var/lib/citadel-llm"]
 
 

@@ -12,7 +12,7 @@ from typing import NoReturn
 from hxp_enterprise_llm.settings.errors import EngineDied, EngineHung
 from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 from hxp_enterprise_llm.supervisor import process_use
-from hxp_enterprise_llm.supervisor.server_process import Pulse, ServerProcess
+from hxp_enterprise_llm.supervisor.server_process import Heartbeat, ServerProcess
 
 LOOK_SEC = 1.0
 STILL_SEC = 10.0
@@ -41,7 +41,7 @@ async def watch(config: ServiceConfigSchema, server: ServerProcess, feed: Callab
 
 
 class HangWatch:
-    """Judges the pulse of one server. `feed` is called after every look that finds no hang."""
+    """Judges the heartbeat of one server. `feed` is called after every look that finds no hang."""
 
     def __init__(self, config: ServiceConfigSchema, server: ServerProcess, feed: Callable[[], None]) -> None:
         self._limit = config.hang_timeout_sec
@@ -49,7 +49,7 @@ class HangWatch:
         self._by_cpu = not config.gpu_devices
         self._server, self._feed = server, feed
         now = time.monotonic()
-        self._last: Pulse | None = None
+        self._last: Heartbeat | None = None
         self._moved = self._busy = self._running = now
         self._cpu, self._read = 0.0, 0
         self._heard = now
@@ -60,7 +60,7 @@ class HangWatch:
             await asyncio.sleep(LOOK_SEC)
             now = time.monotonic()
             stopped, effort = await asyncio.to_thread(self._look)
-            reason = self._judge(now, self._server.pulse, stopped, *effort)
+            reason = self._judge(now, self._server.heartbeat, stopped, *effort)
             if reason:
                 raise EngineHung(reason)
             self._feed()
@@ -69,14 +69,14 @@ class HangWatch:
         # Not the effort of the API server: it is busy with whoever asks while the engine hangs.
         return process_use.stopped(self._server.processes()), process_use.effort(self._server.engines())
 
-    def _judge(self, now: float, pulse: Pulse | None, stopped: str, cpu: float, read: int = 0) -> str:
+    def _judge(self, now: float, heartbeat: Heartbeat | None, stopped: str, cpu: float, read: int = 0) -> str:
         """What hangs, empty if nothing does."""
-        if pulse and (self._last is None or pulse.at != self._last.at):
+        if heartbeat and (self._last is None or heartbeat.at != self._last.at):
             self._heard = now
-            if not pulse.in_flight or self._last is None or pulse.progress != self._last.progress:
+            if not heartbeat.in_flight or self._last is None or heartbeat.progress != self._last.progress:
                 self._moved = now
-            self._last = pulse
-        waiting = pulse.in_flight if pulse else 0
+            self._last = heartbeat
+        waiting = heartbeat.in_flight if heartbeat else 0
         # Less CPU time than before: a process has ended. What waits for its pages works too, if slowly.
         still = 0 <= cpu - self._cpu <= STILL_SHARE * STILL_SEC and read == self._read
         if not waiting or self._moved == now or not still:

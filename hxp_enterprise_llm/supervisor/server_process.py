@@ -35,8 +35,8 @@ REPORT_SEC = 1.0
 """How long the fork server gets to tell how a process ended; a stopped one never does."""
 
 
-class Pulse(NamedTuple):
-    """What the server last told of itself. `at` is by the monotonic clock (seconds), the rest as in `pulse`."""
+class Heartbeat(NamedTuple):
+    """What the server last told of itself. `at` is by the monotonic clock (seconds), the rest as in `heartbeat`."""
 
     at: float
     in_flight: int
@@ -93,7 +93,7 @@ class ServerProcess:
         self._opened = False
         # How often it was given credentials, the first time with its start; `_untold` if once that could not be.
         self._given, self._untold = 1, False
-        self.pulse: Pulse | None = None
+        self.heartbeat: Heartbeat | None = None
         self.failure: Failure | None = None
 
     async def start(self) -> None:
@@ -130,7 +130,7 @@ class ServerProcess:
             raise EngineDied("the server could not be told of new keys")
         self._opened = True
         self._tell("open")
-        await self._until(lambda pulse: pulse.open, "begun to accept connections")
+        await self._until(lambda heartbeat: heartbeat.open, "begun to accept connections")
 
     async def take(self, credentials: Credentials) -> None:
         """Have it ask for other keys and show another certificate from now on; nothing if it has ended.
@@ -149,16 +149,16 @@ class ServerProcess:
         if not self._opened:
             return
         try:
-            await self._until(lambda pulse: pulse.taken >= given, "taken its new keys")
+            await self._until(lambda heartbeat: heartbeat.taken >= given, "taken its new keys")
         except EngineDied as error:
             if self._runs():
                 log.error("%s and is ended", error)
                 self._signal(signal.SIGKILL)
 
-    async def _until(self, done: Callable[[Pulse], bool], what: str) -> None:
+    async def _until(self, done: Callable[[Heartbeat], bool], what: str) -> None:
         """Wait until it tells that it has done what it was told. Raises EngineDied if it does not."""
         begin = time.monotonic()
-        while not (self.pulse and done(self.pulse)):
+        while not (self.heartbeat and done(self.heartbeat)):
             if time.monotonic() - begin > DOOR_SEC:
                 raise EngineDied(f"the server has not {what} within {DOOR_SEC:g} s")
             if not self._runs():
@@ -176,13 +176,13 @@ class ServerProcess:
         self._tell("leave")
         begin, progress = time.monotonic(), None
         while time.monotonic() - begin < limit and self._runs():
-            if patient and self.pulse and self.pulse.progress != progress:
-                begin, progress = time.monotonic(), self.pulse.progress
-            # Once the door is shut their number can but fall: an old pulse does no harm.
-            if self.pulse and not self.pulse.open and not self.pulse.connections:
+            if patient and self.heartbeat and self.heartbeat.progress != progress:
+                begin, progress = time.monotonic(), self.heartbeat.progress
+            # Once the door is shut their number can but fall: an old heartbeat does no harm.
+            if self.heartbeat and not self.heartbeat.open and not self.heartbeat.connections:
                 return True
             await asyncio.sleep(LOOK_SEC)
-        return not (self._runs() and self.pulse and self.pulse.in_flight)
+        return not (self._runs() and self.heartbeat and self.heartbeat.in_flight)
 
     @property
     def exit_status(self) -> int | None:
@@ -278,7 +278,7 @@ class ServerProcess:
             if "failed" in message:
                 self.failure = self.failure or Failure(**message["failed"])
             else:
-                self.pulse = Pulse(at=time.monotonic(), **message)
+                self.heartbeat = Heartbeat(at=time.monotonic(), **message)
         except (ValueError, TypeError) as error:
             log.warning("The server said something that is no message: %s", error)
 

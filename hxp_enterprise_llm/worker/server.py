@@ -23,7 +23,7 @@ def serve(
     channel: socket.socket,
     credentials: Credentials,
 ) -> None:
-    """Run vLLM's API server until SIGTERM, then drain it; `channel` takes its pulse to the main process.
+    """Run vLLM's API server until SIGTERM, then drain it; `channel` takes its heartbeat to the main process.
 
     `arguments` are flags of `vllm serve`; its `--host` and `--port` are for messages only. The first connections come
     from `private`, where the main process asks over plain HTTP whether the model answers, and those of `listener`,

@@ -1,4 +1,4 @@
-"""What a hang is, told from pulses that a test makes up."""
+"""What a hang is, told from heartbeats that a test makes up."""
 
 from collections.abc import Iterable
 
@@ -6,7 +6,7 @@ import pytest
 
 from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 from hxp_enterprise_llm.supervisor import hang
-from hxp_enterprise_llm.supervisor.server_process import Pulse
+from hxp_enterprise_llm.supervisor.server_process import Heartbeat
 
 Look = tuple[int, float, str, float]
 """Requests in flight, a figure of progress, a stopped process, CPU seconds."""
@@ -19,8 +19,8 @@ def first_hang(looks: Iterable[Look], beats: bool = True, **settings: object) ->
     start = 0.0  # seconds that a float holds whole
     watch._moved = watch._busy = watch._running = watch._heard = start
     for second, (requests, figure, stopped, cpu) in enumerate(looks, 1):
-        pulse = Pulse(start + (second if beats else 0), requests, requests, True, 1, [figure])
-        reason = watch._judge(start + second, pulse, stopped, cpu)
+        heartbeat = Heartbeat(start + (second if beats else 0), requests, requests, True, 1, [figure])
+        reason = watch._judge(start + second, heartbeat, stopped, cpu)
         if reason:
             return second, reason
     return 0, ""

@@ -13,7 +13,7 @@ import pytest
 from hxp_enterprise_llm.protocol.credentials import Credentials
 from hxp_enterprise_llm.settings.errors import EngineDied
 from hxp_enterprise_llm.supervisor import server_process
-from hxp_enterprise_llm.supervisor.server_process import Pulse, ServerProcess
+from hxp_enterprise_llm.supervisor.server_process import Heartbeat, ServerProcess
 
 
 @pytest.fixture
@@ -27,14 +27,14 @@ def one_server(monkeypatch: pytest.MonkeyPatch) -> Any:
     return SimpleNamespace(it=server, signals=signals)
 
 
-def pulse(taken: int) -> Pulse:
-    return Pulse(time.monotonic(), 0, 0, True, taken, [])
+def heartbeat(taken: int) -> Heartbeat:
+    return Heartbeat(time.monotonic(), 0, 0, True, taken, [])
 
 
 def test_a_server_that_loads_hears_of_its_keys_before_it_opens(one_server: Any) -> None:
     async def run() -> None:
         await one_server.it.take(Credentials(("k",)))
-        one_server.it.pulse = pulse(2)
+        one_server.it.heartbeat = heartbeat(2)
         await one_server.it.open()
 
     asyncio.run(run())
@@ -51,7 +51,7 @@ def test_a_server_that_loads_hears_of_its_keys_before_it_opens(one_server: Any) 
 
 def test_a_server_that_does_not_take_its_keys_is_ended(one_server: Any) -> None:
     async def run() -> None:
-        one_server.it.pulse = pulse(1)
+        one_server.it.heartbeat = heartbeat(1)
         await one_server.it.open()
         await one_server.it.take(Credentials(("k",)))
 
@@ -77,7 +77,7 @@ def test_a_patient_leave_lasts_while_tokens_come(
     async def tick(_: float) -> None:
         clock.now += 0.05
         tokens = min(int(clock.now / 0.1), 4)
-        one_server.it.pulse = Pulse(clock.now, 1, 1, False, 1, [tokens])
+        one_server.it.heartbeat = Heartbeat(clock.now, 1, 1, False, 1, [tokens])
 
     monkeypatch.setattr(server_process, "time", clock)
     monkeypatch.setattr("asyncio.sleep", tick)

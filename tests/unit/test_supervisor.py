@@ -56,7 +56,7 @@ def written(tmp_path: Path) -> InstanceState:
 class Server:
     """What a supervisor knows of one."""
 
-    url, pulse, gone = "http://127.0.0.1:1", None, False
+    url, heartbeat, gone = "http://127.0.0.1:1", None, False
 
     def __init__(self) -> None:
         self.keys: tuple[str, ...] = ()

@@ -47,10 +47,10 @@ class Heartbeat(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """Why the server says it failed; `settings` if by its own words the settings are to blame."""
+    """The reason of a failure in the server's words; `final` if the settings are the reason (see `worker.failures`)."""
 
     text: str
-    settings: bool
+    final: bool
 
 
 class ServerProcess:
@@ -95,6 +95,8 @@ class ServerProcess:
         self._given, self._untold = 1, False
         self.heartbeat: Heartbeat | None = None
         self.failure: Failure | None = None
+        # Why no heartbeat will come any more, though the server runs.
+        self._silence, self._silent = "", asyncio.Event()
 
     async def start(self) -> None:
         """Start it. With "fork" this returns once the fork server has imported vLLM."""
@@ -118,10 +120,20 @@ class ServerProcess:
                     self._engines[process.pid] = os.pidfd_open(process.pid)
 
     async def ended(self) -> str:
-        """Wait for the end of the server or of a watched engine, and say in words what ended and how."""
+        """Wait for the end of the server, of a watched engine or of the heartbeats; the end in words."""
         if self._handle < 0:
             return f"the server {self._how()}"
-        pid = await first_end({self._handle: self._process.pid or 0} | {fd: pid for pid, fd in self._engines.items()})
+        handles = {self._handle: self._process.pid or 0} | {handle: pid for pid, handle in self._engines.items()}
+        ending, silent = asyncio.create_task(first_end(handles)), asyncio.create_task(self._silent.wait())
+        try:
+            await asyncio.wait((ending, silent), return_when=asyncio.FIRST_COMPLETED)
+            if not ending.done():
+                return f"the server (pid {self._process.pid}) can send no heartbeats any more: {self._silence}"
+            pid = ending.result()
+        finally:
+            for task in (ending, silent):
+                task.cancel()
+            await asyncio.gather(ending, silent, return_exceptions=True)
         return f"the engine (pid {pid}) ended" if pid in self._engines else f"the server (pid {pid}) {self._how()}"
 
     async def open(self) -> None:
@@ -183,11 +195,6 @@ class ServerProcess:
                 return True
             await asyncio.sleep(LOOK_SEC)
         return not (self._runs() and self.heartbeat and self.heartbeat.in_flight)
-
-    @property
-    def exit_status(self) -> int | None:
-        """Exit status of the server, negative for a signal, None while it runs or if nobody knows."""
-        return self._process.exitcode
 
     def processes(self) -> list[psutil.Process]:
         """All that belong to it: the API server, engine and workers."""
@@ -275,8 +282,14 @@ class ServerProcess:
             return
         try:
             message = json.loads(text)
-            if "failed" in message:
-                self.failure = self.failure or Failure(**message["failed"])
+            if "silent" in message:
+                self._silence = str(message["silent"])
+                self._silent.set()
+            elif "failed" in message:
+                failure = Failure(**message["failed"])
+                # The first failure is the cause of the others, unless a later one is recognised as final.
+                if self.failure is None or (failure.final and not self.failure.final):
+                    self.failure = failure
             else:
                 self.heartbeat = Heartbeat(at=time.monotonic(), **message)
         except (ValueError, TypeError) as error:

@@ -15,8 +15,6 @@ PROGRESS_INTERVAL_SEC = 2.0
 PROGRESS_BYTES = 1 << 20
 """What memory or reads must grow by between two looks for loading to count as progressing."""
 END_SEC = 1.0
-USAGE_STATUS = 2
-"""What argparse exits with; vLLM's parser reads VLLM_ARGS in the server process."""
 
 
 async def bring_up(
@@ -76,9 +74,7 @@ async def bring_up(
 
 def _why(server: ServerProcess, end: str, file: str) -> EngineDied | SettingsRefused:
     """The error for a server that ended before it was ready."""
-    if server.exit_status == USAGE_STATUS:
-        return SettingsRefused([Fault(file, 0, "vLLM refuses these flags; the lines above say which")])
-    if server.failure and server.failure.settings:
+    if server.failure and server.failure.final:
         return SettingsRefused([Fault(file, 0, f"vLLM refuses these settings for this model: {server.failure.text}")])
     why = server.failure.text if server.failure else "the lines above say why"
     return EngineDied(f"{end} before the model was ready; {why}")

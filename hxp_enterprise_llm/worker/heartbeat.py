@@ -1,43 +1,44 @@
 """What a vLLM server and the main process tell each other while the server runs.
 
-Messages are JSON on a SOCK_SEQPACKET socket. The server sends one a second,
-`{"in_flight": requests, "connections": clients, "open": bool, "taken": times, "progress": [figures]}`, and on
-its way down `{"failed": {"text": sentence, "settings": bool}}`; the main process sends `"open"`, `"leave"`, and with
-the descriptor of a file in memory that holds credentials `"take"`.
-This half runs in vLLM's processes; `hang` judges what arrives.
+Messages are JSON on a SOCK_SEQPACKET socket. The server sends a heartbeat a second,
+`{"in_flight": requests, "connections": clients, "open": bool, "taken": times, "progress": [figures]}`. When it fails it
+sends `{"failed": {"text": sentence, "final": bool}}`, and when its heartbeats end early `{"silent": sentence}`. The
+main process sends `"open"`, `"leave"`, and `"take"` with the descriptor of a file in memory that holds credentials.
+This half runs in vLLM's processes; `supervisor.server_process` and `supervisor.hang` are the other half.
 """
 
 import asyncio
 import json
 import logging
 import os
+import select
 import socket
 from contextlib import suppress
 from typing import Any
 
 from prometheus_client import REGISTRY
-from pydantic import ValidationError
 
 from hxp_enterprise_llm.protocol.credentials import Credentials
+from hxp_enterprise_llm.worker import failures
 from hxp_enterprise_llm.worker.traffic import Traffic
 
 BEAT_SEC = 1.0
-TEXT_BYTES = 1000
-"""How much of an error is told; a message must not be longer than the main process reads at once."""
+TELL_SEC = 1.0
+"""How long a message about a failure waits for room in the main process's queue."""
 LONGEST_WORD_BYTES = 16
 FIGURES = (
     "vllm:prompt_tokens_total", "vllm:generation_tokens_total",
     # A long prompt is read in pieces that yield no token; each takes cache.
     "vllm:kv_cache_usage_perc",
 )  # fmt: skip
-"""Metrics of vLLM of which at least one moves while a request is worked on (vllm/v1/metrics/loggers.py)."""
+"""Metrics of vLLM of which at least one changes while the engine works on a request (vllm/v1/metrics/loggers.py)."""
 
 
-def tell_reasons(channel: socket.socket) -> None:
-    """From now on tell the exceptions that vLLM logs, also in processes that are forked from this one; the first one is
-    why a start failed.
+def tell_reasons(channel: socket.socket, *, gpu: bool = False) -> None:
+    """From now on send the main process each exception that vLLM logs, also from processes forked from this one.
 
-    Not by a handler: vLLM's engine process sets up its logging anew, without those of before.
+    The first exception is the reason of a failed start. `gpu`: the model computes on a GPU.
+    A record factory and no handler: vLLM's engine process configures its logging again, without earlier handlers.
     """
     make = logging.getLogRecordFactory()
 
@@ -49,22 +50,35 @@ def tell_reasons(channel: socket.socket) -> None:
             and record.exc_info[1]
             and record.name.startswith("vllm")
         ):
-            tell_failure(channel, record.exc_info[1])
+            tell_failure(channel, record.exc_info[1], gpu=gpu)
         return record
 
     logging.setLogRecordFactory(tell)
 
 
-def tell_failure(channel: socket.socket, error: BaseException) -> None:
-    """Tell why this process ends. A ValueError is what vLLM raises for settings that do not go together."""
-    # pydantic's own text repeats the input and an address; vLLM's words are in the messages.
-    said = "; ".join(fault["msg"] for fault in error.errors()) if isinstance(error, ValidationError) else str(error)
-    text = " ".join(f"{type(error).__name__}: {said}".split()).encode("ascii", "replace")[:TEXT_BYTES].decode()
-    _send(channel, {"failed": {"text": text, "settings": isinstance(error, ValueError)}})
+def tell_failure(channel: socket.socket, error: BaseException, *, gpu: bool = False) -> None:
+    """Tell why this process ends, and whether the settings are the reason."""
+    tell_end(channel, failures.description(error), failures.is_final(error, gpu=gpu))
+
+
+def tell_end(channel: socket.socket, text: str, final: bool) -> None:
+    """Tell why this process ends in words of ASCII; `final` if no start with the same settings can succeed."""
+    _send(channel, {"failed": {"text": text, "final": final}}, TELL_SEC)
 
 
 async def beat(channel: socket.socket, listener: socket.socket) -> None:
-    """Send a message a second, for ever, and do what the main process says with `listener`."""
+    """Send a heartbeat a second and carry out the main process's commands with `listener`; never returns.
+
+    Tells the main process of an error of its own before it raises it: the engine may be healthy all the same.
+    """
+    try:
+        await _beat(channel, listener)
+    except Exception as error:
+        _send(channel, {"silent": failures.description(error)}, TELL_SEC)
+        raise
+
+
+async def _beat(channel: socket.socket, listener: socket.socket) -> None:
     figures = REGISTRY.restricted_registry(FIGURES)
     heard = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -72,7 +86,7 @@ async def beat(channel: socket.socket, listener: socket.socket) -> None:
     try:
         while True:
             samples = (sample for metric in figures.collect() for sample in metric.samples if sample.name in FIGURES)
-            # With --disable-log-stats there are no figures; what is sent is less sure, an answer to nobody counts too.
+            # With --disable-log-stats there are no figures; pieces of answers are less certain, as probes count too.
             progress = [sample.value for sample in samples] or [Traffic.sent]
             message = {"in_flight": Traffic.requests, "connections": Traffic.connections()}
             message |= {"open": Traffic.is_open, "taken": Traffic.taken}
@@ -92,7 +106,7 @@ async def _obey(channel: socket.socket, listener: socket.socket) -> None:
     except BlockingIOError:
         return
     if not words:
-        # The main process is gone; systemd ends this one.
+        # The main process has ended; systemd ends this process.
         asyncio.get_running_loop().remove_reader(channel.fileno())
     elif json.loads(words) == "take":
         with os.fdopen(descriptors[0], encoding="utf-8") as file:
@@ -106,7 +120,9 @@ async def _obey(channel: socket.socket, listener: socket.socket) -> None:
         Traffic.leave()
 
 
-def _send(channel: socket.socket, message: dict[str, Any]) -> None:
-    # The main process may be busy or gone: the engine must not wait for it.
-    with suppress(OSError):
+def _send(channel: socket.socket, message: dict[str, Any], within_sec: float = 0) -> None:
+    """Send a message; drop it if the main process is gone, or has no room for it within `within_sec` seconds."""
+    with suppress(OSError, ValueError):
+        if within_sec:
+            select.select([], [channel], [], within_sec)
         channel.send(json.dumps(message).encode(), socket.MSG_DONTWAIT)

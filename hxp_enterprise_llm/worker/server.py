@@ -6,12 +6,16 @@ import socket
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import NoReturn
 
 import setproctitle
 
 from hxp_enterprise_llm.protocol.credentials import Credentials
 from hxp_enterprise_llm.settings.errors import ExitStatus
 from hxp_enterprise_llm.worker.traffic import Traffic
+
+USAGE_STATUS = 2
+"""Exit status of argparse for wrong flags."""
 
 
 def serve(
@@ -23,27 +27,28 @@ def serve(
     channel: socket.socket,
     credentials: Credentials,
 ) -> None:
-    """Run vLLM's API server until SIGTERM, then drain it; `channel` takes its heartbeat to the main process.
+    """Run vLLM's API server until SIGTERM, then drain it; `channel` carries its heartbeat to the main process.
 
-    `arguments` are flags of `vllm serve`; its `--host` and `--port` are for messages only. The first connections come
-    from `private`, where the main process asks over plain HTTP whether the model answers, and those of `listener`,
-    with TLS if `credentials` have a certificate, once it says so.
+    `arguments` are flags of `vllm serve`; its `--host` and `--port` appear in messages only. The server first accepts
+    connections of `private`, where the main process probes the model over plain HTTP, and from the main process's
+    command on those of `listener`, with TLS if `credentials` have a certificate.
     """
     # Until vLLM installs its own handler, an early stop ends the process at once.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if forked:
-        # Also where the fork server could not: this shows why an import fails.
+        # Imported already, unless the fork server could not: then the traceback shows why.
         from hxp_enterprise_llm.worker import preload  # noqa: F401
 
     setproctitle.setproctitle("VLLM::APIServer")
-    # Imported here: in a fork these are in memory already, in a spawned process this is where the time goes.
+    # In a fork these are in memory already; in a spawned process they take most of the time of a start.
     import uvloop
     from vllm.entrypoints.launchers.api_server.entry import run_server_worker
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
     from vllm.entrypoints.launchers.launcher import validate_api_server_args
+    from vllm.platforms import current_platform
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    from hxp_enterprise_llm.worker import heartbeat
+    from hxp_enterprise_llm.worker import failures, heartbeat
 
     async def run() -> None:
         beating = asyncio.create_task(heartbeat.beat(channel, listener))
@@ -51,15 +56,32 @@ def serve(
             await run_server_worker(f"http://{options.host}:{options.port}", private, options)
         finally:
             beating.cancel()
+            # An error of the heartbeat was sent when it was raised.
+            await asyncio.gather(beating, return_exceptions=True)
 
-    options = make_arg_parser(FlexibleArgumentParser(prog="VLLM_ARGS")).parse_args(list(arguments))
-    Traffic.take(credentials)
-    heartbeat.tell_reasons(channel)
+    gpu = not current_platform.is_cpu()
     try:
+        options = make_arg_parser(FlexibleArgumentParser(prog="VLLM_ARGS")).parse_args(list(arguments))
         validate_parsed_serve_args(options)
         validate_api_server_args(options)
+    except SystemExit as end:
+        # argparse has printed the reason.
+        if end.code == USAGE_STATUS:
+            heartbeat.tell_end(channel, "wrong flags; the lines above name them", final=True)
+        raise
+    except (ValueError, TypeError, KeyError) as error:
+        heartbeat.tell_end(channel, failures.description(error), final=True)
+        _end()
+    heartbeat.tell_reasons(channel, gpu=gpu)
+    try:
+        Traffic.take(credentials)
         uvloop.run(run())
     except Exception as error:
-        heartbeat.tell_failure(channel, error)
-        traceback.print_exc()
-        sys.exit(ExitStatus.SOFTWARE)
+        heartbeat.tell_failure(channel, error, gpu=gpu)
+        _end()
+
+
+def _end() -> NoReturn:
+    """End this process after an exception, which a service's administrator finds in the journal."""
+    traceback.print_exc()
+    sys.exit(ExitStatus.SOFTWARE)

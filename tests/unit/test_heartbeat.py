@@ -1,5 +1,6 @@
-"""What a server tells of its failures, with no server behind it."""
+"""What a server tells the main process of its failures; no server runs."""
 
+import asyncio
 import json
 import logging
 import logging.config
@@ -30,12 +31,12 @@ def log(name: str, error: Exception | None) -> None:
 def test_what_vllm_logs_is_told_also_after_it_has_set_up_its_logging_anew(told: socket.socket) -> None:
     new = {"vllm": {"handlers": [], "propagate": False}}
     logging.config.dictConfig({"version": 1, "disable_existing_loggers": False, "loggers": new})
-    log("vllm.v1.engine.core", ValueError("KV cache is too small"))
+    log("vllm.v1.engine.core", ValueError("Cannot find model module. 'X' is not registered"))
     log("vllm.v1.engine.core", RuntimeError("see above"))
     said = [json.loads(told.recv(4096))["failed"] for _ in range(2)]
     assert said == [
-        {"text": "ValueError: KV cache is too small", "settings": True},
-        {"text": "RuntimeError: see above", "settings": False},
+        {"text": "ValueError: Cannot find model module. 'X' is not registered", "final": True},
+        {"text": "RuntimeError: see above", "final": False},
     ]
 
 
@@ -44,3 +45,23 @@ def test_what_is_no_exception_of_vllms_is_not_told(told: socket.socket) -> None:
     log("another", ValueError("x"))
     with pytest.raises(BlockingIOError):
         told.recv(4096)
+
+
+def test_an_error_of_the_heartbeat_reaches_the_main_process() -> None:
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    async def run() -> None:
+        beating = asyncio.create_task(heartbeat.beat(near, listener))
+        await asyncio.to_thread(far.recv, 4096)
+        # A command that this version does not know how to carry out.
+        far.send(b"no JSON")
+        await asyncio.wait_for(beating, 10)
+
+    with near, far, socket.socket() as listener:
+        with pytest.raises(json.JSONDecodeError):
+            asyncio.run(run())
+        far.setblocking(False)
+        messages = []
+        while not messages or "silent" not in messages[-1]:
+            messages.append(json.loads(far.recv(4096)))
+    assert messages[-1]["silent"].startswith("JSONDecodeError: Expecting value")

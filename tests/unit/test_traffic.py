@@ -93,7 +93,7 @@ def test_no_error_is_too_long_to_be_told(error: Exception) -> None:
     near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with near, far:
         heartbeat.tell_failure(near, error)
-        assert json.loads(far.recv(LARGEST_MESSAGE))["failed"]["settings"] is True
+        assert json.loads(far.recv(LARGEST_MESSAGE))["failed"]["final"] is False
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -1,0 +1,125 @@
+"""Which of vLLM's errors are errors in the settings: another start with the same settings ends in the same way.
+
+Every other error may pass by itself, so that systemd starts the service again. docs/decisions/0021 gives the reasons.
+The patterns are those of vLLM 0.32 and of Transformers as the package carries them.
+"""
+
+import re
+from typing import NamedTuple
+
+from pydantic import ValidationError
+
+TEXT_BYTES = 1000
+"""How much of an error the main process hears; a message must not be longer than it reads at once."""
+CONFIG_MODULES = ("vllm.config", "vllm.engine.arg_utils")
+"""Modules (with those below them) that do nothing but combine and validate settings: their ValueErrors are final."""
+FINAL_TYPES = (
+    "huggingface_hub.errors.DisabledRepoError",
+    "huggingface_hub.errors.HFValidationError",
+    "huggingface_hub.errors.RepositoryNotFoundError",  # also GatedRepoError
+    "huggingface_hub.errors.RevisionNotFoundError",
+)
+"""Answers of the hub that another request does not change."""
+
+
+class Pattern(NamedTuple):
+    """An error recognised by its type and the beginning of one of its sentences."""
+
+    kind: type[Exception]
+    text: str
+
+    def matches(self, error: BaseException, text: str) -> bool:
+        """Whether `error`, whose message is `text`, is such an error."""
+        return isinstance(error, self.kind) and re.search(self.text, text) is not None
+
+
+FINAL = (
+    # vllm/v1/core/kv_cache_utils.py: the cache is too small for one request of MAX_MODEL_LEN tokens
+    Pattern(ValueError, r"No available memory for the cache blocks"),
+    Pattern(ValueError, r"To serve at least one request with the model's max seq len"),
+    Pattern(ValueError, r"Cannot auto-fit max_model_len: not enough"),
+    # vllm/model_executor/models/registry.py
+    Pattern(ValueError, r"Model architectures? .* (are not supported for now|is not supported)"),
+    Pattern(ValueError, r"Model architecture .* was supported in vLLM until"),
+    Pattern(ValueError, r"Cannot find model module"),
+    Pattern(ValueError, r"The Transformers implementation of .* is not compatible with vLLM"),
+    # vllm/model_executor/models/utils.py, vllm/model_executor/model_loader/default_loader.py: weights of another model
+    Pattern(ValueError, r"There is no module or parameter named"),
+    Pattern(ValueError, r"Following weights were not initialized from checkpoint"),
+    Pattern(RuntimeError, r"Cannot find any model weights with"),
+    Pattern(ValueError, r"Unknown load_format"),
+    Pattern(ValueError, r"model_loader_extra_config must be"),
+    Pattern(ValueError, r"Unexpected extra config keys for load format"),
+    # vllm/model_executor/model_loader/weight_utils.py
+    Pattern(ValueError, r"Cannot find the config file for"),
+    Pattern(ValueError, r"Found multiple config files for"),
+    Pattern(ValueError, r"Unsupported quantization config found for"),
+    # vllm/v1/worker/lora_model_runner_mixin.py
+    Pattern(ValueError, r"does not support LoRA yet"),
+    # vllm/platforms/interface.py
+    Pattern(ValueError, r"quantization is currently not supported in"),
+    # transformers/utils/hub.py, which turns the hub's answers into OSError
+    Pattern(OSError, r"is not a local folder and is not a valid model identifier"),
+    Pattern(OSError, r"is not a valid git identifier"),
+    Pattern(OSError, r"You are trying to access a gated repo"),
+    Pattern(OSError, r"does not appear to have (a file|files) named"),
+)
+TRANSIENT = (
+    # vllm/v1/worker/utils.py: a process that has ended may still hold the GPU's memory
+    Pattern(ValueError, r"Free memory on device"),
+    Pattern(ValueError, r"Externally held weights on device"),
+    # vllm/v1/worker/cpu_worker.py: what the host has free
+    Pattern(ValueError, r"Available memory on node"),
+    # vllm/config/parallel.py: a GPU that the driver has not found yet, or has lost
+    Pattern(ValueError, r"World size .* is larger than the number of available GPUs"),
+    # vllm/model_executor/models/registry.py: vLLM looks at the model's class in another process, which may be killed
+    Pattern(ValueError, r"failed to be inspected"),
+    # vllm/transformers_utils/config.py: so end all errors, also of a hub that cannot be reached
+    Pattern(ValueError, r"Invalid repository ID or local directory specified"),
+    Pattern(ValueError, r"Could not detect config format for no config file found"),
+    # transformers/utils/hub.py
+    Pattern(OSError, r"We couldn't connect to"),
+    Pattern(OSError, r"There was a specific connection error"),
+)
+"""Errors that pass, though their type or place is that of an error in the settings."""
+MEASURED = FINAL[:3]
+"""On a GPU the memory for the cache is measured, while another process may hold some of it for a moment."""
+
+
+def is_final(error: BaseException, *, gpu: bool = False) -> bool:
+    """Whether the settings have to change before the next start can succeed. `gpu`: the model computes on a GPU."""
+    text = message(error)
+    if any(pattern.matches(error, text) for pattern in TRANSIENT + (MEASURED if gpu else ())):
+        return False
+    if any(pattern.matches(error, text) for pattern in FINAL):
+        return True
+    if isinstance(error, ValidationError) or not _names(error).isdisjoint(FINAL_TYPES):
+        return True
+    raised_in = _module(error)
+    return isinstance(error, ValueError) and any(
+        raised_in == module or raised_in.startswith(f"{module}.") for module in CONFIG_MODULES
+    )
+
+
+def message(error: BaseException) -> str:
+    """The words of an error on one line; of a pydantic error without its input and its link."""
+    text = "; ".join(each["msg"] for each in error.errors()) if isinstance(error, ValidationError) else str(error)
+    return " ".join(text.split())
+
+
+def description(error: BaseException) -> str:
+    """Type and words of an error, as the main process shows them: ASCII, TEXT_BYTES bytes at most."""
+    text = f"{type(error).__name__}: {message(error)}"
+    return text.encode("ascii", "replace")[:TEXT_BYTES].decode()
+
+
+def _names(error: BaseException) -> set[str]:
+    return {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}
+
+
+def _module(error: BaseException) -> str:
+    """Name of the module that raised an error, "" if it was not raised."""
+    place = error.__traceback__
+    while place and place.tb_next:
+        place = place.tb_next
+    return str(place.tb_frame.f_globals.get("__name__", "")) if place else ""

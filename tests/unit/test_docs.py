@@ -1,4 +1,5 @@
 import importlib.util
+import re
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
@@ -11,3 +12,13 @@ def test_the_page_of_settings_is_current() -> None:
     spec.loader.exec_module(module)
     written = (PROJECT / "docs/settings.md").read_text()
     assert written == module.page(), "run: python packaging/settings_page.py >docs/settings.md"
+
+
+def test_every_link_leads_to_a_file() -> None:
+    pages = [*PROJECT.glob("*.md"), *(PROJECT / "docs").rglob("*.md"), PROJECT / "bench/performance.in.md"]
+    assert len(pages) > 20
+    for page in pages:
+        # The template becomes docs/performance.md.
+        folder = PROJECT / "docs" if page.parent.name == "bench" else page.parent
+        for target in re.findall(r"\]\(([^)#:]+)[^):]*\)", page.read_text()):
+            assert (folder / target).exists(), f"{page.name}: {target}"

@@ -8,7 +8,8 @@ import json, os, pathlib, signal, socket, sys, time
 mode, port = pathlib.Path(f"/usr/local/lib/fake/{sys.argv[1]}").read_text().split()
 server = socket.create_server(("127.0.0.1", int(port)), backlog=64)
 address = {"scheme": "http", "host": "127.0.0.1", "port": int(port)}
-state = {"address": address, "startup_seconds": 1.5, "failures": {}, "last_failure": None}
+run = {"phase": "ready", "invocation": os.environ["INVOCATION_ID"]}
+state = {**run, "address": address, "startup_seconds": 1.5, "failures": {}, "last_failure": None}
 
 def tell():
     draft = pathlib.Path(os.environ["RUNTIME_DIRECTORY"], "state.new")

@@ -19,7 +19,7 @@ def check(names: Sequence[str], for_program: bool = False) -> ExitStatus:
     """
     for name in names:
         if not settings.exists(name):
-            raise NoSuchInstance(f"there is no instance {name!r}; citadel-llm list shows those that there are")
+            raise NoSuchInstance(f"there is no instance {name!r}; citadel-llm list shows all of them")
     found: list[Finding] = []
     for finding in _look(names):
         found.append(finding)

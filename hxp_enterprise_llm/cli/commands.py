@@ -35,7 +35,7 @@ def list_command(for_program: bool) -> None:
         output.complain(warning)
     found = ServiceManager().list_services()
     if for_program:
-        output.as_json([service.model_dump(mode="json") for service in found])
+        output.as_json([output.for_program(service) for service in found])
     else:
         output.services(found, HostLabels.of(load_host()))
 
@@ -48,7 +48,7 @@ def status(name: str | None, for_program: bool) -> None:
     manager = ServiceManager()
     found = [manager.status(name)] if name else manager.list_services()
     if for_program:
-        shown = [service.model_dump(mode="json") for service in found]
+        shown = [output.for_program(service) for service in found]
         output.as_json(shown[0] if name else shown)
     else:
         for service in found:
@@ -108,7 +108,7 @@ def show(name: str, for_program: bool) -> None:
 
 def _require(name: str) -> None:
     if not settings.exists(name):
-        raise NoSuchInstance(f"there is no instance {name!r}; citadel-llm list shows those that there are")
+        raise NoSuchInstance(f"there is no instance {name!r}; citadel-llm list shows all of them")
 
 
 def _written(value: Any) -> str:
@@ -317,7 +317,7 @@ def doctor(for_program: bool) -> None:
     """Look at this host: systemd, limits, GPU, memory, clock, hub and the package's own files."""
     from hxp_enterprise_llm.cli.doctor import LOOKS, Verdict
 
-    colours = {Verdict.GOOD: "green", Verdict.WARNING: "yellow", Verdict.FAULT: "red"}
+    colours = {Verdict.GOOD: "green", Verdict.WARNING: "yellow", Verdict.ERROR: "red"}
     found = []
     for look in LOOKS:
         diagnosis = look()
@@ -328,5 +328,5 @@ def doctor(for_program: bool) -> None:
             click.echo(f"{verdict} {diagnosis.what}: {diagnosis.text}")
     if for_program:
         output.as_json([diagnosis._asdict() for diagnosis in found])
-    if any(diagnosis.verdict is Verdict.FAULT for diagnosis in found):
+    if any(diagnosis.verdict is Verdict.ERROR for diagnosis in found):
         raise click.exceptions.Exit(ExitStatus.FAILED)

@@ -1,19 +1,22 @@
-"""`citadel-llm doctor`: whether this host can do what the package promises, and what to do where it cannot."""
+"""`citadel-llm doctor`: whether this host can do what the package promises, and what to do if it cannot."""
 
 import asyncio
 import os
 import re
 import socket
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
+import httpx
 import psutil
+from pydantic import ValidationError
 
 from hxp_enterprise_llm.control.systemd import Systemd
+from hxp_enterprise_llm.monitoring.health import MonitorHealth, Status
+from hxp_enterprise_llm.settings.address import authority
 from hxp_enterprise_llm.settings.errors import CitadelError
 from hxp_enterprise_llm.settings.keys import GIBIBYTE
 from hxp_enterprise_llm.settings.units import MONITOR
@@ -22,17 +25,18 @@ from hxp_enterprise_llm.system.isolation import PORTS_SINCE, SIGNALS_SINCE, land
 from hxp_enterprise_llm.system.processes import run
 
 OLDEST_SYSTEMD = 252  # Debian 12's; older ones lack what the units use
-VERIFY_SEC, CONNECT_SEC = 120.0, 3.0
+VERIFY_SEC, CONNECT_SEC, ANSWER_SEC = 120.0, 3.0, 5.0
+LARGEST_ANSWER = 65536
 HUB = "https://huggingface.co"
-"""Where models come from unless HF_ENDPOINT names a mirror (huggingface_hub's own default)."""
+"""The hub unless HF_ENDPOINT names a mirror (huggingface_hub's own default)."""
 
 
 class Verdict(StrEnum):
-    """How bad a finding is: with a warning the package works, with a fault it does not."""
+    """How bad a finding is: with a warning the package works, with an error it does not."""
 
     GOOD = "good"
     WARNING = "warning"
-    FAULT = "fault"
+    ERROR = "error"
 
 
 class Diagnosis(NamedTuple):
@@ -53,11 +57,11 @@ def systemd() -> Diagnosis:
     try:
         version = asyncio.run(ask())
     except CitadelError as error:
-        return Diagnosis("systemd", Verdict.FAULT, str(error))
+        return Diagnosis("systemd", Verdict.ERROR, str(error))
     number = re.match(r"\d+", version)
     if number and int(number[0]) >= OLDEST_SYSTEMD:
         return Diagnosis("systemd", Verdict.GOOD, version)
-    return Diagnosis("systemd", Verdict.FAULT, f"{version} is older than {OLDEST_SYSTEMD}; upgrade the distribution")
+    return Diagnosis("systemd", Verdict.ERROR, f"{version} is older than {OLDEST_SYSTEMD}; upgrade the distribution")
 
 
 def control_groups(root: Path = Path("/sys/fs/cgroup")) -> Diagnosis:
@@ -77,7 +81,7 @@ def isolation(version: Callable[[], int] = landlock_version) -> Diagnosis:
     ports = "" if found >= PORTS_SINCE else ", and listen on the port of one that is stopped"
     text = (
         f"models cannot read each other, but end each other{ports}: the kernel has Landlock {found}, and it takes "
-        f"{SIGNALS_SINCE} (Linux 6.12); a newer kernel, such as the backport of the distribution, mends it"
+        f"{SIGNALS_SINCE} (Linux 6.12); a newer kernel, such as the backport of the distribution, prevents that"
     )
     return Diagnosis("isolation", Verdict.WARNING, text)
 
@@ -89,25 +93,36 @@ def gpu(driver: Path = Path("/proc/driver/nvidia/version")) -> Diagnosis:
     return Diagnosis("GPU driver", Verdict.GOOD, driver.read_text(encoding="utf-8").splitlines()[0])
 
 
-def monitor(root: str = "/", connect: Callable[[], AbstractAsyncContextManager[Systemd]] = Systemd) -> Diagnosis:
-    """Whether the host's settings let the monitor serve both health and metrics, and whether it says that it does."""
-    host = load_host(root)
-    faults = [str(fault) for fault in host.faults if fault.fatal] or [*filter(None, [one_port_for_both(host)])]
-    if faults:
-        return Diagnosis("monitor", Verdict.FAULT, "; ".join(faults))
-
-    async def ask() -> dict[str, Any]:
-        async with connect() as systemd:
-            return await systemd.properties(MONITOR)
-
+def health(url: str) -> bytes:
+    """What a URL of this host answers, whatever its status, and no more than LARGEST_ANSWER. Raises OSError."""
     try:
-        unit = asyncio.run(ask())
-    except CitadelError as error:
-        return Diagnosis("monitor", Verdict.WARNING, str(error))
-    said = str(unit.get("StatusText", ""))
-    if unit.get("ActiveState") != "active":
-        return Diagnosis("monitor", Verdict.WARNING, f"it does not run; systemctl start {MONITOR}")
-    return Diagnosis("monitor", Verdict.WARNING if ";" in said else Verdict.GOOD, said)
+        # The environment's proxies are for other hosts.
+        with httpx.stream("GET", url, timeout=ANSWER_SEC, trust_env=False) as answer:
+            return next(answer.iter_bytes(LARGEST_ANSWER), b"")
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise OSError(str(error)) from error
+
+
+def monitor(root: str = "/", ask: Callable[[str], bytes] = health) -> Diagnosis:
+    """Whether the host's settings let the monitor serve both health and metrics, and whether it says that it is well.
+
+    `ask` gives what a URL answers.
+    """
+    host = load_host(root)
+    errors = [str(fault) for fault in host.faults if fault.fatal] or [*filter(None, [one_port_for_both(host)])]
+    if errors:
+        return Diagnosis("monitor", Verdict.ERROR, "; ".join(errors))
+    url = f"http://{authority(host.values['SERVER_IP'], host.values['HEALTH_PORT'])}/health"
+    try:
+        found = MonitorHealth.model_validate_json(ask(url))
+    except OSError as error:
+        return Diagnosis("monitor", Verdict.WARNING, f"{url} does not answer ({error}); systemctl status {MONITOR}")
+    except ValidationError:
+        text = f"{url} is answered by another program; systemctl status {MONITOR}"
+        return Diagnosis("monitor", Verdict.WARNING, text)
+    if found.reason or found.status is not Status.HEALTHY:
+        return Diagnosis("monitor", Verdict.WARNING, found.reason or found.status)
+    return Diagnosis("monitor", Verdict.GOOD, f"{url} answers, version {found.version}")
 
 
 def package() -> Diagnosis:
@@ -120,7 +135,7 @@ def package() -> Diagnosis:
     if not changed:
         return Diagnosis("package", Verdict.GOOD, "all files are as shipped")
     text = f"{len(changed)} files differ, the first: {changed[0].split()[-1]}; apt reinstall citadel-llm"
-    return Diagnosis("package", Verdict.FAULT, text)
+    return Diagnosis("package", Verdict.ERROR, text)
 
 
 def hub() -> Diagnosis:

@@ -17,7 +17,7 @@ from hxp_enterprise_llm.settings.values import read_alone
 def file_of(name: str, root: str = "/") -> tuple[Path, bool]:
     """The file of keys of an instance, and whether its settings name it already; whatever else is wrong with them."""
     if not config.exists(name, root):
-        raise NoSuchInstance(f"there is no instance {name!r}; citadel-llm list shows those that there are")
+        raise NoSuchInstance(f"there is no instance {name!r}; citadel-llm list shows all of them")
     file = config.api_key_file(name, root)
     if file:
         return Path(file), True

@@ -13,8 +13,12 @@ from hxp_enterprise_llm.settings.grammar import printable
 from hxp_enterprise_llm.settings.keys import GIBIBYTE
 from hxp_enterprise_llm.settings.values import HostLabels
 
-COLOURS = {State.READY: "green", State.FAILED: "red", State.STARTING: "yellow", State.RESTARTING: "yellow"}
-"""Of a state, on a terminal; click leaves colours out elsewhere."""
+COLOURS = {
+    State.READY: "green",
+    State.FAILED: "red",
+    **dict.fromkeys((State.STARTING, State.RESTARTING, State.RECOVERING), "yellow"),
+}
+"""Colours of states on a terminal; click leaves them out elsewhere."""
 NOTHING = "-"
 
 
@@ -25,6 +29,12 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for line in lines:
         cells = (cell + " " * (width - len(click.unstyle(cell))) for cell, width in zip(line, widths, strict=True))
         click.echo("  ".join(cells).rstrip())
+
+
+def for_program(service: Service) -> dict[str, Any]:
+    """An instance as JSON, with its settings."""
+    config = service.config.model_dump(mode="json") if service.config else None
+    return service.model_dump(mode="json") | {"config": config}
 
 
 def as_json(value: Any) -> None:
@@ -52,7 +62,7 @@ def services(found: Sequence[Service], host: HostLabels) -> None:
                 service.name,
                 state(service),
                 "yes" if service.enabled else "no",
-                str(config.port) if config else NOTHING,
+                str(service.port or NOTHING),
                 f"{gigabytes(service.memory_bytes)}/{gigabytes(service.memory_limit_bytes)}",
                 f"{service.cpu_limit_cores:g}" if service.cpu_limit_cores else NOTHING,
                 str(service.restarts),
@@ -84,8 +94,8 @@ def one_service(service: Service) -> None:
     click.echo(service.name)
     for title, text in lines.items():
         click.echo(f"  {title + ':':9}{text}")
-    for fault in service.faults:
-        click.echo(f"  {click.style('Settings:', fg='red')} {fault}")
+    for finding in service.findings:
+        click.echo(f"  {click.style('Settings:', fg='red')} {finding}")
 
 
 def complain(text: str) -> None:

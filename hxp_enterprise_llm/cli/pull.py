@@ -91,7 +91,7 @@ def _wanted(names: Sequence[str] | None, token: str | None, errors: list[Citadel
     found: dict[str, Wanted] = {}
     for name in names if names is not None else settings.instance_names():
         if not settings.exists(name):
-            raise NoSuchInstance(f"there is no instance {name!r}; citadel-llm list shows those that there are")
+            raise NoSuchInstance(f"there is no instance {name!r}; citadel-llm list shows all of them")
         try:
             config, _ = settings.load(name)
             own = None

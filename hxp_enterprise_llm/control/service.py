@@ -1,24 +1,31 @@
-"""What an instance is configured to be and what it is doing, at one moment."""
+"""One instance at one moment: its settings, what systemd says of its unit, and what its main process says."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
 
+from hxp_enterprise_llm.control.failures import exit_code, kind_of, reason_of, unit_text
 from hxp_enterprise_llm.control.systemd import UNSET
+from hxp_enterprise_llm.protocol.failures import Failure, Kind
+from hxp_enterprise_llm.protocol.state import InstanceState, Phase
+from hxp_enterprise_llm.settings.address import Address
 from hxp_enterprise_llm.settings.keys import GIBIBYTE
 from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
-from hxp_enterprise_llm.system.notify import IMPORTING, LOADING, RECOVERING
+from hxp_enterprise_llm.settings.values import HostSettings
 
 
 class State(StrEnum):
-    """Where an instance is in its life, in one word."""
+    """The state of an instance, in one word."""
 
     STOPPED = "stopped"
     STARTING = "starting"
     READY = "ready"
+    RECOVERING = "recovering"
     RELOADING = "reloading"
     STOPPING = "stopping"
     RESTARTING = "restarting"
@@ -26,23 +33,188 @@ class State(StrEnum):
     UNKNOWN = "unknown"
 
     @classmethod
-    def of(cls, active: str, sub: str) -> "State":
-        """From a unit's ActiveState and SubState."""
+    def of(cls, active: str, sub: str, phase: Phase | None = None) -> "State":
+        """From a unit's ActiveState and SubState, and from the phase of its main process where that says more."""
         if sub == "auto-restart":
             return cls.RESTARTING
-        states = {
-            "active": cls.READY,  # Type=notify: systemd says active once the model has answered
-            "activating": cls.STARTING,
-            "reloading": cls.RELOADING,
-            "deactivating": cls.STOPPING,
-            "inactive": cls.STOPPED,
-            "failed": cls.FAILED,
+        if active in ("active", "reloading") and phase in BY_PHASE:
+            return BY_PHASE[phase]
+        return BY_ACTIVE_STATE.get(active, cls.UNKNOWN)
+
+    @property
+    def up(self) -> bool:
+        """Whether the instance answers requests; during a reload the old server does."""
+        return self in (State.READY, State.RELOADING)
+
+    @property
+    def active(self) -> bool:
+        """Whether systemd says that the unit is active."""
+        return self.up or self is State.RECOVERING
+
+    @property
+    def running(self) -> bool:
+        """Whether the instance is up or about to be."""
+        return self.active or self in (State.STARTING, State.RESTARTING)
+
+
+BY_ACTIVE_STATE = {
+    "active": State.READY,  # Type=notify: systemd says active once the model has answered
+    "activating": State.STARTING,
+    "reloading": State.RELOADING,
+    "deactivating": State.STOPPING,
+    "inactive": State.STOPPED,
+    "failed": State.FAILED,
+}
+BY_PHASE = {
+    Phase.RECOVERING: State.RECOVERING,
+    Phase.RELOADING: State.RELOADING,
+    # systemd hears of the end a moment later.
+    Phase.STOPPING: State.STOPPING,
+    Phase.STOPPED: State.STOPPING,
+    Phase.FAILED: State.STOPPING,
+}
+"""States of an active unit other than ready."""
+
+
+class FailureSeen(BaseModel):
+    """The last failure of an instance."""
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: Kind
+    reason: str = Field(description="from the main process, or from systemd")
+    at: datetime
+
+    @classmethod
+    def of(cls, failure: Failure | None) -> "FailureSeen | None":
+        """The same failure with its time as a date."""
+        if failure is None:
+            return None
+        return cls(kind=failure.kind, reason=failure.reason, at=datetime.fromtimestamp(failure.at, UTC))
+
+
+class Service(BaseModel):
+    """One instance, for the command and the monitor. null stands for unknown, for no limit, or for never.
+
+    Only the monitor measures `uptime_ratio` and `cpu_cores`. `config` is None if the settings are refused; it is left
+    out where the model is dumped, since the monitor answers the network: a variable among the settings may be a secret.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    state: State = Field(description="unknown: systemd cannot be asked")
+    ready: bool = Field(description="active for systemd; for the monitor also: its endpoint answers 200")
+    enabled: bool = Field(description="starts at boot")
+    queued: bool = Field(description="systemd has a job for it, which may wait for an instance that it requires")
+    host: str | None = Field(description="address of its API")
+    port: int | None = Field(description="port of its API; null if its settings are refused and it does not run")
+    tls: bool | None = Field(description="whether its API uses HTTPS")
+    certificate_expires: datetime | None = Field(description="when the certificate that clients see expires")
+    model: str | None = Field(description="directory of the model, or its hub id")
+    pid: int | None = Field(description="main process of the unit")
+    since: datetime | None = Field(description="when the unit's state last changed")
+    startup_seconds: float | None = Field(description="how long the last start, or recovery, took until it answered")
+    restarts: int = Field(description="restarts by systemd; for the monitor all that it has seen")
+    uptime_ratio: float | None = Field(description="time ready, of the time that it should have run, in 30 days")
+    memory_bytes: int | None
+    memory_limit_bytes: int | None
+    cpu_cores: float | None = Field(description="cores in use, over the last seconds")
+    cpu_limit_cores: float | None
+    tasks: int | None = Field(description="processes and threads")
+    tasks_limit: int | None
+    exit_status: int | None = Field(description="last exit status of the main process, 128 and its number for a signal")
+    reason: str = Field(description="what the main process says, or why the instance is not ready")
+    last_failure: FailureSeen | None
+    findings: tuple[str, ...] = Field(description="errors and warnings of its settings")
+    config: SkipJsonSchema[ServiceConfigSchema | None] = Field(default=None, exclude=True)
+
+    @property
+    def running(self) -> bool:
+        """Whether the instance is up or about to be."""
+        return self.state.running
+
+    @property
+    def up(self) -> bool:
+        """Whether the instance answers requests; during a reload the old server does."""
+        return self.state.up
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the instance should be ready: it is enabled, up or about to be."""
+        return self.enabled or self.running
+
+    @classmethod
+    def seen(
+        cls,
+        name: str,
+        config: ServiceConfigSchema | None,
+        findings: Sequence[str],
+        properties: Mapping[str, Any],
+        told: InstanceState | None,
+        **measured: Any,
+    ) -> "Service":
+        """Put together the settings, the unit's properties and the state of its present run (see `present`).
+
+        A limit is that of the settings where systemd has none. `measured` replaces fields by their names.
+        """
+        limits = limits_of(config)
+        state = state_of(properties, told)
+        address = address_of(state, config, told)
+        figure = Figures(properties, limits)
+        changed, quota = figure("StateChangeTimestamp"), figure("CPUQuotaPerSecUSec")
+        expires = told.certificate_expires if told and state.active else None
+        fields: dict[str, Any] = {
+            "name": name,
+            "state": state,
+            "ready": state is State.READY,
+            "enabled": properties.get("UnitFileState") == "enabled",
+            "queued": bool((properties.get("Job") or (0, "/"))[0]),
+            "host": address.host if address else None,
+            "port": address.port if address else None,
+            "tls": address.tls if address else None,
+            "certificate_expires": datetime.fromtimestamp(expires, UTC) if expires else None,
+            "model": config.model if config else None,
+            "pid": figure("MainPID") or None,
+            "since": datetime.fromtimestamp(changed / 1e6, UTC) if changed else None,
+            "startup_seconds": told.startup_seconds if told else None,
+            "restarts": figure("NRestarts") or 0,
+            "uptime_ratio": None,
+            "memory_bytes": figure("MemoryCurrent"),
+            "memory_limit_bytes": figure("MemoryMax"),
+            "cpu_cores": None,
+            "cpu_limit_cores": None if quota is None else quota / 1e6,
+            "tasks": figure("TasksCurrent"),
+            "tasks_limit": figure("TasksMax"),
+            "exit_status": exit_code(properties),
+            "reason": reason_for(name, config, properties, told),
+            "last_failure": FailureSeen.of(told.last_failure) if told else None,
+            "findings": tuple(findings),
+            "config": config,
         }
-        return states.get(active, cls.UNKNOWN)
+        # Not validated: each value comes from a typed source, and the monitor makes thousands. One set of names for
+        # all of them: it would take more memory than the values.
+        return cls.model_construct(_fields_set=FIELDS, **fields | measured)
+
+
+FIELDS = set(Service.model_fields)
+
+
+class Figures:
+    """The numbers among a unit's properties; a call gives one, None where neither systemd nor `otherwise` has it."""
+
+    def __init__(self, properties: Mapping[str, Any], otherwise: Mapping[str, float]) -> None:
+        self._properties, self._otherwise = properties, otherwise
+
+    def __call__(self, name: str) -> int | None:
+        """The number of a property."""
+        value = self._properties.get(name)
+        value = self._otherwise.get(name) if value is None else value
+        return None if value is None or value == UNSET else int(value)
 
 
 def limits_of(config: ServiceConfigSchema | None) -> dict[str, float]:
-    """What the generator makes of the settings' limits, as systemd would say it; nothing without settings."""
+    """The limits that the generator makes of the settings, as systemd would say them; none without settings."""
     if config is None:
         return {}
     return {
@@ -52,94 +224,44 @@ def limits_of(config: ServiceConfigSchema | None) -> dict[str, float]:
     }
 
 
-def mending(properties: Mapping[str, Any]) -> bool:
-    """Whether an active unit's main process says that it replaces its engine: it answers once that is done."""
-    status = str(properties.get("StatusText", ""))
-    return properties.get("ActiveState") == "active" and status.startswith((RECOVERING, IMPORTING, LOADING))
+def present(told: InstanceState | None, properties: Mapping[str, Any]) -> InstanceState | None:
+    """The state in an instance's file if it is of the unit's present run, or of its last one if none runs; else None.
 
-
-def _reason(properties: Mapping[str, Any]) -> str:
-    """What the main process said last; of one that was killed that it was, since its last words are of before."""
-    if properties.get("SubState") == "auto-restart" and properties.get("Result") in ("signal", "core-dump", "watchdog"):
-        return f"the main process was ended ({properties['Result']}); systemd starts it again after RESTART_SEC"
-    return str(properties.get("StatusText", ""))
-
-
-class Service(BaseModel):
-    """One instance. Memory in bytes, times as seconds or UTC; None is what systemd or the settings do not say.
-
-    `config` is None if the settings are refused; `faults` then says why, one sentence each.
+    The file outlives its run. One of an earlier version names no run: it counts while the unit is active, since the
+    main process has replaced an older one by then.
     """
+    if told is None:
+        return None
+    if told.invocation:
+        return told if told.invocation == properties.get("InvocationID") else None
+    return told if properties.get("ActiveState") in ("active", "reloading") else None
 
-    model_config = ConfigDict(frozen=True)
 
-    name: str
-    state: State
-    enabled: bool
-    config: ServiceConfigSchema | None
-    faults: tuple[str, ...]
-    reason: str
-    pid: int | None
-    since: datetime | None
-    restarts: int
-    memory_bytes: int | None
-    memory_limit_bytes: int | None
-    cpu_limit_cores: float | None
-    tasks: int | None
-    tasks_limit: int | None
-    exit_status: int | None
-    queued: bool = False
-    """Whether systemd has a job for it, which may wait for what the instance requires."""
+def run_time_path(host: HostSettings, root: str = "/") -> str:
+    """The directory with the instances' run-time directories."""
+    return str(Path(root, str(host.values["VLLM_PID_PATH"]).lstrip("/")))
 
-    @property
-    def ready(self) -> bool:
-        """Whether the instance answers requests."""
-        return self.state is State.READY
 
-    @property
-    def running(self) -> bool:
-        """Whether the instance is up or on its way."""
-        return self.up or self.state in (State.STARTING, State.RESTARTING)
+def state_of(properties: Mapping[str, Any], told: InstanceState | None) -> State:
+    """The state of an instance; `told` as in `present`."""
+    active, sub = properties.get("ActiveState") or "", properties.get("SubState") or ""
+    return State.of(active, sub, told.phase if told else None)
 
-    @property
-    def up(self) -> bool:
-        """Whether the instance is up; one that reloads goes on answering."""
-        return self.state in (State.READY, State.RELOADING)
 
-    @classmethod
-    def seen(
-        cls,
-        name: str,
-        config: ServiceConfigSchema | None,
-        faults: tuple[str, ...],
-        properties: dict[str, Any],
-    ) -> "Service":
-        """Put together what the settings and systemd say; a limit is that of the settings where systemd has no say."""
-        limits = limits_of(config)
+def address_of(state: State, config: ServiceConfigSchema | None, told: InstanceState | None) -> Address | None:
+    """Where clients reach an instance: while it runs by its own word, for the settings may have changed since."""
+    if state.active and told and told.address:
+        return told.address
+    return Address.of(config) if config else None
 
-        def figure(key: str) -> int | None:
-            value = properties.get(key, limits.get(key))
-            return None if value is None or value == UNSET else int(value)
 
-        changed = figure("StateChangeTimestamp")
-        quota = figure("CPUQuotaPerSecUSec")
-        return cls(
-            name=name,
-            state=State.RESTARTING
-            if mending(properties)
-            else State.of(properties.get("ActiveState", ""), properties.get("SubState", "")),
-            enabled=properties.get("UnitFileState") == "enabled",
-            config=config,
-            faults=faults,
-            reason=_reason(properties),
-            pid=figure("MainPID") or None,
-            since=datetime.fromtimestamp(changed / 1e6, UTC) if changed else None,
-            restarts=figure("NRestarts") or 0,
-            memory_bytes=figure("MemoryCurrent"),
-            memory_limit_bytes=figure("MemoryMax"),
-            cpu_limit_cores=None if quota is None else quota / 1e6,
-            tasks=figure("TasksCurrent"),
-            tasks_limit=figure("TasksMax"),
-            exit_status=figure("ExecMainStatus") if properties.get("ExecMainExitTimestamp") else None,
-            queued=bool(properties.get("Job", (0, "/"))[0]),
-        )
+def reason_for(
+    name: str, config: ServiceConfigSchema | None, properties: Mapping[str, Any], told: InstanceState | None
+) -> str:
+    """What the main process says; why the last run ended if that failed: a process that is killed says nothing."""
+    if state_of(properties, told) in (State.FAILED, State.RESTARTING) and kind_of(properties):
+        return reason_of(properties, told)
+    text = told.sentence if told and told.phase else unit_text(properties)
+    if not text and config is None:
+        return f"its settings are refused or missing: citadel-llm check {name}"
+    return text

@@ -1,9 +1,10 @@
-"""Many instances from outside (`ServiceManager`), and one from inside (`python -m` this package)."""
+"""The instances of this host from outside: what they are doing, and what is done with them through systemd."""
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hxp_enterprise_llm.settings.units import TARGET, instance_of, unit_name
@@ -11,6 +12,7 @@ from hxp_enterprise_llm.settings.units import TARGET, instance_of, unit_name
 if TYPE_CHECKING:
     from hxp_enterprise_llm.control.service import Service
     from hxp_enterprise_llm.control.systemd import Systemd
+    from hxp_enterprise_llm.protocol.state import InstanceState, LastReload
     from hxp_enterprise_llm.settings.host import ServiceManagerConfig
 
 log = logging.getLogger(__name__)
@@ -19,11 +21,11 @@ T = TypeVar("T")
 
 
 class ServiceManager:
-    """The instances of this host: what they are, and what is done with them through systemd.
+    """The instances of this host: what they are doing, and what is done with them through systemd.
 
-    Reading needs no privilege. `root` is the file root that the settings are read from; `connect` makes the connection
-    to systemd. Every method raises CitadelError: NoSuchInstance, SettingsRefused, NotPermitted, SystemdUnreachable or
-    JobFailed, whose message ends in what the unit itself says.
+    Reading needs no privilege. `root` is the file root of settings and state files; `connect` makes the connection to
+    systemd. Every method raises CitadelError: NoSuchInstance, SettingsRefused, NotPermitted, SystemdUnreachable or
+    JobFailed, whose message ends in the reason of the instance.
     """
 
     def __init__(
@@ -41,15 +43,22 @@ class ServiceManager:
 
     @property
     def config(self) -> "ServiceManagerConfig":
-        """The host-wide settings. Read late: what runs can be seen and stopped without them."""
+        """The host-wide settings. Read late: instances can be seen and stopped without them."""
         from hxp_enterprise_llm.settings.host import ServiceManagerConfig
 
         if self._config is None:
             self._config = ServiceManagerConfig.load(self._root)
         return self._config
 
+    @cached_property
+    def _run_time(self) -> str:
+        from hxp_enterprise_llm.control.service import run_time_path
+        from hxp_enterprise_llm.settings.values import load_host
+
+        return run_time_path(load_host(self._root), self._root)
+
     def list_services(self) -> "list[Service]":
-        """Every instance that has a settings file, running or not, and every one that runs without, by name."""
+        """Every instance that has a settings file or runs without one, by name."""
         from hxp_enterprise_llm.settings import config
 
         async def look(systemd: "Systemd") -> "list[Service]":
@@ -65,15 +74,15 @@ class ServiceManager:
         return service
 
     def wait(self, name: str, look: "Callable[[Service], None]", timeout: float | None = None) -> "Service":
-        """Wait until an instance is ready or neither runs nor is on its way, and return what it then is.
+        """Wait until an instance is ready, or neither runs nor is about to, and return it.
 
-        `look` is called with every change that systemd tells of. Raises TimeoutError after `timeout` seconds.
+        `look` is called with every change that systemd signals. Raises TimeoutError after `timeout` seconds.
         """
         self._require(name)
         return self._with_systemd(lambda systemd: asyncio.wait_for(self._until_settled(systemd, name, look), timeout))
 
     def start(self, *names: str) -> None:
-        """Start instances, those that they need before them, and return once all are ready."""
+        """Start instances after those that they require, and return once all are ready."""
         from hxp_enterprise_llm.control.order import in_order
 
         self._require(*names)
@@ -84,7 +93,7 @@ class ServiceManager:
         )
 
     def stop(self, *names: str) -> None:
-        """Stop instances, those that need them first."""
+        """Stop instances after those that require them."""
         from hxp_enterprise_llm.control.order import in_order
 
         self._require(*names)
@@ -97,13 +106,13 @@ class ServiceManager:
         self._each("Restart", names)
 
     def reload(self, *names: str) -> None:
-        """Have running instances take in their settings anew."""
+        """Have running instances read their settings again."""
         self._each("Reload", names)
 
     def enable(self, *names: str) -> None:
         """Make instances start at boot, with citadel-llm.target.
 
-        As with systemctl, whether they can start is another question: settings that are refused are a warning.
+        As with systemctl, refused settings do not prevent that; they are logged as a warning.
         """
         from hxp_enterprise_llm.settings import config
         from hxp_enterprise_llm.settings.errors import SettingsRefused
@@ -114,10 +123,10 @@ class ServiceManager:
             try:
                 config.load(name, self._root)
             except SettingsRefused as error:
-                log.warning("%s is enabled, and will not start like this: %s", name, error)
+                log.warning("%s is enabled, but cannot start with these settings: %s", name, error)
 
     def disable(self, *names: str) -> None:
-        """Make instances not start at boot; what runs goes on."""
+        """Make instances not start at boot; running ones go on."""
         self._require(*names)
         self._with_systemd(lambda systemd: systemd.disable([unit_name(name) for name in names]))
 
@@ -140,11 +149,11 @@ class ServiceManager:
         without = [name for name in names if not config.exists(name, self._root)]
         if not without:
             return
-        # Its file is gone, and it runs on.
+        # An instance whose file is gone may still run.
         running = self._with_systemd(lambda systemd: systemd.active(unit_name("*")))
         for name in without:
             if unit_name(name) not in running:
-                raise NoSuchInstance(f"there is no instance {name!r}; citadel-llm list shows those that there are")
+                raise NoSuchInstance(f"there is no instance {name!r}; citadel-llm list shows all of them")
 
     def _with_systemd(self, action: "Callable[[Systemd], Awaitable[T]]") -> T:
         async def run() -> T:
@@ -154,75 +163,95 @@ class ServiceManager:
         return asyncio.run(run())
 
     async def _look(self, systemd: "Systemd", names: Sequence[str]) -> "list[Service]":
-        from hxp_enterprise_llm.control.service import Service
-        from hxp_enterprise_llm.settings import config
-        from hxp_enterprise_llm.settings.errors import SettingsRefused
-
-        def look(name: str, properties: dict[str, Any]) -> Service:
-            try:
-                settings, warnings = config.load(name, self._root)
-            except SettingsRefused as error:
-                return Service.seen(name, None, tuple(map(str, error.faults)), properties)
-            return Service.seen(name, settings, tuple(map(str, warnings)), properties)
-
         units = [unit_name(name) for name in names]
         if len(units) == 1:
             found = [await systemd.properties(units[0])]
         else:
             found = await systemd.properties_of(units, TARGET)
-        services = [look(name, properties) for name, properties in zip(names, found, strict=True)]
-        return [await self._with_what_it_lacks(systemd, service) for service in services]
+        services = [self._seen(name, properties) for name, properties in zip(names, found, strict=True)]
+        return [await self._with_failed_requirement(systemd, service) for service in services]
 
-    async def _with_what_it_lacks(self, systemd: "Systemd", service: "Service") -> "Service":
-        """A stopped instance with the failure of what it requires as its reason: systemd says nothing of that."""
+    def _seen(self, name: str, properties: Mapping[str, Any]) -> "Service":
+        from hxp_enterprise_llm.control.service import Service
+        from hxp_enterprise_llm.settings import config
+        from hxp_enterprise_llm.settings.errors import SettingsRefused
+
+        told = self._told(name, properties)
+        try:
+            settings, warnings = config.load(name, self._root)
+        except SettingsRefused as error:
+            return Service.seen(name, None, [str(finding) for finding in error.faults], properties, told)
+        return Service.seen(name, settings, [str(warning) for warning in warnings], properties, told)
+
+    def _told(self, name: str, properties: Mapping[str, Any]) -> "InstanceState | None":
+        """The state that the main process of the unit's present run, or of its last, has written."""
+        from hxp_enterprise_llm.control.service import present
+        from hxp_enterprise_llm.protocol import state
+
+        return present(state.read(self._run_time, name), properties)
+
+    async def _with_failed_requirement(self, systemd: "Systemd", service: "Service") -> "Service":
+        """A stopped instance with the failure of what it requires as its reason: systemd gives none."""
         from hxp_enterprise_llm.control.service import State
 
         if service.state is not State.STOPPED or service.config is None:
             return service
-        for needed in service.config.requires:
-            properties = await systemd.properties(unit_name(needed))
-            if properties.get("ActiveState") == "failed":
-                said = properties.get("StatusText") or f"see: citadel-llm logs {needed}"
-                reason = f"needs {needed}, which failed: {said.removeprefix('Failed: ')}"
-                return service.model_copy(update={"reason": reason})
+        for name in service.config.requires:
+            needed = self._seen(name, await systemd.properties(unit_name(name)))
+            if needed.state is State.FAILED:
+                why = needed.reason or f"see: citadel-llm logs {name}"
+                return service.model_copy(update={"reason": f"requires {name}, which failed: {why}"})
         return service
 
     async def _job(self, systemd: "Systemd", verb: str, name: str) -> None:
-        from hxp_enterprise_llm.control.service import State
-        from hxp_enterprise_llm.settings.errors import ExitStatus, JobFailed, NotRunning
-        from hxp_enterprise_llm.system.notify import RELOAD_REFUSED, WAITED, WENT_BACK
+        from hxp_enterprise_llm.control.service import state_of
+        from hxp_enterprise_llm.settings.errors import JobFailed, NotRunning
 
         unit = unit_name(name)
         before = await systemd.properties(unit)
+        told = self._told(name, before)
         if verb == "Reload" and before.get("ActiveState") not in ("active", "reloading"):
-            state = State.of(before.get("ActiveState", ""), before.get("SubState", ""))
-            raise NotRunning(f"{name} is {state}; start it with: citadel-llm start {name}")
+            raise NotRunning(f"{name} is {state_of(before, told)}; start it with: citadel-llm start {name}")
         if verb != "Stop" and before.get("NeedDaemonReload"):
-            # The limits are those of the file when systemd last looked, the rest is read at the start.
+            # The limits are those of the file when systemd last read it, the rest is read at the start.
             await systemd.call("Reload")
         if verb in ("Start", "Restart") and before.get("ActiveState") == "failed":
-            # Who starts it has seen that it failed: the limit of starts in a row is for those that nobody looks at.
+            # The limit of starts in a row is for restarts that nobody watches.
             await systemd.call("ResetFailedUnit", "s", unit)
         result = await systemd.job(verb, unit)
+        if verb == "Reload":
+            return await self._reloaded(systemd, name, result, told.last_reload if told else None)
         if result == "done":
-            # One that systemd held for started may be replacing its engine.
+            # An active unit, which systemd need not start, may be replacing its engine.
             service = await self._until_settled(systemd, name) if verb == "Start" else None
             if service and not service.ready:
                 raise JobFailed(f"{name}: {service.state} again: {service.reason}", service.exit_status)
-        properties: dict[str, Any] = await systemd.properties(unit)
-        said = str(properties.get("StatusText") or f"see: journalctl -u citadel-llm@{name}")
-        refused = verb == "Reload" and said.startswith((RELOAD_REFUSED, WENT_BACK))
-        if result == "done" and not refused:
-            if verb == "Reload" and (why := said.partition(WAITED)[2]):
-                log.warning("%s: requests waited while it was reloaded: %s", name, why)
             return
-        status = ExitStatus.CONFIG if refused else properties.get("ExecMainStatus")
-        raise JobFailed(f"{name}: {verb.lower()} {'in vain' if refused else result}: {said}", status)
+        (service,) = await self._look(systemd, [name])
+        why = service.reason or f"see: journalctl -u citadel-llm@{name}"
+        raise JobFailed(f"{name}: {verb.lower()} {result}: {why}", service.exit_status)
+
+    async def _reloaded(self, systemd: "Systemd", name: str, result: str, before: "LastReload | None") -> None:
+        """Raises JobFailed unless a reload took effect. systemd knows of its end, the main process of its outcome."""
+        from hxp_enterprise_llm.protocol.state import ReloadOutcome
+        from hxp_enterprise_llm.settings.errors import ExitStatus, JobFailed
+
+        told = self._told(name, await systemd.properties(unit_name(name)))
+        reload = told.last_reload if told and told.last_reload != before else None
+        if reload and reload.outcome is ReloadOutcome.REFUSED:
+            raise JobFailed(f"{name}: reload refused: {reload.reason}", ExitStatus.CONFIG)
+        if reload and reload.outcome is ReloadOutcome.REVERTED:
+            why = "the server could not start with the new settings; still serving with the old ones"
+            raise JobFailed(f"{name}: reload failed: {why}: {reload.reason}", ExitStatus.CONFIG)
+        if result != "done":
+            raise JobFailed(f"{name}: reload {result}; see: journalctl -u citadel-llm@{name}")
+        if reload and reload.waited:
+            log.warning("%s: requests waited during the reload: %s", name, reload.waited)
 
     async def _until_settled(
         self, systemd: "Systemd", name: str, look: "Callable[[Service], None]" = lambda _: None
     ) -> "Service":
-        """An instance once it is ready, or neither runs nor is on its way."""
+        """An instance once it is ready, or neither runs nor is about to."""
         async for _ in systemd.changes(unit_name(name)):
             (service,) = await self._look(systemd, [name])
             look(service)

@@ -5,10 +5,10 @@ The interface is org.freedesktop.systemd1(5).
 
 import asyncio
 import string
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Self
 
-from dbus_fast import BusType, Message, MessageType
+from dbus_fast import BusType, Message, MessageType, Variant
 from dbus_fast.aio import MessageBus
 
 from hxp_enterprise_llm.settings.errors import JobFailed, NotPermitted, SystemdUnreachable
@@ -41,6 +41,14 @@ def unit_path(unit: str) -> str:
         for index, character in enumerate(unit)
     )
     return f"{UNITS}/{''.join(encoded)}"
+
+
+def readable(properties: Mapping[str, Variant]) -> dict[str, Any]:
+    """Properties of a unit without their types; the id of its run as systemd and INVOCATION_ID write it."""
+    found = {name: value.value for name, value in properties.items()}
+    if "InvocationID" in found:
+        found["InvocationID"] = bytes(found["InvocationID"]).hex()
+    return found
 
 
 class Systemd:
@@ -103,10 +111,10 @@ class Systemd:
                 raise SystemdUnreachable(f"the connection to the system bus has broken ({error})") from None
 
     async def properties(self, unit: str) -> dict[str, Any]:
-        """All properties of a unit (systemd loads it if need be), those of its service among them."""
+        """All properties of a unit, also those of its service (systemd loads the unit if need be)."""
         # No interface: those of all, in one answer.
         (values,) = await self.call("GetAll", "s", "", path=unit_path(unit), interface=PROPERTIES_INTERFACE)
-        return {name: value.value for name, value in values.items()}
+        return readable(values)
 
     async def properties_of(self, units: Sequence[str], target: str) -> list[dict[str, Any]]:
         """All properties of units of which many may lie idle; of those that systemd does not hold, what follows.

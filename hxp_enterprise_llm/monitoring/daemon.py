@@ -82,7 +82,7 @@ class Monitor:
         self._changed = ""
         address, *numbers = self._settings.values()
         served: tuple[tuple[str, Any], ...] = (
-            ("health", web.application(self._fleet, version)),
+            ("health", web.application(self._fleet, version, self._problems)),
             ("metrics", metrics.application(self._fleet, version)),
         )
         self._ports = [
@@ -153,12 +153,15 @@ class Monitor:
             log.warning("%s", text)
         self._changed = text
 
+    def _problems(self) -> list[str]:
+        """What is wrong beside the fleet and the store."""
+        return [*filter(None, [self._conflict, *(port.trouble for port in self._ports), self._changed])]
+
     def _say(self) -> None:
         """Update the status line of `systemctl status`."""
         served = [f"{port.where}" for port in self._ports if port.tried.is_set() and not port.trouble]
         text = f"Serves {' and '.join(served) or 'nothing yet'}, {len(self._fleet.instances)} instances"
-        troubles = [self._conflict, *(port.trouble for port in self._ports)]
-        text = "; ".join(filter(None, [text, *troubles, self._fleet.trouble, self._store.trouble, self._changed]))
+        text = "; ".join(filter(None, [text, *self._problems(), self._fleet.trouble, self._store.trouble]))
         if text != self._said:
             self._said = text
             self._notifier.send(STATUS=text)

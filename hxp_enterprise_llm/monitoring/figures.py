@@ -10,10 +10,10 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hxp_enterprise_llm.monitoring import database
-from hxp_enterprise_llm.monitoring.failures import Kind
 from hxp_enterprise_llm.monitoring.instance import STARTUP_GOAL_SEC
 from hxp_enterprise_llm.monitoring.ledger import DAY_SEC
 from hxp_enterprise_llm.monitoring.store import FILE, READY_AND_WATCHED
+from hxp_enterprise_llm.protocol.failures import Kind
 from hxp_enterprise_llm.settings.errors import CitadelError, NotPermitted
 
 UPTIME_GOAL = 0.999

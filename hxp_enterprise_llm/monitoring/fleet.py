@@ -7,14 +7,17 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from hxp_enterprise_llm.control.service import State
-from hxp_enterprise_llm.monitoring import cgroups, state_file
+from hxp_enterprise_llm.control.failures import kind_of
+from hxp_enterprise_llm.control.service import Service, State, present, run_time_path
+from hxp_enterprise_llm.monitoring import cgroups
 from hxp_enterprise_llm.monitoring.cgroups import Usage
-from hxp_enterprise_llm.monitoring.failures import Kind, kind_of
-from hxp_enterprise_llm.monitoring.health import ServiceHealth, ServicesHealth, Target, overall
-from hxp_enterprise_llm.monitoring.instance import CANNOT_ASK, NOT_ASKED, Instance
+from hxp_enterprise_llm.monitoring.health import ServicesHealth, Target, overall
+from hxp_enterprise_llm.monitoring.instance import NO_ADDRESS, NOT_PROBED, Instance
+from hxp_enterprise_llm.monitoring.ledger import Event
 from hxp_enterprise_llm.monitoring.presence import Presence
 from hxp_enterprise_llm.monitoring.store import Store
+from hxp_enterprise_llm.protocol import state as state_file
+from hxp_enterprise_llm.protocol.failures import Kind
 from hxp_enterprise_llm.settings import config as settings
 from hxp_enterprise_llm.settings.address import Address
 from hxp_enterprise_llm.settings.errors import SettingsRefused
@@ -67,7 +70,7 @@ class Fleet:
     def names(self) -> list[str]:
         """Read the settings again; the instances that have a file."""
         host = load_host(self._root)
-        self._run_time = host.values["VLLM_PID_PATH"]
+        self._run_time = run_time_path(host, self._root)
         self.host = HostLabels.of(host)
         self.reread()
         names = settings.instance_names(self._root)
@@ -81,9 +84,12 @@ class Fleet:
                 continue
             instance.read = read
             try:
-                instance.config = settings.load(instance.name, self._root)[0]
-            except (SettingsRefused, OSError):
-                instance.config = None
+                instance.config, warnings = settings.load(instance.name, self._root)
+                instance.findings = tuple(str(warning) for warning in warnings)
+            except SettingsRefused as error:
+                instance.config, instance.findings = None, tuple(str(finding) for finding in error.faults)
+            except OSError as error:
+                instance.config, instance.findings = None, (str(error),)
         return names
 
     def present(self, names: set[str]) -> None:
@@ -102,7 +108,7 @@ class Fleet:
             if properties.get("ActiveState", "inactive") == "inactive":
                 return
             instance = self._instance(name)
-        was_up = instance.up
+        was_up = instance.state.up
         # All of them replace those before: thousands of idle ones share what is said of them.
         every = instance.properties.keys() <= properties.keys()
         instance.properties = properties if every else instance.properties | properties
@@ -110,11 +116,13 @@ class Fleet:
         now = time.time()
         if name in self.store.ledgers or instance.state is not State.STOPPED:
             ledger = self.store.ledger(name)
-            self.store.happened(name, *ledger.take_unit(instance.properties, boot, now, self._oom_kills(instance)))
-            self._hear(instance, now)
-        if instance.up and not was_up:
-            # It says that it is ready after the model has answered; one that ran before us has to show it.
-            instance.trouble = "" if instance.seen else NOT_ASKED
+            self._read_state(instance)
+            kills = self._oom_kills(instance)
+            self.store.happened(name, *ledger.take_unit(instance.properties, boot, now, kills, instance.told))
+            self.store.happened(name, *self._recovered(instance, now))
+        if instance.state.up and not was_up:
+            # systemd says ready after the model has answered; an instance that ran before the monitor has to show it.
+            instance.problem = "" if instance.seen else NOT_PROBED
             self.probe(instance)
         instance.seen = instance.known
         self._look(instance, now)
@@ -138,7 +146,7 @@ class Fleet:
         """Ask an instance's endpoint, unless it is being asked; nobody waits for the answer."""
         address = instance.address
         if address is None:
-            instance.trouble = CANNOT_ASK
+            instance.problem = NO_ADDRESS
             self._look(instance, time.time())
         if address is None or instance.name in self._asking:
             return
@@ -149,7 +157,7 @@ class Fleet:
             finally:
                 self._asking.pop(instance.name, None)
             if said is not None:
-                instance.trouble = said
+                instance.problem = said
             if (said is None) is not self._short:
                 self._short = not self._short
                 log.warning("the monitor %s descriptors to ask with", "has too few" if self._short else "again has")
@@ -160,7 +168,7 @@ class Fleet:
     def probe_all(self) -> None:
         """Ask every instance that runs, side by side."""
         for instance in self.instances.values():
-            if instance.up:
+            if instance.state.up:
                 self.probe(instance)
 
     async def probed(self) -> None:
@@ -173,7 +181,8 @@ class Fleet:
         now = time.time()
         self._measure()
         for instance in self.instances.values():
-            self._hear(instance, now)
+            self._read_state(instance)
+            self.store.happened(instance.name, *self._recovered(instance, now))
             self._look(instance, now)
 
     # What is asked
@@ -182,7 +191,7 @@ class Fleet:
         """All instances by name, at most a second old."""
         if self._answer is None or time.monotonic() - self._made >= FRESH_SEC:
             self._measure()
-            found = [self._health(self.instances[name]) for name in sorted(self.instances)]
+            found = [self._service(self.instances[name]) for name in sorted(self.instances)]
             self._answer = overall(found, self.host, reachable=not self.trouble)
             self._made = time.monotonic()
         return self._answer
@@ -192,18 +201,19 @@ class Fleet:
         return [
             Target.at(address, one.name)
             for one in sorted(self.instances.values(), key=lambda one: one.name)
-            if one.up and (address := one.address)
+            if one.state.active and (address := one.address)
         ]
 
-    def _hear(self, instance: Instance, now: float) -> None:
-        """Take in what the main process says of itself."""
-        said = state_file.read(self._run_time, instance.name)
-        instance.served, instance.expires = (said.address, said.certificate_expires) if said else (None, None)
-        if said is not None:
-            self.store.happened(instance.name, *self.store.ledger(instance.name).take_state(said, now))
+    def _read_state(self, instance: Instance) -> None:
+        """Take in what the main process of the present run has written."""
+        instance.told = present(state_file.read(self._run_time, instance.name), instance.properties)
 
-    def _health(self, instance: Instance) -> ServiceHealth:
-        return instance.health(self.store.told(instance.name), self.store.uptime(instance.name))
+    def _recovered(self, instance: Instance, now: float) -> list[Event]:
+        """The failures from which the main process has recovered since the last look."""
+        return self.store.ledger(instance.name).take_state(instance.told, now) if instance.told else []
+
+    def _service(self, instance: Instance) -> Service:
+        return instance.service(self.store.told(instance.name), self.store.uptime(instance.name))
 
     def _measure(self) -> None:
         now, clock = time.time(), time.monotonic()

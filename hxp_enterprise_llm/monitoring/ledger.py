@@ -6,9 +6,10 @@ from typing import Any
 
 from pydantic import BaseModel, PrivateAttr, ValidationError
 
+from hxp_enterprise_llm.control.failures import exit_code, kind_of, reason_of
 from hxp_enterprise_llm.monitoring.cgroups import Usage
-from hxp_enterprise_llm.monitoring.failures import Failure, Kind, exit_code, kind_of, reason_of
-from hxp_enterprise_llm.monitoring.state_file import InstanceState
+from hxp_enterprise_llm.protocol.failures import Failure, Kind
+from hxp_enterprise_llm.protocol.state import InstanceState
 
 DAY_SEC = 86400.0
 
@@ -134,12 +135,18 @@ class Ledger(BaseModel):
         self._foreign = earlier._foreign
 
     def take_unit(
-        self, properties: dict[str, Any], boot: int, now: float, oom_kills: int | None = None
+        self,
+        properties: dict[str, Any],
+        boot: int,
+        now: float,
+        oom_kills: int | None = None,
+        told: InstanceState | None = None,
     ) -> list[Event | Start]:
         """Update from the properties of the unit; the events and starts that are new.
 
         `oom_kills` is the current count of the kernel. It tells whether a SIGKILL came from the kernel at the memory
-        limit, which systemd does not report with OOMPolicy=continue.
+        limit, which systemd does not report with OOMPolicy=continue. `told` is the state that the main process of this
+        run has written.
         """
         if boot != self.boot:
             self.boot, self.seen_restarts = boot, 0
@@ -149,7 +156,7 @@ class Ledger(BaseModel):
             self.peak_bytes = None
             self.cpu.settle()
             self.oom_kills.settle()
-        found: list[Event | Start] = [*self._restarts(properties, now), *self._end(properties, now, oom_kills)]
+        found: list[Event | Start] = [*self._restarts(properties, now), *self._end(properties, now, oom_kills, told)]
         code = exit_code(properties)
         self.exit_code = self.exit_code if code is None else code
         began, ready = _moment(properties, "ExecMainStartTimestamp"), _moment(properties, "ActiveEnterTimestamp")
@@ -169,8 +176,10 @@ class Ledger(BaseModel):
         self.restarts += new
         return [Event(at=now, what="restart", count=new)] if new else []
 
-    def _end(self, properties: dict[str, Any], now: float, oom_kills: int | None) -> list[Event]:
-        kind, reason = kind_of(properties), reason_of(properties)
+    def _end(
+        self, properties: dict[str, Any], now: float, oom_kills: int | None, told: InstanceState | None
+    ) -> list[Event]:
+        kind, reason = kind_of(properties), reason_of(properties, told)
         if kind is Kind.SIGNAL and properties.get("ExecMainStatus") == SIGKILL:
             if Kind.OUT_OF_MEMORY in self.ended:
                 return []
@@ -194,7 +203,7 @@ class Ledger(BaseModel):
             if new <= 0:
                 continue
             self.mended[kind] = count
-            told = state.last if state.last and state.last.kind is kind else None
+            told = state.last_failure if state.last_failure and state.last_failure.kind is kind else None
             # Ignore implausible timestamps.
             at = told.at if told and now - DAY_SEC < told.at <= now else now
             found.append(self._failed(Failure(kind=kind, reason=told.reason if told else "", at=at), new))

@@ -12,18 +12,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from hxp_enterprise_llm.control.service import State
-from hxp_enterprise_llm.monitoring.failures import Kind
+from hxp_enterprise_llm.control.service import Service, State
 from hxp_enterprise_llm.monitoring.fleet import Fleet
-from hxp_enterprise_llm.monitoring.health import ServiceHealth, ServicesHealth
-from hxp_enterprise_llm.monitoring.instance import UP
+from hxp_enterprise_llm.monitoring.health import ServicesHealth
 from hxp_enterprise_llm.monitoring.ledger import Ledger
+from hxp_enterprise_llm.protocol.failures import Kind
 
 PREFIX = "citadel_llm_service"
 
 Value = float | None
-GAUGES: dict[str, tuple[str, Callable[[ServiceHealth], Value]]] = {
-    "up": ("Whether systemd says that the service runs.", lambda one: _known(one, one.state in UP)),
+GAUGES: dict[str, tuple[str, Callable[[Service], Value]]] = {
+    "up": ("Whether systemd says that the service runs.", lambda one: _known(one, one.state.active)),
     "ready": ("Whether the service runs and its endpoint answers.", lambda one: _known(one, one.ready)),
     "startup_seconds": (
         "How long the last start, or recovery, took until the model had answered.",
@@ -53,8 +52,8 @@ COUNTERS: dict[str, tuple[str, Callable[[Ledger], float]]] = {
 }
 
 
-def _known(service: ServiceHealth, value: bool) -> Value:
-    """Nothing rather than 0 while systemd cannot be asked: that is no fault of the service."""
+def _known(service: Service, value: bool) -> Value:
+    """No sample rather than 0 while systemd cannot be asked: nothing is known of the service then."""
     return None if service.state is State.UNKNOWN else float(value)
 
 

@@ -13,6 +13,7 @@ from hxp_enterprise_llm.control.systemd import (
     PROPERTIES_INTERFACE,
     UNITS,
     Systemd,
+    readable,
     unit_path,
 )
 from hxp_enterprise_llm.settings.errors import CitadelError, JobFailed, SystemdUnreachable
@@ -25,7 +26,7 @@ PATH_PREFIX = unit_path(PREFIX)
 WANTED = {
     "ActiveState", "SubState", "UnitFileState", "InvocationID", "StateChangeTimestamp", "ActiveEnterTimestamp",
     "ControlGroup", "MainPID", "NRestarts", "StatusText", "Result", "ExecMainStatus", "ExecMainCode",
-    "ExecMainStartTimestamp", "ExecMainExitTimestamp", "MemoryMax", "CPUQuotaPerSecUSec", "TasksMax",
+    "ExecMainStartTimestamp", "ExecMainExitTimestamp", "Job", "MemoryMax", "CPUQuotaPerSecUSec", "TasksMax",
 }  # fmt: skip
 """Properties that are kept; those of a unit are some three hundred (org.freedesktop.systemd1(5))."""
 IDLE: dict[str, Any] = dict.fromkeys(WANTED) | {
@@ -66,11 +67,8 @@ class Listener(Protocol):
 
 
 def plain(properties: dict[str, Any]) -> dict[str, Any]:
-    """Those of a unit's properties that are wanted."""
-    found = {name: properties[name] for name in WANTED & properties.keys()}
-    if "InvocationID" in found:
-        found["InvocationID"] = bytes(found["InvocationID"]).hex()
-    return found
+    """The properties of a unit that are kept."""
+    return {name: properties[name] for name in WANTED & properties.keys()}
 
 
 def instance_at(path: str) -> str | None:
@@ -211,7 +209,7 @@ class UnitWatch:
             if name is None:
                 return
             self._signals[name] = self._signals.get(name, 0) + 1
-            properties = plain({key: value.value for key, value in message.body[1].items()})
+            properties = plain(readable(message.body[1]))
             self._listener.changed(name, properties, self._boot)
             if SILENT & properties.keys():
                 self._again(name)

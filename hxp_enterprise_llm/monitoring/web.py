@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from fastapi.responses import HTMLResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hxp_enterprise_llm.monitoring.fleet import Fleet
-from hxp_enterprise_llm.monitoring.health import MonitorHealth, Problem, ServiceHealth, ServicesHealth, Status, Target
+from hxp_enterprise_llm.monitoring.health import MonitorHealth, Problem, Service, ServicesHealth, Status, Target
 
 PAGE = Path(__file__).with_name("page.html")
 HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
@@ -67,8 +68,11 @@ class Answers:
         return now, self._content
 
 
-def application(fleet: Fleet, version: str) -> FastAPI:
-    """Serves /health, /health/services, /health/services/NAME, /openapi.json and the page at /."""
+def application(fleet: Fleet, version: str, problems: Callable[[], Iterable[str]] = tuple) -> FastAPI:
+    """Serves /health, /health/services, /health/services/NAME, /openapi.json and the page at /.
+
+    `problems` gives what is wrong with the monitor beside fleet and store.
+    """
     # Its pages of documentation would fetch scripts from elsewhere.
     app = FastAPI(
         title="citadel-llm monitor",
@@ -87,9 +91,9 @@ def application(fleet: Fleet, version: str) -> FastAPI:
     @app.get("/health", response_model=MonitorHealth, responses=not_ready(MonitorHealth, "It cannot see the services"))
     async def health() -> Response:
         """The monitor itself."""
-        trouble = "; ".join(filter(None, (fleet.trouble, fleet.store.trouble)))
+        reason = "; ".join(filter(None, (*problems(), fleet.trouble, fleet.store.trouble)))
         status = Status.UNHEALTHY if fleet.trouble else Status.HEALTHY
-        found = MonitorHealth(status=status, version=version, **fleet.host._asdict(), reason=trouble)
+        found = MonitorHealth(status=status, version=version, **fleet.host._asdict(), reason=reason)
         return _json(found.model_dump_json().encode(), not fleet.trouble)
 
     @app.get(
@@ -104,9 +108,9 @@ def application(fleet: Fleet, version: str) -> FastAPI:
 
     @app.get(
         "/health/services/{name}",
-        response_model=ServiceHealth,
+        response_model=Service,
         responses={
-            **not_ready(ServiceHealth, "The service is not ready"),
+            **not_ready(Service, "The service is not ready"),
             MISSING: {"model": Problem, "description": "There is no such service"},
         },
     )

@@ -10,6 +10,12 @@ from hxp_enterprise_llm.settings.keys import EVERY_ADDRESS
 from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 
 
+def authority(host: str, port: int) -> str:
+    """Address and port as in a URL of this host; a listener on every address is reached by the loopback one."""
+    host = EVERY_ADDRESS.get(host, host)
+    return f"[{host}]:{port}" if ipaddress.ip_address(host).version == 6 else f"{host}:{port}"
+
+
 class Address(BaseModel):
     """The address that it listens on, as HOST and PORT have it, and what it speaks there."""
 
@@ -32,8 +38,7 @@ class Address(BaseModel):
     @property
     def authority(self) -> str:
         """Where this host reaches it: address and port as in a URL."""
-        host = EVERY_ADDRESS.get(self.host, self.host)
-        return f"[{host}]:{self.port}" if ipaddress.ip_address(host).version == 6 else f"{host}:{self.port}"
+        return authority(self.host, self.port)
 
     @property
     def url(self) -> str:

@@ -6,14 +6,6 @@ import socket
 
 log = logging.getLogger(__name__)
 
-RECOVERING, IMPORTING, LOADING = "Recovering", "Importing vLLM", "Loading"
-"""How a status begins while no server answers, though the unit may be active: its engine is being replaced."""
-RELOAD_REFUSED = "Ready: with the old settings; the reload was refused"
-"""How a status begins after a reload that changed nothing."""
-WENT_BACK = "Ready: with the old settings; the server could not start with the new ones"
-"""How a status begins after a reload that was taken up in vain; for systemd it is done."""
-WAITED = "; requests waited meanwhile: "
-"""In a status after a reload that did not start the new server beside the old one; the reason follows."""
 STATUS_LENGTH = 1000
 """How much of a status is sent (characters)."""
 FEED_SEC = 1.0

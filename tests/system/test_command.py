@@ -79,7 +79,8 @@ def test_show_names_what_requests_have_to_carry(host: Host) -> None:
 def test_refused_settings_are_enabled_with_a_warning(host: Host) -> None:
     host.settings("odd", MODEL=TINY_MODEL, PORT="none")
     done = host.machine.run("citadel-llm", "enable", "odd")
-    assert "odd is enabled, and will not start like this: " in done.stderr and "PORT=none is refused" in done.stderr
+    assert "odd is enabled, but cannot start with these settings: " in done.stderr
+    assert "PORT=none is refused" in done.stderr
     assert host.machine.output("systemctl", "is-enabled", "citadel-llm@odd") == "enabled"
     host.machine.run("citadel-llm", "disable", "odd")
 
@@ -136,7 +137,7 @@ def test_a_failed_requirement_stops_its_dependant_with_the_reason(pair: Host) ->
     pair.settings("first", MODEL="/srv/none", PORT=READY)
     status, said = exit_status(pair, "start", "second")
     assert status != 0
-    assert "first: start failed: Failed: MODEL=/srv/none: there is no such directory" in said
+    assert "first: start failed: MODEL=/srv/none: there is no such directory" in said
     assert "second: not started, because first failed" in said
 
 
@@ -270,7 +271,7 @@ def test_doctor_looks_at_the_host_and_finds_a_changed_file(host: Host) -> None:
     try:
         status, said = exit_status(host, "doctor", "--json")
         (package,) = [look for look in json.loads(said) if look["what"] == "package"]
-        assert (status, package["verdict"]) == (1, "fault")
+        assert (status, package["verdict"]) == (1, "error")
         assert "/usr/share/citadel-llm/models/test/config.json; apt reinstall" in package["text"]
     finally:
         file.write_bytes(shipped)

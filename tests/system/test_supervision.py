@@ -1,5 +1,6 @@
 """What the main process does when loading stalls, a reload fails, or a request has no key; test_faults.py the rest."""
 
+import json
 import time
 
 import pytest
@@ -94,7 +95,9 @@ def test_a_reload_whose_settings_start_no_server_goes_back(host: Host, method: s
     host.settings("back", **SETTINGS, **refused, RELOAD_METHOD=method)
     done = host.machine.run("citadel-llm", "reload", "back", check=False)
     assert done.returncode == 78, done
-    assert "with the old settings; the server could not start with the new ones: " in done.stderr
+    assert "still serving with the old ones" in done.stderr
+    told = json.loads(host.machine.output("cat", "/run/citadel-llm/back/state.json"))["last_reload"]
+    assert told["outcome"] == "reverted"
     assert host.machine.output("sh", "-c", f"{STATUS_OF} {REQUEST}", timeout=60) == "200"
     begin = time.monotonic()
     while words not in host.journal("back"):

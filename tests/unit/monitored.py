@@ -5,6 +5,7 @@ from pathlib import Path
 
 from hxp_enterprise_llm.monitoring.fleet import Fleet
 from hxp_enterprise_llm.monitoring.store import Store
+from hxp_enterprise_llm.protocol.state import StateFile
 from hxp_enterprise_llm.settings.address import Address
 
 from .conftest import Root
@@ -13,7 +14,6 @@ SECOND = 1_000_000
 RUNS = {
     "ActiveState": "active", "SubState": "running", "InvocationID": "a", "Result": "success", "MainPID": 7,
     "ExecMainStartTimestamp": 100 * SECOND, "ActiveEnterTimestamp": 108 * SECOND, "StateChangeTimestamp": 108 * SECOND,
-    "StatusText": "Ready",
 }  # fmt: skip
 KILLED = {
     "ActiveState": "activating", "SubState": "auto-restart", "Result": "signal", "ExecMainCode": 2,
@@ -40,8 +40,14 @@ class Answering:
         return self.said
 
 
+def state_file(root: Root, name: str, invocation: str = "a") -> StateFile:
+    """What the main process of a run writes; "a" is the run of RUNS."""
+    directory = root.path / "run/citadel-llm" / name
+    directory.mkdir(parents=True, exist_ok=True)
+    return StateFile(directory, invocation)
+
+
 def fleet_of(root: Root, tmp_path: Path, answering: Answering, *names: str) -> Fleet:
-    root.host(f"VLLM_PID_PATH=/run/{tmp_path.name}\n")
     for number, name in enumerate(names):
         root.instance(name, f"MODEL=/srv/m\nPORT={11500 + number}\n")
     fleet = Fleet(Store(tmp_path / "m.sqlite"), answering, str(root), tmp_path)

@@ -1,8 +1,8 @@
 """What `citadel-llm doctor` makes of a host."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Self
 
 import pytest
 
@@ -64,30 +64,38 @@ def test_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "HF_ENDPOINT=https://mirror.example:x is no address" in doctor.hub().text
 
 
-class Asked:
-    """A systemd that says one thing of every unit."""
-
-    def __init__(self, **properties: Any) -> None:
-        self.said = properties
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None: ...
-
-    async def properties(self, _: str) -> dict[str, Any]:
-        return self.said
+def said(status: str, reason: str) -> str:
+    """What /health answers."""
+    host = {"environment": "production", "hostname": "h"}
+    return json.dumps({"status": status, "version": "1.2", "reason": reason, **host})
 
 
-def test_the_monitor_is_as_good_as_it_says(root: Root) -> None:
-    def found(**properties: Any) -> tuple[Verdict, str]:
-        return doctor.monitor(str(root), lambda: Asked(**properties))[1:]  # type: ignore[arg-type, return-value]
+@pytest.mark.parametrize(
+    ("answer", "verdict", "text"),
+    [
+        (said("healthy", ""), Verdict.GOOD, "version 1.2"),
+        (said("healthy", "no metrics"), Verdict.WARNING, "no metrics"),
+        (said("unhealthy", "no bus"), Verdict.WARNING, "no bus"),
+        ("<html>", Verdict.WARNING, "another program"),
+        (None, Verdict.WARNING, "systemctl status citadel-llm-monitor"),
+    ],
+)
+def test_the_monitor_is_as_good_as_its_health(root: Root, answer: str | None, verdict: Verdict, text: str) -> None:
+    asked = []
 
-    serves = "Serves 127.0.0.1:8000 and 127.0.0.1:9090, 5 instances"
-    assert found(ActiveState="active", StatusText=serves) == (Verdict.GOOD, serves)
-    trouble = f"{serves}; metrics cannot be served on 127.0.0.1:9090"
-    assert found(ActiveState="active", StatusText=trouble) == (Verdict.WARNING, trouble)
-    assert "systemctl start citadel-llm-monitor" in found(ActiveState="inactive", StatusText=serves)[1]
+    def ask(url: str) -> bytes:
+        asked.append(url)
+        if answer is None:
+            raise OSError("Connection refused")
+        return answer.encode()
+
+    root.host("SERVER_IP=0.0.0.0\nHEALTH_PORT=8001\n")
+    found = doctor.monitor(str(root), ask)
+    assert (found.verdict, text in found.text) == (verdict, True), found
+    assert asked == ["http://127.0.0.1:8001/health"]
+
+
+def test_refused_settings_of_the_monitor_are_an_error(root: Root) -> None:
     root.host("VLLM_USER=$x\n")
-    verdict, text = found(ActiveState="active", StatusText=serves)
-    assert verdict is Verdict.FAULT and "citadel-llm:1" in text
+    found = doctor.monitor(str(root), lambda _: b"")
+    assert found.verdict is Verdict.ERROR and "citadel-llm:1" in found.text

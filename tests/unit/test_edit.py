@@ -162,7 +162,7 @@ def test_settings_that_were_refused_take_a_restart() -> None:
 
 
 def running(**figures: int) -> Service:
-    service = Service.seen("a", OLD, (), {"MainPID": 1})
+    service = Service.seen("a", OLD, (), {"MainPID": 1}, None)
     return service.model_copy(update={"state": State.READY, "since": datetime.now(UTC), **figures})
 
 

@@ -57,7 +57,7 @@ def test_one_port_for_health_and_metrics_is_said_with_its_line(root: Root) -> No
     )
     root.host("METRICS_PORT=8100\nHEALTH_PORT=8100\n")
     diagnosis = doctor.monitor(str(root))
-    assert diagnosis.verdict is doctor.Verdict.FAULT
+    assert diagnosis.verdict is doctor.Verdict.ERROR
     assert "citadel-llm:1: METRICS_PORT=8100 is the HEALTH_PORT too" in diagnosis.text
     assert "citadel-llm:2)" in diagnosis.text
 

@@ -7,13 +7,13 @@ from typing import Any
 import httpx
 import pytest
 
+from hxp_enterprise_llm.control.service import State
 from hxp_enterprise_llm.monitoring import metrics, web
 from hxp_enterprise_llm.monitoring.fleet import Fleet
-from hxp_enterprise_llm.monitoring.instance import Instance
-from hxp_enterprise_llm.monitoring.presence import Presence
+from hxp_enterprise_llm.protocol.state import Phase
 
 from .conftest import Root
-from .monitored import KILLED, RUNS, Answering, fleet_of, settle
+from .monitored import KILLED, RUNS, Answering, fleet_of, settle, state_file
 
 
 class Client:
@@ -130,18 +130,51 @@ def test_the_metrics_of_the_contract(root: Root, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("active", "status", "ready"),
+    ("active", "phase", "state"),
     [
-        ("active", "Ready: a on http://127.0.0.1:1, started in 1 s", True),
-        ("active", "Recovering: the engine (pid 7) ended", False),
-        ("active", "Importing vLLM", False),
-        ("active", "Loading /srv/m (2 MB)", False),
-        # The server before the reload answers meanwhile.
-        ("reloading", "Loading /srv/m (2 MB)", True),
+        ("active", Phase.READY, State.READY),
+        ("active", Phase.RECOVERING, State.RECOVERING),
+        ("reloading", Phase.RECOVERING, State.RECOVERING),
+        ("reloading", Phase.RELOADING, State.RELOADING),
+        ("activating", Phase.LOADING, State.STARTING),
     ],
 )
-def test_one_that_mends_itself_is_not_ready(active: str, status: str, ready: bool) -> None:
-    one = Instance("a", Presence())
-    one.known, one.trouble = True, ""
-    one.properties = {**RUNS, "ActiveState": active, "StatusText": status}
-    assert one.ready is ready
+def test_ready_depends_on_the_phase(root: Root, tmp_path: Path, active: str, phase: Phase, state: State) -> None:
+    async def scenario() -> None:
+        fleet = fleet_of(root, tmp_path, Answering(), "a")
+        fleet.connected("")
+        fleet.changed("a", RUNS, 1)
+        await settle(fleet)
+        state_file(root, "a").enter(phase, "why")
+        fleet.changed("a", {"ActiveState": active}, 1)
+        await settle(fleet)
+        found = fleet.services()
+        (a,) = found.services
+        # During a reload the old server answers.
+        ready = state in (State.READY, State.RELOADING)
+        assert (a.state, a.ready, found.status == "healthy") == (state, ready, ready)
+        assert a.reason.endswith("why")
+        text = metrics.Exposition(fleet, "1").text("")[1].decode()
+        assert f'citadel_llm_service_state{{service="a",state="{state}"}} 1.0' in text
+        assert f'citadel_llm_service_up{{service="a"}} {float(active != "activating")}' in text
+
+    asyncio.run(scenario())
+
+
+def test_settings_are_not_told_to_the_network(root: Root, tmp_path: Path) -> None:
+    fleet = fleet_of(root, tmp_path, Answering())
+    root.instance("a", "MODEL=/srv/m\nPORT=11500\nMY_TOKEN=secret\n")
+    fleet.present(set(fleet.names()))
+    client = Client(web.application(fleet, "1"))
+    for path in ("/health/services", "/health/services/a"):
+        answer = client.get(path)
+        assert "secret" not in answer.text and "config" not in answer.text
+    assert fleet.services().services[0].config, "the same type as the command's"
+
+
+def test_problems_of_the_monitor_are_in_its_health(root: Root, tmp_path: Path) -> None:
+    fleet = fleet_of(root, tmp_path, Answering(), "a")
+    fleet.connected("")
+    client = Client(web.application(fleet, "1", lambda: ["metrics cannot be served"]))
+    answer = client.get("/health")
+    assert (answer.status_code, answer.json()["reason"]) == (200, "metrics cannot be served")

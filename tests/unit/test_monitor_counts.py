@@ -4,12 +4,13 @@ from typing import Any
 
 import pytest
 
+from hxp_enterprise_llm.control.failures import exit_code, kind_of, reason_of
 from hxp_enterprise_llm.monitoring import cgroups
-from hxp_enterprise_llm.monitoring.failures import Kind, exit_code, kind_of, reason_of
 from hxp_enterprise_llm.monitoring.instance import Instance
 from hxp_enterprise_llm.monitoring.ledger import Event, Ledger, Meter, Start
 from hxp_enterprise_llm.monitoring.presence import LONGEST_GAP_SEC, Presence
-from hxp_enterprise_llm.monitoring.state_file import InstanceState
+from hxp_enterprise_llm.protocol.failures import Kind
+from hxp_enterprise_llm.protocol.state import InstanceState, Phase
 
 from .monitored import KILLED, RUNS, SECOND
 
@@ -32,7 +33,10 @@ def test_an_exit_code_is_told_as_shells_do() -> None:
     assert exit_code(KILLED) == 137
     assert exit_code(KILLED | {"ExecMainCode": 1, "ExecMainStatus": 70}) == 70
     assert exit_code(RUNS) is None
-    assert reason_of(KILLED) == "systemd: signal; the main process was ended by signal 9"
+    assert (
+        reason_of(KILLED, InstanceState(phase=Phase.READY, reason="on a port"))
+        == "systemd: signal; the main process was ended by signal 9"
+    )
     died = {
         "Result": "exit-code",
         "ExecMainCode": 1,
@@ -40,7 +44,10 @@ def test_an_exit_code_is_told_as_shells_do() -> None:
         "ExecMainExitTimestamp": 1,
         "StatusText": "It died",
     }
-    assert reason_of(died) == "It died"
+    assert reason_of(died, None) == "It died", "a main process of an earlier version, in the text of its unit"
+    assert reason_of(died, InstanceState(phase=Phase.FAILED, reason="no engine")) == "no engine"
+    said_nothing = reason_of(died, InstanceState(phase=Phase.READY))
+    assert said_nothing == "systemd: exit-code; the main process ended with exit status 70"
 
 
 def test_a_start_is_counted_once_with_its_time() -> None:
@@ -205,7 +212,7 @@ def test_what_time_counts() -> None:
     assert then("activating", "start", 110, StateChangeTimestamp=105 * SECOND) is None, "a start takes its time"
     assert then("activating", "start", 136) is False, "but not more than what is promised"
     assert then("active", "running", 140) is None, "it has not been asked"
-    instance.trouble = ""
+    instance.problem = ""
     assert then("active", "running", 141) is True
     assert then("reloading", "reload", 142) is True
     assert then("deactivating", "stop", 143, Result="success") is None
@@ -213,7 +220,7 @@ def test_what_time_counts() -> None:
     assert then("activating", "auto-restart", 144) is False
     assert then("activating", "start", 145, StateChangeTimestamp=145 * SECOND) is False, "it mends a failure"
     assert then("active", "running", 150) is True
-    instance.trouble = "answers 500"
+    instance.problem = "answers 500"
     assert then("active", "running", 150) is False
     assert then("failed", "failed", 151) is False
     assert then("inactive", "dead", 152) is None

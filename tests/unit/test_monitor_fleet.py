@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from hxp_enterprise_llm.control.service import State
-from hxp_enterprise_llm.monitoring import health, metrics, state_file, units
-from hxp_enterprise_llm.monitoring.failures import Kind
-from hxp_enterprise_llm.monitoring.state_file import InstanceState
+from hxp_enterprise_llm.monitoring import health, metrics, units
+from hxp_enterprise_llm.protocol.failures import Kind
+from hxp_enterprise_llm.protocol.state import NAME, Phase
 from hxp_enterprise_llm.settings.address import Address
 
 from .conftest import Root
-from .monitored import KILLED, RUNS, Answering, fleet_of, settle, write
+from .monitored import KILLED, RUNS, Answering, fleet_of, settle, state_file, write
 
 
 def test_bus_paths_are_instances() -> None:
@@ -36,6 +36,8 @@ def test_ready_is_what_systemd_and_the_endpoint_agree_on(root: Root, tmp_path: P
         fleet.connected("")
         fleet.changed("a", RUNS | {"UnitFileState": "enabled"}, 1)
         fleet.changed("b", {"ActiveState": "inactive", "UnitFileState": "disabled"}, 1)
+        state_file(root, "a").enter(Phase.READY)
+        fleet.record()
         assert not fleet.services().services[0].ready, "it ran before the monitor: its endpoint has to be asked"
         await settle(fleet)
         found = fleet.services()
@@ -70,13 +72,10 @@ def test_one_that_becomes_ready_is_believed_at_once(root: Root, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("edit", ["PORT=$nonsense\n", "MODEL=/srv/m\nPORT=11999\n"])
-def test_one_is_asked_where_it_says_that_it_is_whatever_its_settings_say_since(
-    root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edit: str
-) -> None:
-    told = InstanceState(
-        address=Address(scheme="https", host="127.0.0.1", port=11700), certificate_expires=4102444800.0
-    )
-    monkeypatch.setattr(state_file, "read", lambda *_: told)
+def test_probe_uses_reported_address_not_current_settings(root: Root, tmp_path: Path, edit: str) -> None:
+    told = state_file(root, "a")
+    told.serves(Address(scheme="https", host="127.0.0.1", port=11700), 4102444800.0)
+    told.enter(Phase.READY)
 
     async def scenario() -> None:
         answering = Answering()
@@ -120,7 +119,7 @@ def test_one_that_cannot_be_asked_is_not_ready(root: Root, tmp_path: Path) -> No
         await settle(fleet)
         (a,) = fleet.services().services
         assert (answering.ports, a.ready, a.state, fleet.services().status) == ([], False, State.READY, "unhealthy")
-        assert a.reason == "systemd says that it runs, but nobody knows where to ask it: its settings are refused"
+        assert a.reason == "systemd says that it runs, but its address is not known: its settings are refused"
         assert fleet.instances["a"].uptime_counts(time.time()) is None, "nobody knows"
         root.instance("a", "MODEL=/srv/m\nPORT=11500\n")
         fleet.present(set(fleet.names()))
@@ -185,13 +184,70 @@ def test_units_without_a_file_count_while_they_run(root: Root, tmp_path: Path) -
     async def scenario() -> None:
         fleet = fleet_of(root, tmp_path, Answering())
         fleet.connected("")
-        fleet.changed("stray", {"StatusText": "x"}, 1)
+        fleet.changed("stray", {"NRestarts": 1}, 1)
         fleet.changed("stray", {"ActiveState": "inactive"}, 1)
         assert fleet.services().services == ()
-        fleet.changed("stray", {"ActiveState": "failed", "StatusText": "Failed"}, 1)
+        fleet.changed("stray", {"ActiveState": "failed", "Result": "timeout"}, 1)
         (stray,) = fleet.services().services
         assert (stray.name, stray.port, stray.state) == ("stray", None, State.FAILED)
         fleet.present(set())
         assert fleet.services().services == ()
+
+    asyncio.run(scenario())
+
+
+def test_a_state_of_an_earlier_run_is_neither_believed_nor_counted(root: Root, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        fleet = fleet_of(root, tmp_path, Answering(), "a")
+        fleet.connected("")
+        told = state_file(root, "a")
+        told.failed("engine-died", "it ended")
+        told.enter(Phase.RECOVERING, "it ended")
+        fleet.changed("a", RUNS, 1)
+        assert fleet.services().services[0].state is State.RECOVERING
+        fleet.changed("a", {"InvocationID": "b", "ActiveState": "activating"}, 1)
+        (a,) = fleet.services().services
+        assert (a.state, a.reason) == (State.STARTING, "")
+        fleet.changed("a", {"ActiveState": "active"}, 1)
+        assert fleet.services().services[0].state is State.READY
+        assert fleet.store.ledger("a").failures == {Kind.ENGINE_DIED: 1}, "counted once"
+
+    asyncio.run(scenario())
+
+
+def test_the_reason_of_a_failed_start_is_that_of_the_main_process(root: Root, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        fleet = fleet_of(root, tmp_path, Answering(), "a")
+        fleet.connected("")
+        state_file(root, "a").enter(Phase.FAILED, "PORT is missing")
+        end = {"Result": "exit-code", "ExecMainCode": 1, "ExecMainStatus": 78, "ExecMainExitTimestamp": 200_000_000}
+        fleet.changed("a", RUNS | end | {"ActiveState": "failed", "SubState": "failed"}, 1)
+        (a,) = fleet.services().services
+        assert (a.state, a.reason, a.exit_status) == (State.FAILED, "PORT is missing", 78)
+        assert a.last_failure and (a.last_failure.kind, a.last_failure.reason) == ("settings-refused", a.reason)
+
+    asyncio.run(scenario())
+
+
+def test_a_running_instance_of_an_earlier_version_is_what_systemd_says(root: Root, tmp_path: Path) -> None:
+    """After an upgrade that restarts nothing its state.json has neither phase nor invocation."""
+
+    async def scenario() -> None:
+        fleet = fleet_of(root, tmp_path, Answering(), "a")
+        fleet.connected("")
+        state_file(root, "a")
+        file = root.path / "run/citadel-llm/a" / NAME
+        failures = '"failures": {"engine-died": 1}, "last_failure": {"kind": "engine-died", "reason": "x", "at": 1}'
+        file.write_text('{"address": {"scheme": "http", "host": "127.0.0.1", "port": 11777}, ' + failures + "}")
+        fleet.changed("a", RUNS | {"StatusText": "Recovering: words that no program reads"}, 1)
+        await settle(fleet)
+        (a,) = fleet.services().services
+        assert (a.state, a.ready, a.port) == (State.READY, True, 11777)
+        assert fleet.store.ledger("a").failures == {Kind.ENGINE_DIED: 1}
+        fleet.changed("a", {"InvocationID": "b", "ActiveState": "activating"}, 1)
+        fleet.record()
+        assert fleet.store.ledger("a").failures == {Kind.ENGINE_DIED: 1}, "the file has outlived its run"
+        fleet.changed("a", {"ActiveState": "reloading"}, 1)
+        assert fleet.services().services[0].state is State.RELOADING
 
     asyncio.run(scenario())

@@ -16,10 +16,10 @@ import pytest
 from hxp_enterprise_llm.monitoring import database
 from hxp_enterprise_llm.monitoring.daemon import Writer
 from hxp_enterprise_llm.monitoring.database import KEPT, MIGRATIONS, Connect
-from hxp_enterprise_llm.monitoring.failures import Kind
 from hxp_enterprise_llm.monitoring.figures import read as read_figures
 from hxp_enterprise_llm.monitoring.ledger import DAY_SEC, Event, Start
 from hxp_enterprise_llm.monitoring.store import KEEP_DAYS, Store
+from hxp_enterprise_llm.protocol.failures import Kind
 
 from .monitored import KILLED, SECOND
 

@@ -105,7 +105,7 @@ async def soon(true: Callable[[], bool]) -> None:
 def follow(scenario: Callable[[FakeSystemd, Told], Any]) -> None:
     async def run() -> None:
         systemd, told = FakeSystemd(), Told()
-        systemd.units[UNIT] = {"ActiveState": "active", "InvocationID": b"\x01\xab", "NoInterest": 1}
+        systemd.units[UNIT] = {"ActiveState": "active", "InvocationID": "01ab", "NoInterest": 1}
         systemd.units["citadel-llm@broken.service"] = {"ActiveState": "inactive"}
         watch = asyncio.create_task(UnitWatch(told, systemd).run())  # type: ignore[arg-type]
         await soon(lambda: told.troubles == [""])

@@ -12,10 +12,10 @@ from click.testing import CliRunner
 from hxp_enterprise_llm.cli import report
 from hxp_enterprise_llm.cli.commands import cli
 from hxp_enterprise_llm.monitoring import figures
-from hxp_enterprise_llm.monitoring.failures import Kind
 from hxp_enterprise_llm.monitoring.figures import NoFigures, Verdict, percentile
 from hxp_enterprise_llm.monitoring.ledger import DAY_SEC, Event, Start
 from hxp_enterprise_llm.monitoring.store import Store
+from hxp_enterprise_llm.protocol.failures import Kind
 from hxp_enterprise_llm.settings.errors import NotPermitted
 
 NOW = 1.8e9

@@ -1,19 +1,25 @@
 """ServiceManager against a systemd that is a parameter."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any, Self
 
 import pytest
 from dbus_fast import Variant
 
+import hxp_enterprise_llm
 from hxp_enterprise_llm.control.service import State
 from hxp_enterprise_llm.control.service_manager import ServiceManager
 from hxp_enterprise_llm.control.systemd import Systemd, unit_path
+from hxp_enterprise_llm.protocol.state import LastReload, Phase, ReloadOutcome, StateFile
 from hxp_enterprise_llm.settings.errors import ExitStatus, JobFailed, NoSuchInstance, NotRunning
 
 from .conftest import Root
 
+RUN = "0" * 32
+"""systemd's id of the units' present run."""
 GOOD = "MODEL=/srv/m\nPORT=11500\n"
 
 
@@ -27,6 +33,8 @@ class FakeSystemd:
         self.of: dict[str, dict[str, Any]] = {}
         self.running: list[str] = []
         self.later: list[dict[str, Any]] = []
+        self.then: list[Callable[[], object]] = []
+        self.on_job: Callable[[], object] = lambda: None
         self.asked: list[tuple[str, str]] = []
 
     async def __aenter__(self) -> Self:
@@ -48,11 +56,15 @@ class FakeSystemd:
 
     async def job(self, verb: str, unit: str) -> str:
         self.asked.append((verb, unit))
+        self.on_job()
         return self.results.get(unit, "done")
 
     async def changes(self, unit: str) -> AsyncIterator[None]:
         for state in self.later:
             self.values |= state
+            yield
+        while self.then:
+            self.then.pop(0)()
             yield
         while True:
             yield
@@ -62,6 +74,21 @@ class FakeSystemd:
 
     async def enable(self, units: list[str]) -> None:
         self.asked += [("enable", unit) for unit in units]
+
+
+class Running(FakeSystemd):
+    """A systemd whose units are active."""
+
+    def __init__(self, results: dict[str, str] | None = None, **properties: Any) -> None:
+        active = {"ActiveState": "active", "SubState": "running", "InvocationID": RUN}
+        super().__init__(results, **active | properties)
+
+
+def state_file(root: Root, name: str) -> StateFile:
+    """The state of an instance's present run, to be written."""
+    directory = root.path / "run/citadel-llm" / name
+    directory.mkdir(parents=True)
+    return StateFile(directory, RUN)
 
 
 def manager(root: Root, systemd: FakeSystemd) -> ServiceManager:
@@ -77,15 +104,16 @@ def test_every_instance_is_listed_with_its_configuration_running_or_not(root: Ro
         ("b", False, State.STOPPED),
     ]
     assert found[0].config and found[0].config.port == 11500
-    assert found[1].config is None and "PORT=none is refused" in found[1].faults[-1]
+    assert found[1].config is None and "PORT=none is refused" in found[1].findings[-1]
     assert found[0].memory_bytes is None
 
 
 def test_the_figures_of_a_running_one(root: Root) -> None:
     root.instance("a", GOOD)
-    systemd = FakeSystemd(
-        ActiveState="active", SubState="running", MainPID=7, NRestarts=2, MemoryCurrent=10, MemoryMax=20,
-        CPUQuotaPerSecUSec=1_500_000, TasksCurrent=3, TasksMax=1000, StateChangeTimestamp=1_000_000, StatusText="Ready",
+    state_file(root, "a").enter(Phase.READY)
+    systemd = Running(
+        MainPID=7, NRestarts=2, MemoryCurrent=10, MemoryMax=20,
+        CPUQuotaPerSecUSec=1_500_000, TasksCurrent=3, TasksMax=1000, StateChangeTimestamp=1_000_000,
     )  # fmt: skip
     service = manager(root, systemd).status("a")
     assert (service.state, service.running, service.pid, service.restarts) == (State.READY, True, 7, 2)
@@ -139,7 +167,7 @@ def test_one_that_runs_without_a_file_is_seen_and_can_be_stopped(root: Root) -> 
     systemd.running = ["citadel-llm@lost.service"]
     found = manager(root, systemd).list_services()
     assert [service.name for service in found] == ["a", "lost"]
-    assert "does not exist" in found[1].faults[0]
+    assert "does not exist" in found[1].findings[0]
     manager(root, systemd).stop("lost")
     assert systemd.asked == [("Stop", "citadel-llm@lost.service")]
     with pytest.raises(NoSuchInstance):
@@ -150,7 +178,7 @@ def test_a_bad_host_file_hides_nothing(root: Root) -> None:
     root.instance("a", GOOD)
     root.host("HEALTH_PORT=abc\n")
     (service,) = manager(root, FakeSystemd(ActiveState="active", SubState="running")).list_services()
-    assert service.running and "HEALTH_PORT=abc is refused" in service.faults[0]
+    assert service.running and "HEALTH_PORT=abc is refused" in service.findings[0]
 
 
 def test_jobs_go_to_the_units(root: Root) -> None:
@@ -184,61 +212,163 @@ def test_who_starts_a_failed_one_does_not_meet_the_limit_of_starts(root: Root, v
     assert [word for word, _ in systemd.asked] == ["ResetFailedUnit", verb.capitalize()]
 
 
-def test_one_that_replaces_its_engine_is_not_ready_and_a_start_waits(root: Root) -> None:
+def test_an_instance_that_replaces_its_engine_is_not_ready_and_a_start_waits(root: Root) -> None:
     root.instance("a", GOOD)
-    systemd = FakeSystemd(ActiveState="active", SubState="running", StatusText="Recovering: the engine ended")
+    systemd = Running()
+    told = state_file(root, "a")
+    told.enter(Phase.RECOVERING, "the engine ended")
     service = manager(root, systemd).status("a")
-    assert (service.state, service.ready, service.running, service.up) == (State.RESTARTING, False, True, False)
-    systemd.later = [{"StatusText": text} for text in ("Importing vLLM", "Loading /m", "Ready: a")]
+    assert (service.state, service.ready, service.running, service.up) == (State.RECOVERING, False, True, False)
+    assert service.reason == "Recovering: the engine ended"
+    systemd.then = [lambda: None, lambda: told.enter(Phase.READY)]
     manager(root, systemd).start("a")
-    assert systemd.values["StatusText"] == "Ready: a"
-    systemd.later = [{"StatusText": "Recovering: again"}, {"ActiveState": "failed", "SubState": "failed"}]
-    with pytest.raises(JobFailed, match="a: failed again: Recovering: again"):
+    assert systemd.then == []
+    told.enter(Phase.RECOVERING)
+    systemd.later = [{"ActiveState": "failed", "SubState": "failed", "Result": "watchdog"}]
+    with pytest.raises(JobFailed, match="a: failed again: systemd: watchdog"):
         manager(root, systemd).start("a")
 
 
-def test_a_reload_says_what_it_was_for(root: Root) -> None:
+def test_only_a_running_instance_can_be_reloaded(root: Root) -> None:
     root.instance("a", GOOD)
-    unit = "citadel-llm@a.service"
     with pytest.raises(NotRunning, match="a is stopped; start it with: citadel-llm start a") as caught:
         manager(root, FakeSystemd()).reload("a")
     assert caught.value.exit_status == ExitStatus.NOT_RUNNING
-    said = "Ready: with the old settings; the reload was refused: PORT"
-    systemd = FakeSystemd({unit: "failed"}, ActiveState="active", SubState="running", StatusText=said)
-    with pytest.raises(JobFailed, match="the reload was refused: PORT") as failed:
+
+
+@pytest.mark.parametrize(
+    ("result", "outcome", "status"),
+    [
+        # systemd holds a reload for done once a server is ready, also one with the old settings.
+        ("done", ReloadOutcome.REVERTED, ExitStatus.CONFIG),
+        ("failed", ReloadOutcome.REFUSED, ExitStatus.CONFIG),
+        ("failed", None, ExitStatus.FAILED),
+        ("timeout", ReloadOutcome.DONE, ExitStatus.FAILED),
+        ("done", ReloadOutcome.DONE, None),
+        ("done", None, None),
+    ],
+)
+def test_a_reload_ends_as_the_main_process_has_written(
+    root: Root, result: str, outcome: ReloadOutcome | None, status: ExitStatus | None
+) -> None:
+    root.instance("a", GOOD)
+    told = state_file(root, "a")
+    told.enter(Phase.READY, reload=LastReload(outcome=ReloadOutcome.REFUSED, at=1, reason="an earlier one"))
+    systemd = Running({"citadel-llm@a.service": result})
+    if outcome:
+        ended = LastReload(outcome=outcome, at=2, reason="" if outcome is ReloadOutcome.DONE else "the cache is small")
+        systemd.on_job = lambda: told.reloaded(ended)
+    if status is None:
         manager(root, systemd).reload("a")
-    assert failed.value.exit_status == ExitStatus.CONFIG
+        return
+    with pytest.raises(JobFailed) as failed:
+        manager(root, systemd).reload("a")
+    assert failed.value.exit_status == status
+    assert ("the cache is small" in str(failed.value)) is (status == ExitStatus.CONFIG)
+    assert "an earlier one" not in str(failed.value)
 
 
-def test_a_reload_that_systemd_holds_for_done_may_be_in_vain_or_not_beside(
+def test_a_reload_for_which_requests_waited_is_done_with_a_warning(
     root: Root, caplog: pytest.LogCaptureFixture
 ) -> None:
     root.instance("a", GOOD)
-    said = "Ready: with the old settings; the server could not start with the new ones: the cache is too small"
-    with pytest.raises(JobFailed, match=f"a: reload in vain: {said}") as failed:
-        manager(root, FakeSystemd(ActiveState="active", SubState="running", StatusText=said)).reload("a")
-    assert failed.value.exit_status == ExitStatus.CONFIG
-    said = "Ready: a, started in 1 s; requests waited meanwhile: two servers do not fit"
-    manager(root, FakeSystemd(ActiveState="active", SubState="running", StatusText=said)).reload("a")
-    assert caplog.messages == ["a: requests waited while it was reloaded: two servers do not fit"]
+    told, systemd = state_file(root, "a"), Running()
+    ended = LastReload(outcome=ReloadOutcome.DONE, at=2, waited="two servers do not fit")
+    systemd.on_job = lambda: told.reloaded(ended)
+    manager(root, systemd).reload("a")
+    assert caplog.messages == ["a: requests waited during the reload: two servers do not fit"]
 
 
-def test_one_that_was_killed_is_not_described_by_its_last_words(root: Root) -> None:
+def test_a_killed_main_process_is_not_described_by_its_last_phase(root: Root) -> None:
     root.instance("a", GOOD)
+    state_file(root, "a").enter(Phase.READY, "a on http://x")
+    killed: dict[str, Any] = {"Result": "signal", "ExecMainCode": 2, "ExecMainStatus": 9, "ExecMainExitTimestamp": 1}
+    systemd = FakeSystemd(ActiveState="activating", SubState="auto-restart", InvocationID=RUN, **killed)
+    service = manager(root, systemd).status("a")
+    assert (service.state, service.exit_status) == (State.RESTARTING, 137)
+    assert service.reason == "systemd: signal; the main process was ended by signal 9"
+
+
+@pytest.mark.parametrize("code", [69, 70, 78])
+def test_a_failed_start_has_the_reason_of_the_main_process(root: Root, code: int) -> None:
+    root.instance("a", GOOD)
+    state_file(root, "a").enter(Phase.FAILED, "PORT is missing")
+    failed: dict[str, Any] = {
+        "Result": "exit-code",
+        "ExecMainCode": 1,
+        "ExecMainStatus": code,
+        "ExecMainExitTimestamp": 1,
+    }
     systemd = FakeSystemd(
-        ActiveState="activating", SubState="auto-restart", Result="signal", StatusText="Ready: a on http://x"
+        {"citadel-llm@a.service": "failed"}, ActiveState="failed", SubState="failed", InvocationID=RUN, **failed
     )
-    assert manager(root, systemd).status("a").reason == (
-        "the main process was ended (signal); systemd starts it again after RESTART_SEC"
-    )
-
-
-def test_a_failed_job_says_what_the_unit_says(root: Root) -> None:
-    root.instance("a", GOOD)
-    systemd = FakeSystemd({"citadel-llm@a.service": "failed"}, StatusText="Failed: PORT is missing", ExecMainStatus=78)
-    with pytest.raises(JobFailed, match="a: start failed: Failed: PORT is missing") as failed:
+    with pytest.raises(JobFailed, match="a: start failed: PORT is missing") as caught:
         manager(root, systemd).start("a")
-    assert failed.value.exit_status == ExitStatus.CONFIG
+    assert caught.value.exit_status == (ExitStatus.CONFIG if code == ExitStatus.CONFIG else ExitStatus.FAILED)
+
+
+def test_a_state_of_another_run_is_ignored(root: Root) -> None:
+    root.instance("a", GOOD)
+    state_file(root, "a").enter(Phase.RECOVERING, "an earlier run")
+    systemd = Running(InvocationID="9" * 32)
+    service = manager(root, systemd).status("a")
+    assert (service.state, service.reason, service.last_failure) == (State.READY, "", None)
+    systemd.values["StatusText"] = "Loading"
+    assert manager(root, systemd).status("a").reason == "Loading", "systemd's own text, for people"
+
+
+def test_a_running_instance_of_an_earlier_version_is_what_systemd_says(root: Root) -> None:
+    """After an upgrade that restarts nothing its state.json has neither phase nor invocation."""
+    root.instance("a", GOOD)
+    earlier = {
+        "address": {"scheme": "http", "host": "127.0.0.1", "port": 11777},
+        "startup_seconds": 7.9,
+        "failures": {"engine-died": 1},
+        "last_failure": {"kind": "engine-died", "reason": "it ended", "at": 17e8},
+    }
+    state_file(root, "a")
+    (root.path / "run/citadel-llm/a/state.json").write_text(json.dumps(earlier))
+    systemd = Running(StatusText="Recovering: words that no program reads")
+    service = manager(root, systemd).status("a")
+    assert (service.state, service.ready, service.port, service.startup_seconds) == (State.READY, True, 11777, 7.9)
+    assert service.last_failure and service.last_failure.reason == "it ended"
+    manager(root, systemd).reload("a")
+    systemd.values |= {"ActiveState": "reloading", "SubState": "reload"}
+    assert manager(root, systemd).status("a").state is State.RELOADING
+    systemd.values |= {"ActiveState": "activating", "SubState": "start"}
+    service = manager(root, systemd).status("a")
+    assert (service.state, service.port, service.startup_seconds) == (State.STARTING, 11500, None), "a new run"
+    died = {"Result": "exit-code", "ExecMainCode": 1, "ExecMainStatus": 70, "ExecMainExitTimestamp": 1}
+    systemd.values |= {"ActiveState": "failed", "SubState": "failed", "StatusText": "Failed: it died", **died}
+    assert manager(root, systemd).status("a").reason == "Failed: it died"
+
+
+@pytest.mark.parametrize(
+    ("active", "phase", "state"),
+    [
+        ("active", Phase.READY, State.READY),
+        ("active", None, State.READY),
+        ("active", Phase.RECOVERING, State.RECOVERING),
+        ("reloading", Phase.RECOVERING, State.RECOVERING),
+        ("reloading", Phase.READY, State.RELOADING),
+        ("active", Phase.RELOADING, State.RELOADING),
+        ("active", Phase.STOPPING, State.STOPPING),
+        ("activating", Phase.LOADING, State.STARTING),
+        ("activating", Phase.READY, State.STARTING),
+        ("inactive", Phase.READY, State.STOPPED),
+        ("failed", Phase.FAILED, State.FAILED),
+    ],
+)
+def test_states(active: str, phase: Phase | None, state: State) -> None:
+    assert State.of(active, "", phase) is state
+
+
+def test_no_module_parses_the_text_of_a_unit() -> None:
+    """Its text is for people; programs read state.json."""
+    code = Path(hxp_enterprise_llm.__file__).parent
+    readers = {str(file.relative_to(code)) for file in code.rglob("*.py") if "StatusText" in file.read_text()}
+    # The one shows it where there is no state, the other keeps it for that.
+    assert readers == {"control/failures.py", "monitoring/units.py"}
 
 
 def test_enabling_refused_settings_is_done_and_a_warning(root: Root, caplog: pytest.LogCaptureFixture) -> None:
@@ -248,18 +378,27 @@ def test_enabling_refused_settings_is_done_and_a_warning(root: Root, caplog: pyt
     manager(root, systemd).enable("a", "b")
     assert systemd.asked == [("enable", "citadel-llm@a.service"), ("enable", "citadel-llm@b.service")]
     (warning,) = caplog.messages
-    assert warning.startswith("b is enabled, and will not start like this: ") and "PORT=none is refused" in warning
+    assert warning.startswith("b is enabled, but cannot start with these settings: ")
+    assert "PORT=none is refused" in warning
 
 
 def test_one_that_waits_for_a_failed_one_says_so(root: Root) -> None:
     root.instance("a", GOOD)
     root.instance("b", GOOD + "REQUIRES=a\n")
     systemd = FakeSystemd()
-    systemd.of["citadel-llm@a.service"] = {"ActiveState": "failed", "StatusText": "Failed: the port is taken"}
-    said = "needs a, which failed: the port is taken"
+    state_file(root, "a").enter(Phase.FAILED, "the port is taken")
+    failed: dict[str, Any] = {
+        "Result": "exit-code",
+        "ExecMainCode": 1,
+        "ExecMainStatus": 69,
+        "ExecMainExitTimestamp": 1,
+    }
+    systemd.of["citadel-llm@a.service"] = {"ActiveState": "failed", "InvocationID": RUN, **failed}
+    said = "requires a, which failed: the port is taken"
     assert manager(root, systemd).status("b").reason == said
-    assert [one.reason for one in manager(root, systemd).list_services()] == ["Failed: the port is taken", said]
-    systemd.of["citadel-llm@b.service"] = {"ActiveState": "active", "StatusText": "Ready"}
+    assert [one.reason for one in manager(root, systemd).list_services()] == ["the port is taken", said]
+    state_file(root, "b").enter(Phase.READY)
+    systemd.of["citadel-llm@b.service"] = {"ActiveState": "active", "InvocationID": RUN}
     assert manager(root, systemd).status("b").reason == "Ready"
 
 

@@ -7,7 +7,7 @@ import pytest
 from dbus_fast import Message, MessageType, Variant
 
 from hxp_enterprise_llm.control import systemd
-from hxp_enterprise_llm.control.systemd import Systemd
+from hxp_enterprise_llm.control.systemd import Systemd, readable
 from hxp_enterprise_llm.settings.errors import JobFailed, SystemdUnreachable
 
 REPLIES = 128
@@ -106,3 +106,10 @@ def test_a_bus_that_breaks_in_between_is_said_at_once_and_of_every_question() ->
                 await connection.version()
 
     asyncio.run(scenario())
+
+
+def test_a_run_has_the_id_that_its_processes_know() -> None:
+    """INVOCATION_ID is in hexadecimal, the property is bytes."""
+    found = readable({"InvocationID": Variant("ay", b"\x01\xab"), "NRestarts": Variant("u", 2)})
+    assert found == {"InvocationID": "01ab", "NRestarts": 2}
+    assert readable({"InvocationID": Variant("ay", b"")}) == {"InvocationID": ""}

@@ -1,31 +1,11 @@
-"""How a service can fail, in one word each: the label `result` of the metrics and the kinds of the report."""
+"""How the last run of a unit failed, from its properties (org.freedesktop.systemd1(5))."""
 
-from enum import StrEnum
+from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
+from hxp_enterprise_llm.protocol.failures import Kind, one_line
+from hxp_enterprise_llm.protocol.state import SENTENCE_LENGTH, InstanceState, Phase
 from hxp_enterprise_llm.settings.errors import ExitStatus
-
-REASON_LENGTH = 300
-"""How much of somebody's words is kept (characters)."""
-
-
-class Kind(StrEnum):
-    """What went wrong."""
-
-    ENGINE_DIED = "engine-died"
-    ENGINE_HUNG = "engine-hung"
-    OUT_OF_MEMORY = "out-of-memory"
-    SETTINGS_REFUSED = "settings-refused"
-    UNAVAILABLE = "unavailable"
-    SIGNAL = "signal"
-    WATCHDOG = "watchdog"
-    TIMEOUT = "timeout"
-    CORE_DUMP = "core-dump"
-    START_LIMIT_HIT = "start-limit-hit"
-    EXIT_CODE = "exit-code"
-
 
 BY_RESULT = {
     "oom-kill": Kind.OUT_OF_MEMORY,
@@ -37,7 +17,7 @@ BY_RESULT = {
     # systemd could not even start the process: no memory, no credential, no directory.
     "resources": Kind.UNAVAILABLE,
 }
-"""From a service unit's Result (org.freedesktop.systemd1(5)); every other failure is told apart by exit status."""
+"""From a unit's Result; the exit status of the main process tells apart the other failures."""
 
 BY_STATUS: dict[int, Kind] = {
     ExitStatus.UNAVAILABLE: Kind.UNAVAILABLE,
@@ -52,17 +32,7 @@ ENDED_BY_SIGNAL = (2, 3)
 """CLD_KILLED and CLD_DUMPED, of which the status is a signal's number (waitid(2))."""
 
 
-class Failure(BaseModel):
-    """One failure: what, in whose words, and when (seconds since the epoch)."""
-
-    model_config = ConfigDict(frozen=True)
-
-    kind: Kind
-    reason: str = Field(max_length=REASON_LENGTH)
-    at: float = Field(ge=0, lt=1e11, allow_inf_nan=False)
-
-
-def kind_of(properties: dict[str, Any]) -> Kind | None:
+def kind_of(properties: Mapping[str, Any]) -> Kind | None:
     """How the last run of a unit failed; None if it did not."""
     result = str(properties.get("Result") or "success")
     if result == "success":
@@ -70,7 +40,7 @@ def kind_of(properties: dict[str, Any]) -> Kind | None:
     return BY_RESULT.get(result) or BY_STATUS.get(int(properties.get("ExecMainStatus") or 0), Kind.EXIT_CODE)
 
 
-def exit_code(properties: dict[str, Any]) -> int | None:
+def exit_code(properties: Mapping[str, Any]) -> int | None:
     """The last exit status of the main process, a signal as 128 and its number, as shells say; None while it runs."""
     if not properties.get("ExecMainExitTimestamp"):
         return None
@@ -78,11 +48,17 @@ def exit_code(properties: dict[str, Any]) -> int | None:
     return status + 128 if properties.get("ExecMainCode") in ENDED_BY_SIGNAL else status
 
 
-def reason_of(properties: dict[str, Any]) -> str:
-    """Why the last run of a unit failed: in its own words where it ended by itself, else in systemd's."""
+def reason_of(properties: Mapping[str, Any], told: InstanceState | None) -> str:
+    """Why the last run of a unit failed: in the main process's words if it ended by itself, else in systemd's.
+
+    `told` is the state of that run.
+    """
     result, code = properties.get("Result"), exit_code(properties)
     if result == "exit-code" and code in BY_STATUS:
-        return words(properties.get("StatusText", ""))
+        if told and told.phase is Phase.FAILED:
+            return told.reason
+        if not told or not told.phase:
+            return unit_text(properties)
     if code is None or result == "start-limit-hit":
         return f"systemd: {result}"
     if properties.get("ExecMainCode") in ENDED_BY_SIGNAL:
@@ -90,8 +66,6 @@ def reason_of(properties: dict[str, Any]) -> str:
     return f"systemd: {result}; the main process ended with exit status {code}"
 
 
-def words(text: Any) -> str:
-    """What somebody else says, on one line, without control characters, and not too much of it."""
-    return " ".join("".join(c if c.isprintable() else " " for c in str(text)[: 4 * REASON_LENGTH]).split())[
-        :REASON_LENGTH
-    ]
+def unit_text(properties: Mapping[str, Any]) -> str:
+    """systemd's own text of a unit whose main process has written no state, to be shown to people."""
+    return one_line(properties.get("StatusText") or "", SENTENCE_LENGTH)

@@ -17,6 +17,10 @@ KV_CACHE_GB=0.25
 
 # OMP_NUM_THREADS=1
 """
+MANY_TASKS = """
+echo $$ >$0
+for number in $(seq 70); do sleep 20 >/dev/null 2>&1 & done
+"""
 TOGETHER = """
 for who in a b; do
     for number in $(seq 8); do citadel-llm set edited OMP_$who$number=$number >/dev/null || exit 1; done &
@@ -93,11 +97,14 @@ def test_a_changed_setting_reaches_systemd_and_vllm(host: Host) -> None:
         "OMP_WAIT_POLICY=passive\n"
     )
     assert machine.output("stat", "-c", "%U %G %a", FILE) == "root adm 644"
-    # Below what it uses.
     now = content(host)
-    for too_low in ("MEMORY_LIMIT_GB=0.1", "MAX_TASKS=64"):
+    groups = [limit.replace("pids.max", "cgroup.procs") for limit in limits]
+    (processes,) = [file for file in groups if machine.inside(file).exists()]
+    machine.run("sh", "-c", MANY_TASKS, processes)
+    used = int(machine.show("citadel-llm@edited", "MemoryCurrent")["MemoryCurrent"]) / 2**30
+    for too_low in (f"MEMORY_LIMIT_GB={used - 0.02:.2f}", "MAX_TASKS=64"):
         done = machine.run("citadel-llm", "set", "edited", too_low, check=False)
-        assert (done.returncode, too_low in done.stderr) == (78, True), done.stderr
+        assert (done.returncode, f"{too_low} is " in done.stderr) == (78, True), done.stderr
     assert set_(host, f"PORT={PORT + 1}", "--dry-run") == {"PORT": "restart"}
     assert content(host) == now
     assert set_(host, "VLLM_ARGS", "MAX_TASKS", verb="unset") == {"VLLM_ARGS": "reload", "MAX_TASKS": "now"}

@@ -34,6 +34,8 @@ CACHE_SPACE_BYTES = GIBIBYTE
 """Free disk below which the check warns; a round figure, not a measured one."""
 RENEW_DAYS, DAY_SEC = 14, 86400.0
 """How long before its end a certificate is warned of; those who renew by themselves do so a month before."""
+TEMPLATE = "/lib/systemd/system/citadel-llm@.service"
+"""The template of the units, where the package installs it."""
 OUR_UNIT = re.compile(r"\bcitadel-llm@([^/\n]+)\.service\b")
 """The unit of an instance in a line of /proc/PID/cgroup."""
 
@@ -229,6 +231,19 @@ def memory(configs: Iterable[ServiceConfigSchema]) -> list[Finding]:
     text = (
         f"limits exceed the host: MEMORY_LIMIT_GB of all that run or start at boot is {promised:g} ({names}), the host "
         f"has {total:.1f}; lower one, or disable one"
+    )
+    return [Finding("host", text, fatal=False)]
+
+
+def template(root: str = "/") -> list[Finding]:
+    """Whether VLLM_SERVICE_TEMPLATE_PATH has the link to the template of the units; a warning."""
+    directory = load_host(root).values["VLLM_SERVICE_TEMPLATE_PATH"]
+    link = f"{directory}/{unit_name('')}"
+    if Path(root, link[1:]).exists():
+        return []
+    text = (
+        f"VLLM_SERVICE_TEMPLATE_PATH={directory}: there is no link {link} to the template; "
+        f"ln -s {TEMPLATE} {link}, or correct VLLM_SERVICE_TEMPLATE_PATH"
     )
     return [Finding("host", text, fatal=False)]
 

@@ -53,7 +53,7 @@ def _look(names: Sequence[str]) -> Iterator[Finding]:
     except SystemdUnreachable as error:
         yield Finding("host", f"{error}; what runs and what is enabled is not checked", fatal=False)
         services = {}
-    around = [*host.neighbours(), *host.disk(), *host.log_files()]
+    around = [*host.neighbours(), *host.disk(), *host.log_files(), *host.template()]
     together = [service for service in services.values() if service.enabled or service.running or service.name in names]
     around += host.memory([service.config for service in together if service.config])
     for name in names or everything:

@@ -174,6 +174,15 @@ def test_a_port_that_is_taken_names_its_holder(monkeypatch: pytest.MonkeyPatch) 
     assert host.port(taken) == []
 
 
+def test_the_link_to_the_template_is_where_the_settings_say(root: Root) -> None:
+    root.host("VLLM_SERVICE_TEMPLATE_PATH=/srv/units\n")
+    (finding,) = host.template(str(root))
+    assert (finding.fatal, "/srv/units/citadel-llm@.service" in finding.text) == (False, True)
+    (root.path / "srv/units").mkdir(parents=True)
+    (root.path / "srv/units/citadel-llm@.service").touch()
+    assert host.template(str(root)) == []
+
+
 def test_little_disk_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "is missing" in host.disk(tmp_path / "none")[0].text
     monkeypatch.setattr(host, "CACHE_SPACE_BYTES", 2**62)

@@ -14,8 +14,21 @@ HEAD = """\
 <!-- Made from hxp_enterprise_llm/settings/keys.py by packaging/settings_page.py; edit there. -->
 
 `/etc/default/citadel-llm` holds the settings of the host, `/etc/default/citadel-llm-NAME` those of the instance NAME.
-`citadel-llm show NAME` prints what is in effect and where it comes from. After an edit: `systemctl daemon-reload`, and
-`citadel-llm restart NAME` (or `reload`, for what is no limit).
+`citadel-llm show NAME` prints the settings in effect and where each comes from.
+
+`citadel-llm set NAME KEY=VALUE…` and `citadel-llm unset NAME KEY…` change an instance's file. They check the result as
+a start would, keep comments and order, and leave the file unchanged if a start would refuse it. After an edit by hand,
+run `systemctl daemon-reload`. Then:
+
+| changed | takes effect |
+|---|---|
+| `MAX_TASKS`, `RESTART_POLICY`, `RESTART_SEC`, `REQUIRES`, `AFTER`, `RELOAD_METHOD` | at once |
+| `MEMORY_LIMIT_GB`, `CPU_CORES` | the limit at once; KV cache and threads with `citadel-llm reload NAME` |
+| `PORT`, `HOST`, `HUB_TOKEN_FILE`; `GPU_DEVICES`, between none and some | with `citadel-llm restart NAME` |
+| flags and variables with which vLLM opens further ports | with `citadel-llm restart NAME` |
+| all others | with `citadel-llm reload NAME`, without a failed request |
+
+`set` refuses a `MEMORY_LIMIT_GB` or `MAX_TASKS` below what a running instance uses, since systemd applies it at once.
 
 One `KEY=value` a line. A value with other characters than letters, digits and `_ . / : @ % + , = ^ -` stands in single
 or double quotes. Nothing is expanded: `$`, a backslash and, in double quotes, a backtick are refused. A comment starts

@@ -281,7 +281,12 @@ HOST_KEYS = {
         Key("CITADEL_ENV", word, "production", "What this host is for; shown, never acted on."),
         Key("SERVER_IP", address, "127.0.0.1", "Address that the monitor and, unless HOST differs, models bind to."),
         Key("SERVER_HOSTNAME", host_name, "localhost", "Name of this host in reports."),
-        Key("VLLM_SERVICE_TEMPLATE_PATH", path, "/opt/citadel/config/services", "Directory of the template's link."),
+        Key(
+            "VLLM_SERVICE_TEMPLATE_PATH",
+            path,
+            "/opt/citadel/config/services",
+            "Where check looks for a link to the template.",
+        ),
         Key("LOG_TO_FILE", yes_or_no, "no", "Whether models log to a file too, beside the journal."),
         Key("VLLM_LOG_PATH", path, "/var/log/citadel-llm", "Directory of the log files, see LOG_TO_FILE."),
         Key("VLLM_PID_PATH", run_time_path, "/run/citadel-llm", "Parent of the services' directories with a file pid."),

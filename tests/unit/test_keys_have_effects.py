@@ -14,7 +14,7 @@ from hxp_enterprise_llm.settings import config
 from hxp_enterprise_llm.settings.address import Address
 from hxp_enterprise_llm.settings.errors import SettingsRefused
 from hxp_enterprise_llm.settings.keys import HOST_KEYS, INSTANCE_KEYS
-from hxp_enterprise_llm.settings.values import load_host, load_instance
+from hxp_enterprise_llm.settings.values import HostLabels, load_host, load_instance
 from hxp_enterprise_llm.supervisor import reload
 
 from .conftest import Root
@@ -49,6 +49,8 @@ OTHER_VALUES = {
 }
 """For each key a value that the instance below does not have, to see what it changes."""
 OTHER_HOST_VALUES = {
+    "CITADEL_ENV": "test",
+    "SERVER_HOSTNAME": "other",
     "SERVER_IP": "::",
     "VLLM_USER": "other",
     "VLLM_GROUP": "other",
@@ -73,8 +75,9 @@ SILENT = {"MODEL": "/srv/m", "PORT": "11400", "KV_CACHE_GB": "0.25", "ALLOW_DOWN
 
 
 class Outside(NamedTuple):
-    """What the settings of the instance `a` come to: its unit, its vLLM, its files and its address."""
+    """The results of the settings: the host's labels, and the unit, vLLM, files, address and reload of instance `a`."""
 
+    labels: str
     unit: str
     vllm: object
     files: object
@@ -86,15 +89,16 @@ def outside(root: Root, instance: dict[str, str], host: dict[str, str]) -> Outsi
     root.host("".join(f"{key}={value}\n" for key, value in host.items()))
     root.instance("a", "".join(f"{key}={value}\n" for key, value in instance.items()))
     settings_of_host = load_host(str(root))
+    labels = str(HostLabels.of(settings_of_host))
     sections = drop_ins.sections(load_instance("a", settings_of_host, str(root)), settings_of_host)
     unit = "\n".join(str(directive) for directives in sections.values() for directive in directives)
     try:
         settings, _ = config.load("a", str(root))
     except SettingsRefused as error:
-        return Outside(unit, str(error), None, None, None)
+        return Outside(labels, unit, str(error), None, None, None)
     vllm = launch.arguments(settings, settings.model), launch.environment(settings, settings.model, {}, root.path)
     apart = reload.apart(settings, settings.model, settings, settings.model)
-    return Outside(unit, vllm, credentials.files_of(settings), Address.of(settings), apart)
+    return Outside(labels, unit, vllm, credentials.files_of(settings), Address.of(settings), apart)
 
 
 def names_used_outside() -> set[str]:

@@ -119,25 +119,25 @@ def _add(family: Any, samples: Iterable[tuple[tuple[str, ...], Value]]) -> None:
 
 
 class Exposition:
-    """The metrics as text, made at most once a second for each format."""
+    """The metrics as text. `made` has the last text of each content type, which is made at most once a second."""
 
     def __init__(self, fleet: Fleet, version: str) -> None:
         self._fleet = fleet
         self._registry = CollectorRegistry()
         # Not registered by its names: describing them would collect once.
         self._registry.register(ServiceCollector(fleet, version))
-        self._made: dict[str, tuple[ServicesHealth, bytes]] = {}
+        self.made: dict[str, tuple[ServicesHealth, bytes]] = {}
 
     def text(self, accept: str) -> tuple[str, bytes]:
         """The type and the content for an Accept header."""
         encode, kind = choose_encoder(accept)
-        made = self._made.get(kind)
+        made = self.made.get(kind)
         services = self._fleet.services()
         if made is None or made[0] is not services:
-            if len(self._made) > len(("text", "openmetrics")) * 4:
+            if len(self.made) > len(("text", "openmetrics")) * 4:
                 # The type repeats what the header asks for: an endless supply of keys.
-                self._made.clear()
-            made = self._made[kind] = (services, encode(self._registry))
+                self.made.clear()
+            made = self.made[kind] = (services, encode(self._registry))
         return kind, made[1]
 
 

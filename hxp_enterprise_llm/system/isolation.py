@@ -43,18 +43,60 @@ def landlock_version() -> int:
     return max(found, 0)
 
 
-def enter(ports: Iterable[int] | None) -> None:
+class Kernel:
+    """What this process asks of the kernel. The methods raise OSError."""
+
+    def landlock_version(self) -> int:
+        """Version of Landlock's interface; 0 if the kernel has none or it is not enabled."""
+        return landlock_version()
+
+    def restrict(self, scopes: int, ports: Iterable[int] | None) -> None:
+        """Enter a Landlock domain: what `scopes` say does not leave it, and it listens on no other TCP port than these."""
+        if not scopes and ports is None:
+            return
+        libc = _libc()
+        # struct landlock_ruleset_attr: access to files, to the network, scopes.
+        attributes = struct.pack("QQQ", 0, 0 if ports is None else BIND_TCP, scopes)
+        ruleset = _checked(libc.syscall(CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), 0))
+        try:
+            for port in ports or ():
+                # struct landlock_net_port_attr
+                _checked(libc.syscall(ADD_RULE, ruleset, NET_PORT, struct.pack("QQ", BIND_TCP, port), 0))
+            _checked(libc.syscall(RESTRICT_SELF, ruleset, 0))
+        finally:
+            os.close(ruleset)
+
+    def refuse_limits_of_others(self) -> None:
+        """Let prlimit(2) set the limits of the process itself only: RLIMIT_CPU=0 ends any other as a signal would."""
+        library = ctypes.CDLL("libseccomp.so.2")
+        library.seccomp_init.restype = ctypes.c_void_p
+        filter_ = ctypes.c_void_p(library.seccomp_init(ctypes.c_uint32(ALLOW)))
+        if not filter_:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        try:
+            # 0 is the caller. x86-64's second and third architecture are closed by SystemCallArchitectures=native.
+            other = _Comparison(0, DIFFERS, 0, 0)
+            call = library.seccomp_syscall_resolve_name(b"prlimit64")
+            action = ctypes.c_uint32(REFUSE | errno.EPERM)
+            _negative(library.seccomp_rule_add_array(filter_, action, call, 1, ctypes.byref(other)))
+            _negative(library.seccomp_load(filter_))
+        finally:
+            library.seccomp_release(filter_)
+
+
+def enter(ports: Iterable[int] | None, kernel: Kernel | None = None) -> None:
     """Part this process, and all that it starts, from other processes of its user, as far as the kernel can.
 
     `ports` are the TCP ports that they may listen on, None for any. To be called while there is one thread.
     What cannot be done is logged: the other walls stand without it.
     """
+    kernel = kernel or Kernel()
     try:
         # First: libseccomp sets NoNewPrivileges, which Landlock asks for, also where no unit has.
-        _refuse_limits_of_others()
+        kernel.refuse_limits_of_others()
     except OSError as error:
         log.warning("Limits of other models on this host can be set from here: seccomp: %s", error)
-    version = landlock_version()
+    version = kernel.landlock_version()
     if version < SIGNALS_SINCE:
         log.info(
             "Models can signal each other: this kernel has Landlock %d, and it takes %d (Linux 6.12) to refuse that",
@@ -71,7 +113,7 @@ def enter(ports: Iterable[int] | None) -> None:
         )
     scopes = ABSTRACT_SOCKETS | SIGNALS if version >= SIGNALS_SINCE else 0
     try:
-        _restrict(scopes, ports if version >= PORTS_SINCE else None)
+        kernel.restrict(scopes, ports if version >= PORTS_SINCE else None)
     except OSError as error:
         log.warning(
             "Other models on this host can be signalled from here, and their ports taken while they are stopped: "
@@ -89,41 +131,6 @@ def _ranges(ports: Iterable[int]) -> str:
         else:
             found.append([port])
     return ", ".join("-".join(map(str, ends)) for ends in found)
-
-
-def _restrict(scopes: int, ports: Iterable[int] | None) -> None:
-    """Enter a Landlock domain: what `scopes` say does not leave it, and it listens on no other TCP port than these."""
-    if not scopes and ports is None:
-        return
-    libc = _libc()
-    # struct landlock_ruleset_attr: access to files, to the network, scopes.
-    attributes = struct.pack("QQQ", 0, 0 if ports is None else BIND_TCP, scopes)
-    ruleset = _checked(libc.syscall(CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), 0))
-    try:
-        for port in ports or ():
-            # struct landlock_net_port_attr
-            _checked(libc.syscall(ADD_RULE, ruleset, NET_PORT, struct.pack("QQ", BIND_TCP, port), 0))
-        _checked(libc.syscall(RESTRICT_SELF, ruleset, 0))
-    finally:
-        os.close(ruleset)
-
-
-def _refuse_limits_of_others() -> None:
-    """Let prlimit(2) set the limits of the process itself only: RLIMIT_CPU=0 ends any other as a signal would."""
-    library = ctypes.CDLL("libseccomp.so.2")
-    library.seccomp_init.restype = ctypes.c_void_p
-    filter_ = ctypes.c_void_p(library.seccomp_init(ctypes.c_uint32(ALLOW)))
-    if not filter_:
-        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
-    try:
-        # 0 is the caller. x86-64's second and third architecture are closed by SystemCallArchitectures=native.
-        other = _Comparison(0, DIFFERS, 0, 0)
-        call = library.seccomp_syscall_resolve_name(b"prlimit64")
-        action = ctypes.c_uint32(REFUSE | errno.EPERM)
-        _negative(library.seccomp_rule_add_array(filter_, action, call, 1, ctypes.byref(other)))
-        _negative(library.seccomp_load(filter_))
-    finally:
-        library.seccomp_release(filter_)
 
 
 def _libc() -> ctypes.CDLL:

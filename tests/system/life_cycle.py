@@ -77,7 +77,7 @@ class Cycle:
         self.rows: list[str] = []
         self.checks = 0
         self.before = self.look()
-        self._mounts = self._list("findmnt", "-rno", "TARGET")
+        self.mounts = self._list("findmnt", "-rno", "TARGET")
         self._links = self._list("find", "/etc/systemd", "/run/systemd/system", "-xtype", "l")
 
     def _list(self, *command: str) -> set[str]:
@@ -164,7 +164,7 @@ class Cycle:
         # Links, mounts, ports, processes: nothing but what runs has.
         assert self._list("find", "/etc/systemd", "/run/systemd/system", "-xtype", "l") <= self._links
         credentials = {f"/run/credentials/{unit(name)}" for name in runs}
-        assert self._list("findmnt", "-rno", "TARGET") <= self._mounts | credentials
+        assert self._list("findmnt", "-rno", "TARGET") <= self.mounts | credentials
         listening = {int(port) for port in re.findall(r"127\.0\.0\.1:(\d+) ", machine.output("ss", "-Hltn"))}
         ours = {port for name, port in PORTS.items() if name in runs} | (MONITOR_PORTS if MONITOR in runs else set())
         assert listening & {*PORTS.values(), *MONITOR_PORTS} == ours

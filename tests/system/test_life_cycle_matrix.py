@@ -190,7 +190,7 @@ def test_a_disk_that_is_full(cycle: Cycle) -> None:
         said = cycle.apt("install", OLD, fails=True)
         assert "No space left on device" in said
         machine.inside(f"{place}/filler").unlink()
-        cycle._mounts.add(place)
+        cycle.mounts.add(place)
         cycle.row(
             "downgrade, the disk is full", "ii", "apt fails, nothing has changed", "new", zulu="same", monitor="same"
         )
@@ -198,7 +198,7 @@ def test_a_disk_that_is_full(cycle: Cycle) -> None:
         cycle.row("the same again, with free space", "ii", "", zulu="new", monitor="new")
     finally:
         machine.run("umount", "--lazy", place)
-        cycle._mounts.discard(place)
+        cycle.mounts.discard(place)
 
 
 def test_a_removal_and_an_installation_are_like_a_switch(cycle: Cycle) -> None:

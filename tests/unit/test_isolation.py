@@ -1,4 +1,5 @@
 import logging
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -25,37 +26,49 @@ def test_doctor_says_what_the_kernel_can(version: int, verdict: Verdict, words: 
     assert (found.verdict, words in found.text) == (verdict, True), found
 
 
-def test_what_a_kernel_refuses_is_said_and_the_rest_is_done(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    done: list[Any] = []
+class FakeKernel(isolation.Kernel):
+    """Records what it is asked, or refuses it."""
 
-    def refuse(*_: object) -> None:
-        raise PermissionError(1, "Operation not permitted")
+    def __init__(self, version: int) -> None:
+        self.version = version
+        self.done: list[object] = []
+        self.refuses_limits = self.refuses_landlock = False
 
+    def landlock_version(self) -> int:
+        return self.version
+
+    def refuse_limits_of_others(self) -> None:
+        if self.refuses_limits:
+            raise PermissionError(1, "Operation not permitted")
+        self.done.append("limits")
+
+    def restrict(self, scopes: int, ports: Iterable[int] | None) -> None:
+        if self.refuses_landlock:
+            raise PermissionError(1, "Operation not permitted")
+        self.done.append((scopes, ports))
+
+
+def test_what_a_kernel_refuses_is_said_and_the_rest_is_done(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(isolation, "landlock_version", lambda: 6)
-    monkeypatch.setattr(isolation, "_refuse_limits_of_others", refuse)
-    monkeypatch.setattr(isolation, "_restrict", lambda *asked: done.append(asked))
-    isolation.enter([1])
-    assert done == [(3, [1])]
+    kernel = FakeKernel(6)
+    kernel.refuses_limits = True
+    isolation.enter([1], kernel)
+    assert kernel.done == [(3, [1])]
     assert "Limits of other models on this host can be set from here" in caplog.text
-    monkeypatch.setattr(isolation, "_restrict", refuse)
-    isolation.enter(None)
+    kernel.refuses_landlock = True
+    isolation.enter(None, kernel)
     assert "can be signalled from here" in caplog.text and "Landlock: Operation not permitted" in caplog.text
-    monkeypatch.setattr(isolation, "landlock_version", lambda: 5)
-    monkeypatch.setattr(isolation, "_refuse_limits_of_others", lambda: done.append("limits"))
-    monkeypatch.setattr(isolation, "_restrict", lambda *asked: done.append(asked))
-    isolation.enter([1])
+    kernel = FakeKernel(5)
+    isolation.enter([1], kernel)
     assert "Models can signal each other: this kernel has Landlock 5" in caplog.text
     assert "free TCP port" not in caplog.text
-    monkeypatch.setattr(isolation, "landlock_version", lambda: 3)
-    isolation.enter([0, 11500, *range(32768, 61000), 61002])
-    assert done[1:] == ["limits", (0, [1]), "limits", (0, None)]
+    kernel.version = 3
+    isolation.enter([0, 11500, *range(32768, 61000), 61002], kernel)
+    assert kernel.done == ["limits", (0, [1]), "limits", (0, None)]
     (said,) = (record.getMessage() for record in caplog.records if "free TCP port" in record.getMessage())
     assert "not 11500, 32768-60999, 61002 alone: this kernel has Landlock 3, and it takes 4 (Linux 6.7)" in said
     caplog.clear()
-    isolation.enter(None)
+    isolation.enter(None, kernel)
     assert "free TCP port" not in caplog.text, "its own settings may take any"
 
 

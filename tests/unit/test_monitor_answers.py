@@ -124,7 +124,7 @@ def test_the_metrics_of_the_contract(root: Root, tmp_path: Path) -> None:
         assert exposition.text("")[1] is content, "made once a second"
         for version in range(100):
             exposition.text(f"application/openmetrics-text; version=1.{version}.0")
-        assert len(exposition._made) < 20
+        assert len(exposition.made) < 20
 
     asyncio.run(scenario())
 

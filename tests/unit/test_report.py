@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from hxp_enterprise_llm.cli import report
 from hxp_enterprise_llm.cli.commands import cli
 from hxp_enterprise_llm.monitoring import figures
 from hxp_enterprise_llm.monitoring.figures import NoFigures, Verdict, percentile
@@ -119,8 +118,10 @@ def test_an_uptime_is_cut_and_never_rounded_up(tmp_path: Path, monkeypatch: pyte
     store.was("a", True, 0, 999_999.9)
     store.was("a", False, 999_999.9, 1_000_000)
     assert store.write(store.batch(), 1_000_000)
-    (one,) = figures.read(400, 1_000_000, [], tmp_path / "m.sqlite")
-    assert report._row(one)[1] == "99.999"
+    found = figures.read(400, 1_000_000, [], tmp_path / "m.sqlite")
+    monkeypatch.setattr(figures, "read", lambda *_: found)
+    printed = CliRunner().invoke(cli, ["report", "--days", "400"]).output
+    assert printed.splitlines()[1].split()[1] == "99.999"
     store.close()
 
 

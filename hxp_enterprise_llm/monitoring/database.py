@@ -85,9 +85,19 @@ def open_for_reading(file: Path) -> sqlite3.Connection:
 
     Raises sqlite3.Error.
     """
+    place = file.absolute().as_uri()
     # Without a write-ahead log nobody has the file open, and a reader may not be allowed to create the log.
-    mode = "mode=ro" if Path(f"{file}-wal").exists() else "immutable=1"
-    return sqlite3.connect(f"{file.absolute().as_uri()}?{mode}", uri=True, timeout=5, isolation_level=None)
+    if Path(f"{file}-wal").exists():
+        database = sqlite3.connect(f"{place}?mode=ro", uri=True, timeout=5, isolation_level=None)
+        try:
+            database.execute("SELECT 1 FROM sqlite_master")
+            return database
+        except sqlite3.OperationalError as error:
+            database.close()
+            # The index of the log is missing, and this user may not create it: what is in the log only is not seen.
+            if _code(error) != sqlite3.SQLITE_CANTOPEN:
+                raise
+    return sqlite3.connect(f"{place}?immutable=1", uri=True, timeout=5, isolation_level=None)
 
 
 def is_damage(error: Exception) -> bool:

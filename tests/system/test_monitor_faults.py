@@ -144,6 +144,7 @@ def test_the_monitor_is_ended_while_it_writes(fakes: Fakes, host: Host, signal: 
     machine.run("systemctl", "kill", "--kill-whom=main", f"--signal={signal}", UNIT)
     machine.run("rm", "/run/locked")
     until(lambda: machine.show(UNIT, "MainPID")["MainPID"] not in (pid, "0"), 60)
+    machine.run("systemctl", "start", UNIT)  # waits until it is ready
     until(lambda: sample(host, counted) == failures + 1, 60)
     machine.run("systemctl", "restart", UNIT)
     assert int(host.python(COUNT, STORE)) == before + 1

@@ -51,7 +51,7 @@ class Kernel:
         return landlock_version()
 
     def restrict(self, scopes: int, ports: Iterable[int] | None) -> None:
-        """Enter a Landlock domain: what `scopes` say does not leave it, and it listens on no other TCP port than these."""
+        """Enter a Landlock domain: what `scopes` names does not leave it, and only these TCP ports are listened on."""
         if not scopes and ports is None:
             return
         libc = _libc()

@@ -121,9 +121,8 @@ def test_models_want_their_followers_if_the_host_says_so(root: Root) -> None:
     root.host("LOG_TO_FILE=yes\n")
     lines = drop_in(root, "m").splitlines()
     assert "Wants=citadel-llm-log@m.service" in lines and "After=citadel-llm-log@m.service" in lines
-    assert "Wants=citadel-llm-log@refused.service\n" in (
-        root.instance("refused", "PORT=x\n") and drop_in(root, "refused")
-    )
+    root.instance("refused", "PORT=x\n")
+    assert "Wants=citadel-llm-log@refused.service\n" in drop_in(root, "refused")
 
 
 def test_another_directory_is_opened_to_the_followers_and_warned_of(root: Root, tmp_path: Path) -> None:

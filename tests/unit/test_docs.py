@@ -22,3 +22,9 @@ def test_every_link_leads_to_a_file() -> None:
         folder = PROJECT / "docs" if page.parent.name == "bench" else page.parent
         for target in re.findall(r"\]\(([^)#:]+)[^):]*\)", page.read_text()):
             assert (folder / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_folder_of_the_code_is_described() -> None:
+    described = set(re.findall(r"`([a-z_]+)`", (PROJECT / "HACKING.md").read_text()))
+    folders = {file.parent.name for file in (PROJECT / "hxp_enterprise_llm").glob("*/__init__.py")}
+    assert folders and folders <= described

@@ -1,22 +1,35 @@
-"""The pre-start check of one instance: everything that a start needs, before anything is started."""
+"""What the main process checks before it starts anything, as the services' user.
+
+It imports only what every start needs; `start` sees more as root.
+"""
 
 import logging
-from pathlib import Path
 
-from hxp_enterprise_llm.engine import flags, launch, model_config, model_directory, weights
+from hxp_enterprise_llm.checks import arguments, devices, model
+from hxp_enterprise_llm.checks.finding import Finding
 from hxp_enterprise_llm.settings import config as settings
-from hxp_enterprise_llm.settings.errors import GpuMissing, ModelMissing, SettingsRefused
+from hxp_enterprise_llm.settings.errors import CitadelError, GpuMissing, ModelMissing, SettingsRefused
 from hxp_enterprise_llm.settings.grammar import Fault
 from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 
 log = logging.getLogger(__name__)
 
+OTHER_ERRORS: dict[str, type[CitadelError]] = {error.code: error for error in (ModelMissing, GpuMissing)}
+"""Errors with a code of their own, which is kept if all findings have it."""
+
+
+def of_service(config: ServiceConfigSchema) -> tuple[str, list[Finding]]:
+    """The model that vLLM gets, and what the service itself finds wrong with its flags, its model and its GPUs."""
+    found = arguments.findings(config)
+    directory, of_model = model.findings(config)
+    return directory, [*found, *of_model, *devices.findings(config)]
+
 
 def prepare(name: str, root: str = "/", file: str | None = None) -> tuple[ServiceConfigSchema, str]:
-    """Read and check the settings of `name`, down to the flags for vLLM; the settings and the model to load.
+    """Read the settings of `name` and check them; the settings and the model to load.
 
     `file` is a draft of the settings file to read instead of the file in place.
-    Raises SettingsRefused, ModelMissing or GpuMissing; logs the warnings.
+    Raises SettingsRefused, or ModelMissing or GpuMissing if nothing else is wrong; logs the warnings.
     """
     before: tuple[Fault, ...] = ()
     try:
@@ -24,32 +37,17 @@ def prepare(name: str, root: str = "/", file: str | None = None) -> tuple[Servic
     except SettingsRefused as error:
         if error.understood is None:
             raise
-        # There may be more to say.
+        # The other settings may have errors too.
         config, warnings, before = error.understood, [], error.faults
-    for warning in warnings:
+    directory, found = of_service(config)
+    for warning in [*warnings, *(finding.text for finding in found if not finding.fatal)]:
         log.warning("%s", warning)
-    refused = list(flags.parse(config.vllm_args).findings)
-    model = ""
-    try:
-        model = model_directory.find_model(config)
-        if model.startswith("/"):
-            faults, doubts = model_config.check(config, model)
-            refused += faults
-            weights.check(config, model)
-            for doubt in doubts:
-                log.warning("%s", doubt)
-        launch.arguments(config, model)
-    except ModelMissing as error:
-        if not refused and not before:
-            raise
-        refused.append(str(error))
-    except SettingsRefused as error:
-        refused += [fault.text for fault in error.faults]
-    if refused or before:
-        faults_now = (Fault(settings.instance_file(name, root), 0, text) for text in refused)
-        raise SettingsRefused([*before, *faults_now], config)
-    for number in config.gpu_devices:
-        device = Path("/dev/nvidiactl" if number == "all" else f"/dev/nvidia{number}")
-        if not device.exists():
-            raise GpuMissing(f"GPU_DEVICES={','.join(config.gpu_devices)}: there is no {device}; is the driver loaded?")
-    return config, model
+    fatal = [finding for finding in found if finding.fatal]
+    codes = {finding.code for finding in fatal}
+    other = OTHER_ERRORS.get(codes.pop()) if len(codes) == 1 else None
+    if other and not before:
+        raise other("\n".join(finding.text for finding in fatal))
+    if before or fatal:
+        own = settings.instance_file(name, root)
+        raise SettingsRefused([*before, *(Fault(own, 0, finding.text) for finding in fatal)], config)
+    return config, directory

@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 
 import click
 
-from hxp_enterprise_llm.checks import host, start
-from hxp_enterprise_llm.checks.host import Finding
+from hxp_enterprise_llm.checks import disk, log_files, memory, start, template
+from hxp_enterprise_llm.checks.finding import Finding
 from hxp_enterprise_llm.cli import output, strays
 from hxp_enterprise_llm.control.service_manager import ServiceManager
 from hxp_enterprise_llm.settings import config as settings
@@ -40,7 +40,7 @@ def check(names: Sequence[str], for_program: bool = False) -> ExitStatus:
 
 def before_a_start(name: str) -> list[Finding]:
     """What is wrong with an instance that is new, and between it and the others."""
-    around = (finding for finding in host.neighbours() if finding.instance == name)
+    around = (finding for finding in start.neighbours() if finding.instance == name)
     return [*start.findings(name, running=False), *around]
 
 
@@ -53,9 +53,9 @@ def _look(names: Sequence[str]) -> Iterator[Finding]:
     except SystemdUnreachable as error:
         yield Finding("host", f"{error}; what runs and what is enabled is not checked", fatal=False)
         services = {}
-    around = [*host.neighbours(), *host.disk(), *host.log_files(), *host.template()]
+    around = [*start.neighbours(), *disk.findings(), *log_files.findings(), *template.findings()]
     together = [service for service in services.values() if service.enabled or service.running or service.name in names]
-    around += host.memory([service.config for service in together if service.config])
+    around += memory.findings([service.config for service in together if service.config])
     for name in names or everything:
         service = services.get(name)
         yield from start.findings(name, running=bool(service and service.pid))

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from dotenv import set_key, unset_key
 
-from hxp_enterprise_llm.checks import host, start
+from hxp_enterprise_llm.checks import start
+from hxp_enterprise_llm.checks.finding import Finding
 from hxp_enterprise_llm.cli import files
 from hxp_enterprise_llm.control.service import Service
 from hxp_enterprise_llm.control.service_manager import ServiceManager
@@ -163,9 +164,9 @@ def _check(new: ServiceConfigSchema, made: Path, running: bool) -> list[str]:
     return [finding.text for finding in found]
 
 
-def _findings(name: str, running: bool, file: str | None = None) -> list[host.Finding]:
+def _findings(name: str, running: bool, file: str | None = None) -> list[Finding]:
     drafts = {name: file} if file else {}
-    around = [finding for finding in host.neighbours(drafts=drafts) if finding.instance == name]
+    around = [finding for finding in start.neighbours(drafts=drafts) if finding.instance == name]
     return [*start.findings(name, running, file), *around]
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hxp_enterprise_llm.checks import start
-from hxp_enterprise_llm.checks.host import Finding
+from hxp_enterprise_llm.checks.finding import Finding
 from hxp_enterprise_llm.control.systemd import Systemd
 from hxp_enterprise_llm.settings.errors import CitadelError, DependencyCycle, JobFailed, SettingsRefused
 from hxp_enterprise_llm.settings.host import ServiceManagerConfig

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hxp_enterprise_llm.engine import flags
 from hxp_enterprise_llm.engine.model_directory import CACHE
-from hxp_enterprise_llm.engine.sizes import cache_gb, refused, threads
+from hxp_enterprise_llm.engine.sizes import cache_gb, threads
 from hxp_enterprise_llm.protocol.worker import MIDDLEWARE
 from hxp_enterprise_llm.settings.credential_files import HUB_TOKEN
 from hxp_enterprise_llm.settings.keys import GIBIBYTE, PASSED_THROUGH
@@ -37,9 +37,7 @@ def arguments(config: ServiceConfigSchema, model: str) -> list[str]:
         given["--kv-cache-memory-bytes"] = str(round(size * GIBIBYTE))
     words = [word for flag in given.items() for word in flag]
     if not config.gpu_devices:
-        # torch.compile on a CPU needs a C++ compiler and writable, executable memory; the unit has neither.
-        if flags.parse(config.vllm_args).get("enforce_eager") is False:
-            raise refused(config, "VLLM_ARGS: --no-enforce-eager cannot be used: on a CPU nothing is compiled here")
+        # Nothing is compiled on a CPU, see checks/arguments.py.
         words.append("--enforce-eager")
     return [*words, *config.vllm_args]
 

@@ -37,19 +37,19 @@ def cache_gb(config: ServiceConfigSchema, model: str) -> float | None:
         overhead = LEAST_OVERHEAD_OF_SMALL_GB if weights < SMALL_MODEL_BYTES else LEAST_OVERHEAD_GB
         least = weights / GIBIBYTE + config.kv_cache_gb + overhead
         if config.memory_limit_gb < least:
-            raise refused(
+            raise _refused(
                 config,
                 f"MEMORY_LIMIT_GB={config.memory_limit_gb:g} is too little for this model and KV_CACHE_GB="
                 f"{config.kv_cache_gb:g}: write {math.ceil(least * 10) / 10:g} or more",
             )
         return config.kv_cache_gb
     if not Path(model).is_dir():
-        raise refused(config, "KV_CACHE_GB is missing: with ALLOW_DOWNLOAD=yes the model's size is not known before")
+        raise _refused(config, "KV_CACHE_GB is missing: with ALLOW_DOWNLOAD=yes the model's size is not known before")
     needed = weights_bytes(model) / GIBIBYTE + OVERHEAD_GB
     size = (memory_high(config.memory_limit_gb) / GIBIBYTE - needed) * CACHE_SHARE
     if size < SMALLEST_CACHE_GB:
         enough = needed + SMALLEST_CACHE_GB / CACHE_SHARE + HIGH_GAP_BYTES / GIBIBYTE
-        raise refused(
+        raise _refused(
             config,
             f"MEMORY_LIMIT_GB={config.memory_limit_gb:g} is too little for this model: "
             f"write {math.ceil(enough * 10) / 10:g} or more, or set KV_CACHE_GB",
@@ -57,7 +57,7 @@ def cache_gb(config: ServiceConfigSchema, model: str) -> float | None:
     return size
 
 
-def refused(config: ServiceConfigSchema, text: str) -> SettingsRefused:
+def _refused(config: ServiceConfigSchema, text: str) -> SettingsRefused:
     """The error for one finding about an instance's settings as a whole."""
     return SettingsRefused([Fault(instance_file(config.name), 0, text)])
 

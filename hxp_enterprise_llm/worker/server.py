@@ -6,7 +6,6 @@ import socket
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import NoReturn
 
 import setproctitle
 
@@ -70,18 +69,14 @@ def serve(
             heartbeat.tell_end(channel, "wrong flags; the lines above name them", final=True)
         raise
     except (ValueError, TypeError, KeyError) as error:
+        # The main process logs this reason, in one line.
         heartbeat.tell_end(channel, failures.description(error), final=True)
-        _end()
+        sys.exit(ExitStatus.SOFTWARE)
     heartbeat.tell_reasons(channel, gpu=gpu)
     try:
         Traffic.take(credentials)
         uvloop.run(run())
     except Exception as error:
         heartbeat.tell_failure(channel, error, gpu=gpu)
-        _end()
-
-
-def _end() -> NoReturn:
-    """End this process after an exception, which a service's administrator finds in the journal."""
-    traceback.print_exc()
-    sys.exit(ExitStatus.SOFTWARE)
+        traceback.print_exc()
+        sys.exit(ExitStatus.SOFTWARE)

@@ -159,6 +159,23 @@ def test_create_show_check_enable_and_logs(host: Host) -> None:
     assert "Importing vLLM" in machine.output("citadel-llm", "logs", "made")
 
 
+def test_json_in_flags_and_a_length_of_two_tokens(host: Host) -> None:
+    machine = host.machine
+    host.made.add("short")
+    flags = 'VLLM_ARGS=--hf-overrides={"max_position_embeddings":256}'
+    machine.output("citadel-llm", "create", "short", "--model", TINY_MODEL, "--set", "KV_CACHE_GB=0.25", "--set", flags)
+    port = json.loads(machine.output("citadel-llm", "show", "short", "--json"))["PORT"]["value"]
+
+    def length() -> int:
+        machine.output("citadel-llm", "restart", "short")
+        models = json.loads(machine.output("curl", "-s", f"http://127.0.0.1:{port}/v1/models"))
+        return int(models["data"][0]["max_model_len"])
+
+    assert length() == 256
+    machine.inside("/etc/default/citadel-llm-short").open("a").write("MAX_MODEL_LEN=2\n")
+    assert length() == 2
+
+
 def test_what_is_started_by_hand_takes_in_its_file_and_is_not_too_late(host: Host) -> None:
     """Neither needs a daemon-reload or a reset-failed from whoever uses the command."""
     machine, port = host.machine, READY + 6

@@ -10,6 +10,7 @@ import pytest
 from .conftest import TINY_MODEL, Host
 
 GOOD = {"MODEL": TINY_MODEL, "PORT": 11520, "KV_CACHE_GB": 0.25}
+ONLY_VLLM_SEES = "ValueError: "
 TEXT = "".join(f"{key}={value}\n" for key, value in GOOD.items())
 
 
@@ -43,15 +44,25 @@ def failed_start(host: Host, instance: str) -> tuple[int, str, str]:
         ),
         ({**GOOD, "GPU_DEVICES": "0"}, 69, "there is no /dev/nvidia0"),
         ({**GOOD, "VLLM_ARGS": "--no-such-flag"}, 78, "vLLM has no flag --no-such-flag"),
+        (
+            {**GOOD, "VLLM_ARGS": "'--middleware os.system'"},
+            78,
+            "--middleware os.system is in Python's standard",
+        ),
+        ({**GOOD, "MAX_MODEL_LEN": 1}, 78, "MAX_MODEL_LEN=1 has no room for a prompt and an answer"),
         # What only the engine's process finds out, after it has loaded the model.
-        ({**GOOD, "VLLM_ARGS": "'--kv-cache-memory-bytes 4096'"}, 78, "ValueError: "),
+        ({**GOOD, "VLLM_ARGS": "'--kv-cache-memory-bytes 4096'"}, 78, ONLY_VLLM_SEES),
         ({**GOOD, "VLLM_ARGS": "'--dtype int3'"}, 78, "argument --dtype: invalid choice: 'int3'"),
     ],
 )
 def test_a_refused_start(host: Host, settings: dict[str, str], status: int, words: str) -> None:
     host.settings("bad", **settings)
+    since = host.machine.output("date", "+%s.%N").strip()
     got, text, last = failed_start(host, "bad")
     assert (got, words in text, words in last) == (status, True, True), (got, text, last)
+    assert "Traceback" not in host.machine.output("journalctl", "-u", "citadel-llm@bad", "--since", f"@{since}")
+    check = host.machine.run("citadel-llm", "check", "bad", check=False)
+    assert (check.returncode == 0) == (words == ONLY_VLLM_SEES), check.stderr
 
 
 def test_weights_that_are_cut_off(host: Host) -> None:
@@ -87,6 +98,26 @@ def test_weights_where_services_see_nothing(host: Host) -> None:
         assert "VLLM_ARGS: services cannot see /root, so not /root/template" in check.stderr
     finally:
         machine.run("rm", "-r", "/srv/linked", "/var/lib/elsewhere", "/root/template")
+
+
+def test_a_model_beside_lost_and_found(host: Host) -> None:
+    """The root directory of a disk has files that only root may read."""
+    machine = host.machine
+    machine.run("cp", "-r", TINY_MODEL, "/srv/disk")
+    try:
+        machine.run("mkdir", "-m", "0700", "/srv/disk/lost+found")
+        host.settings("disk", **{**GOOD, "MODEL": "/srv/disk"})
+        check = machine.run("citadel-llm", "check", "disk", check=False)
+        assert check.returncode == 0, check.stderr
+        machine.run("systemctl", "start", "citadel-llm@disk")
+        machine.run("systemctl", "stop", "citadel-llm@disk")
+        machine.run("sh", "-c", "rm /srv/disk/model.safetensors && mkfifo /srv/disk/a.safetensors")
+        status, text, _ = failed_start(host, "disk")
+        assert (status, "a.safetensors cannot be read (is not a regular file)" in text) == (78, True), text
+        check = machine.run("citadel-llm", "check", "disk", check=False, timeout=60)
+        assert check.returncode == 78, check.stderr
+    finally:
+        machine.run("rm", "-r", "/srv/disk")
 
 
 def test_a_missing_settings_file(host: Host) -> None:

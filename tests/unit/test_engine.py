@@ -160,15 +160,6 @@ def test_the_environment_is_clean_and_the_settings_win(tmp_path: Path) -> None:
     assert "TORCHDYNAMO_DISABLE" not in environment(gpu_devices="0")
 
 
-def test_nothing_is_compiled_on_a_cpu(model: Path) -> None:
-    for flag in ("--no-enforce-eager", "--no_enforce_eager", "--no-enforce"):
-        with pytest.raises(SettingsRefused, match="nothing is compiled"):
-            launch.arguments(config(vllm_args=(flag,)), str(model))
-    assert "--no-enforce-eager" in launch.arguments(
-        config(gpu_devices="0", vllm_args=("--no-enforce-eager",)), str(model)
-    )
-
-
 def test_one_tensor_parallel_process_runs_within_the_engine(tmp_path: Path) -> None:
     def separate(flags: str) -> bool:
         return "VLLM_ENABLE_V1_MULTIPROCESSING" not in launch.environment(config(vllm_args=flags), "/m", {}, tmp_path)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hxp_enterprise_llm.checks import host
+from hxp_enterprise_llm.checks import log_files
 from hxp_enterprise_llm.log_files.entry import Entry, parse
 from hxp_enterprise_llm.log_files.follower import LogFile, follow, journal_command
 
@@ -129,14 +129,14 @@ def test_another_directory_is_opened_to_the_followers_and_warned_of(root: Root, 
     root.host("LOG_TO_FILE=yes\n")
     rotating = tmp_path / "logrotate"
     rotating.touch()
-    assert not host.log_files(str(root), rotating)
+    assert not log_files.findings(str(root), rotating)
     assert not made(root)[0]
     root.host("LOG_TO_FILE=yes\nVLLM_LOG_PATH=/srv/logs\n")
     assert "BindPaths=-/srv/logs\n" in made(root)[0]["citadel-llm-log@.service.d/50-settings.conf"]
-    (found,) = host.log_files(str(root), rotating)
+    (found,) = log_files.findings(str(root), rotating)
     assert not found.fatal and found.text.startswith("VLLM_LOG_PATH=/srv/logs")
-    assert [finding.text.split(",")[0] for finding in host.log_files(str(root), tmp_path / "none")][1:] == [
+    assert [finding.text.split(",")[0] for finding in log_files.findings(str(root), tmp_path / "none")][1:] == [
         "LOG_TO_FILE=yes"
     ]
     root.host("VLLM_LOG_PATH=/srv/logs\n")
-    assert not host.log_files(str(root), tmp_path / "none")
+    assert not log_files.findings(str(root), tmp_path / "none")

@@ -7,7 +7,7 @@ from pathlib import Path
 import certificates as made
 import pytest
 
-from hxp_enterprise_llm.checks import host
+from hxp_enterprise_llm.checks import secrets
 from hxp_enterprise_llm.protocol import credentials
 from hxp_enterprise_llm.settings.api_keys import digest
 from hxp_enterprise_llm.settings.credential_files import MISSING
@@ -126,18 +126,18 @@ def test_check_names_what_a_start_would_and_an_end_that_is_near(
 ) -> None:
     certificate, key = tmp_path / "c", tmp_path / "k"
     settings = config(tls_cert_file=str(certificate), tls_key_file=str(key))
-    assert len(host.secrets(settings)) == 2
+    assert len(secrets.findings(settings)) == 2
     certificate.write_text(made.CERTIFICATE)
     key.write_text(made.OTHER_KEY)
     key.chmod(0o600)
-    (fault,) = host.secrets(settings)
+    (fault,) = secrets.findings(settings)
     assert fault.fatal and "the key of another certificate" in fault.text
     key.write_text(made.KEY)
-    assert host.secrets(settings) == []
+    assert secrets.findings(settings) == []
     monkeypatch.setattr("time.time", lambda: END - 3 * 86400)
-    (warning,) = host.secrets(settings)
+    (warning,) = secrets.findings(settings)
     assert not warning.fatal and "expires in 3 days" in warning.text
     key.chmod(0o640)
-    assert len(host.secrets(settings)) == 1
+    assert len(secrets.findings(settings)) == 1
     key.chmod(0o644)
-    assert "chmod 600" in host.secrets(settings)[0].text
+    assert "chmod 600" in secrets.findings(settings)[0].text

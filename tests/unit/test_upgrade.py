@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hxp_enterprise_llm.checks.host import Finding
+from hxp_enterprise_llm.checks.finding import Finding
 from hxp_enterprise_llm.control.upgrade import Upgrade, permitted
 from hxp_enterprise_llm.settings.errors import JobFailed
 from hxp_enterprise_llm.settings.units import MONITOR, instance_of, log_unit_name, unit_name

@@ -6,7 +6,8 @@ from stat import S_IFMT
 
 import pytest
 
-from hxp_enterprise_llm.checks import host
+from hxp_enterprise_llm.checks import account, arguments, disk, memory, permissions, ports, secrets, start, template
+from hxp_enterprise_llm.checks.finding import Finding
 from hxp_enterprise_llm.cli import doctor
 from hxp_enterprise_llm.settings.host import ServiceManagerConfig
 from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
@@ -25,13 +26,13 @@ def config(**values: object) -> ServiceConfigSchema:
 def test_neighbours_on_one_port_a_missing_requirement_and_a_circle(root: Root) -> None:
     root.instance("a", GOOD.format(11500))
     root.instance("b", GOOD.format(11500) + "REQUIRES=none\n")
-    assert [str(finding) for finding in host.neighbours(str(root))] == [
+    assert [str(finding) for finding in start.neighbours(str(root))] == [
         "b: port conflict: PORT=11500 is that of a too; only one of them can run",
         "b: REQUIRES=none: there is no such instance; there are: a, b",
     ]
     root.instance("a", GOOD.format(11501) + "REQUIRES=b\n")
     root.instance("b", GOOD.format(11502) + "REQUIRES=a\n")
-    circle = host.neighbours(str(root))
+    circle = start.neighbours(str(root))
     assert [finding.instance for finding in circle] == ["a", "b"]
     assert "in a circle" in circle[0].text
 
@@ -40,17 +41,17 @@ def test_a_port_of_the_monitor_and_one_named_in_after_that_is_not_there(root: Ro
     root.host("METRICS_PORT=11500\n")
     root.instance("a", GOOD.format(11500) + "AFTER='b none'\n")
     root.instance("b", GOOD.format(8000))
-    assert [str(finding) for finding in host.neighbours(str(root))] == [
+    assert [str(finding) for finding in start.neighbours(str(root))] == [
         "a: port conflict: PORT=11500 is the METRICS_PORT of the monitor",
-        "a: AFTER=none: there is no such instance; this one will not wait for it (a warning)",
         "b: port conflict: PORT=8000 is the HEALTH_PORT of the monitor",
+        "a: AFTER=none: there is no such instance; a will not wait for it (a warning)",
     ]
 
 
 def test_one_port_for_health_and_metrics_is_said_with_its_line(root: Root) -> None:
     assert one_port_for_both(load_host(str(root))) == ""
     root.host("# The monitor\nHEALTH_PORT=9090\n")
-    (found,) = host.neighbours(str(root))
+    (found,) = start.neighbours(str(root))
     assert (found.instance, found.fatal) == ("host", True)
     assert found.text.startswith(
         f"{root}/etc/default/citadel-llm:2: HEALTH_PORT=9090 is the METRICS_PORT too (built-in)"
@@ -64,16 +65,16 @@ def test_one_port_for_health_and_metrics_is_said_with_its_line(root: Root) -> No
 
 def test_a_file_of_keys_that_is_missing_or_open_to_all(tmp_path: Path) -> None:
     file = tmp_path / "keys"
-    said = host.secrets(config(api_key_file=str(file)))
+    said = secrets.findings(config(api_key_file=str(file)))
     assert said[0].fatal and "No such file" in said[0].text
     file.write_text("k")
     file.chmod(0o644)
-    (open_to_all,) = host.secrets(config(api_key_file=str(file)))
+    (open_to_all,) = secrets.findings(config(api_key_file=str(file)))
     assert not open_to_all.fatal and f"chmod 600 {file}" in open_to_all.text
     file.chmod(0o600)
-    assert host.secrets(config(api_key_file=str(file))) == []
-    assert "not a regular file" in host.secrets(config(api_key_file=str(tmp_path)))[0].text
-    assert host.secrets(config()) == []
+    assert secrets.findings(config(api_key_file=str(file))) == []
+    assert "not a regular file" in secrets.findings(config(api_key_file=str(tmp_path)))[0].text
+    assert secrets.findings(config()) == []
 
 
 def test_a_file_of_keys_that_the_services_user_could_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +98,7 @@ def test_a_file_of_keys_that_the_services_user_could_change(tmp_path: Path, monk
     monkeypatch.setattr(Path, "stat", stat)
 
     def place() -> Path | None:
-        return host.changeable_by(file, NOBODY, [NOBODY])
+        return permissions.changeable_by(file, NOBODY, [NOBODY])
 
     assert place() is None
     for where, mode, user, group, found in (
@@ -120,24 +121,24 @@ def test_a_file_of_keys_that_the_services_user_could_change(tmp_path: Path, monk
     link = tmp_path / "link"
     link.symlink_to(file)
     bits[tmp_path] = (0o777, 0, 0)
-    assert host.changeable_by(link, NOBODY, [NOBODY]) == tmp_path
+    assert permissions.changeable_by(link, NOBODY, [NOBODY]) == tmp_path
     bits[tmp_path], bits[keys] = (0o755, 0, 0), (0o755, NOBODY, 0)
-    assert host.changeable_by(link, NOBODY, [NOBODY]) == keys
+    assert permissions.changeable_by(link, NOBODY, [NOBODY]) == keys
     monkeypatch.setattr("pwd.getpwnam", lambda _: pwd.struct_passwd(("x", "", NOBODY, NOBODY, "", "", "")))
     monkeypatch.setattr("os.getgrouplist", lambda *_: [NOBODY])
-    (warning,) = host.changeable(config(api_key_file=str(link)), ServiceManagerConfig())
+    (warning,) = permissions.changeable(config(api_key_file=str(link)), ServiceManagerConfig())
     assert not warning.fatal and f"may change {keys}; move the file" in warning.text
 
 
 def test_limits_beyond_the_host_are_a_warning_with_the_sum() -> None:
-    (finding,) = host.memory([config(memory_limit_gb=60000), config(name="n", memory_limit_gb=1)])
+    (finding,) = memory.findings([config(memory_limit_gb=60000), config(name="n", memory_limit_gb=1)])
     assert not finding.fatal
     assert "is 60001 (m 60000, n 1)" in finding.text
-    assert host.memory([config(memory_limit_gb=0.5)]) == []
+    assert memory.findings([config(memory_limit_gb=0.5)]) == []
 
 
 def test_a_missing_account_says_how_to_make_it() -> None:
-    found = host.account("m", ServiceManagerConfig(user="no-such-user", group="root"))
+    found = account.findings("m", ServiceManagerConfig(user="no-such-user", group="root"))
     assert [finding.text for finding in found] == [
         "the user no-such-user does not exist; create it (adduser --system --group no-such-user)"
     ]
@@ -151,47 +152,75 @@ def test_what_a_user_may_not_read_is_named(tmp_path: Path) -> None:
     file = inner / "model.safetensors"
     file.write_text("")
     file.chmod(0o644)
-    assert host.readable_by(file, NOBODY, []) is None
+    assert permissions.readable_by(file, NOBODY, []) is None
     file.chmod(0o600)
-    assert host.readable_by(file, NOBODY, []) == file
+    assert permissions.readable_by(file, NOBODY, []) == file
     inner.chmod(0o700)
-    assert host.readable_by(file, NOBODY, []) == inner
+    assert permissions.readable_by(file, NOBODY, []) == inner
 
 
-def test_a_port_that_is_taken_names_its_holder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_that_is_taken_names_its_holder(tmp_path: Path) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         taken = config(port=listener.getsockname()[1])
-        (finding,) = host.port(taken)
+        (finding,) = ports.listening(taken)
         assert finding.status == 69
         assert "(pid " in finding.text
         # It is not that of the instance, which runs: its settings name another port than it was started with.
-        assert host.port(taken, running=True) == [finding]
-        with monkeypatch.context() as patch:
-            patch.setattr(host, "_instance", lambda pid: "m")
-            assert host.port(taken, running=True) == []
-    assert host.port(taken) == []
+        assert ports.listening(taken, running=True) == [finding]
+        own = tmp_path / str(os.getpid())
+        own.mkdir()
+        (own / "cgroup").write_text("0::/citadel.slice/citadel-llm.slice/citadel-llm@m.service\n")
+        assert ports.listening(taken, running=True, proc=tmp_path) == []
+    assert ports.listening(taken) == []
 
 
 def test_the_link_to_the_template_is_where_the_settings_say(root: Root) -> None:
     root.host("VLLM_SERVICE_TEMPLATE_PATH=/srv/units\n")
-    (finding,) = host.template(str(root))
+    (finding,) = template.findings(str(root))
     assert (finding.fatal, "/srv/units/citadel-llm@.service" in finding.text) == (False, True)
     (root.path / "srv/units").mkdir(parents=True)
     (root.path / "srv/units/citadel-llm@.service").touch()
-    assert host.template(str(root)) == []
+    assert template.findings(str(root)) == []
 
 
-def test_little_disk_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "is missing" in host.disk(tmp_path / "none")[0].text
-    monkeypatch.setattr(host, "CACHE_SPACE_BYTES", 2**62)
-    assert "make room" in host.disk(tmp_path)[0].text
+def test_little_disk_is_a_warning(tmp_path: Path) -> None:
+    assert "is missing" in disk.findings(tmp_path / "none")[0].text
+    assert "make room" in disk.findings(tmp_path, wanted_bytes=2**62)[0].text
 
 
 def test_an_instance_that_holds_a_port_is_named_by_its_unit(tmp_path: Path) -> None:
     (tmp_path / "7").mkdir()
     (tmp_path / "7/cgroup").write_text("0::/citadel.slice/citadel-llm.slice/citadel-llm@phi-3-mini.service\n")
-    assert host._holder(7, tmp_path) == "the instance phi-3-mini (citadel-llm@phi-3-mini.service, pid 7)"
-    assert host._holder(8, tmp_path) == "pid 8, which has ended since"
-    assert "only root" in host._holder(None)
+    assert ports.holder(7, tmp_path) == "the instance phi-3-mini (citadel-llm@phi-3-mini.service, pid 7)"
+    assert ports.holder(8, tmp_path) == "pid 8, which has ended since"
+    assert "only root" in ports.holder(None)
+
+
+def test_an_unforeseen_exception_is_a_finding_of_its_instance() -> None:
+    def check() -> list[Finding]:
+        raise RuntimeError("surprise")
+
+    (finding,) = start.guarded("m", check)
+    assert (finding.instance, finding.fatal, finding.status) == ("m", True, 1)
+    assert "RuntimeError: surprise" in finding.text
+
+
+def test_nothing_is_compiled_on_a_cpu() -> None:
+    for flag in ("--no-enforce-eager", "--no_enforce_eager", "--no-enforce"):
+        (finding,) = arguments.findings(config(vllm_args=(flag,)))
+        assert "nothing is compiled" in finding.text
+        assert arguments.findings(config(gpu_devices="0", vllm_args=(flag,))) == []
+
+
+def test_every_middleware_is_checked() -> None:
+    words = (
+        "--middleware",
+        "os.system",
+        "--middleware=hxp_enterprise_llm.worker.traffic.Traffic",
+        "--middl",
+        "a.X",
+    )
+    found = arguments.findings(config(vllm_args=words))
+    assert [finding.text.split()[2] for finding in found] == ["os.system", "a.X"]

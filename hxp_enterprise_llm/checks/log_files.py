@@ -1,0 +1,25 @@
+"""Whether the log files of LOG_TO_FILE=yes are rotated."""
+
+from pathlib import Path
+
+from hxp_enterprise_llm.checks.finding import Finding
+from hxp_enterprise_llm.settings.keys import HOST_KEYS
+from hxp_enterprise_llm.settings.values import load_host
+
+LOGROTATE_RULE = "/etc/logrotate.d/citadel-llm"
+
+
+def findings(root: str = "/", logrotate: Path = Path("/usr/sbin/logrotate")) -> list[Finding]:
+    """A warning where logrotate is missing, or where the package's rule for it names another directory."""
+    host = load_host(root).values
+    if not host["LOG_TO_FILE"]:
+        return []
+    found = []
+    path, rotated = Path(host["VLLM_LOG_PATH"]), str(HOST_KEYS["VLLM_LOG_PATH"].default)
+    if path != Path(rotated):
+        text = f"VLLM_LOG_PATH={path} is not {rotated}: change the directory in {LOGROTATE_RULE} too, or its files grow"
+        found.append(Finding("host", text, fatal=False))
+    if not logrotate.exists():
+        text = "LOG_TO_FILE=yes, but logrotate is not installed: log files grow until the disk is full; install it"
+        found.append(Finding("host", text, fatal=False))
+    return found

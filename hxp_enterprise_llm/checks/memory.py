@@ -1,0 +1,24 @@
+"""Whether the limits of instances that would run together fit the host's memory."""
+
+from collections.abc import Iterable
+
+import psutil
+
+from hxp_enterprise_llm.checks.finding import Finding
+from hxp_enterprise_llm.settings.keys import GIBIBYTE
+from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
+
+
+def findings(configs: Iterable[ServiceConfigSchema]) -> list[Finding]:
+    """A warning if the sum exceeds the host's memory: not every instance uses all of its limit."""
+    configs = list(configs)
+    total = psutil.virtual_memory().total / GIBIBYTE
+    promised = sum(config.memory_limit_gb for config in configs)
+    if promised <= total:
+        return []
+    names = ", ".join(f"{config.name} {config.memory_limit_gb:g}" for config in configs)
+    text = (
+        f"limits exceed the host: MEMORY_LIMIT_GB of all that run or start at boot is {promised:g} ({names}), the host "
+        f"has {total:.1f}; lower one, or disable one"
+    )
+    return [Finding("host", text, fatal=False)]

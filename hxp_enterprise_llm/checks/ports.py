@@ -1,0 +1,89 @@
+"""Whether an instance can listen on its address, and which instances would take a port from each other."""
+
+import re
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+
+import psutil
+
+from hxp_enterprise_llm.checks.finding import Finding
+from hxp_enterprise_llm.settings.errors import ExitStatus
+from hxp_enterprise_llm.settings.keys import EVERY_ADDRESS
+from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
+from hxp_enterprise_llm.settings.units import unit_name
+from hxp_enterprise_llm.settings.values import HostSettings, one_port_for_both
+
+OUR_UNIT = re.compile(r"\bcitadel-llm@([^/\n]+)\.service\b")
+"""The unit of an instance in a line of /proc/PID/cgroup."""
+PROC = Path("/proc")
+
+
+def listening(config: ServiceConfigSchema, running: bool = False, proc: Path = PROC) -> list[Finding]:
+    """Whether the address is one of this host, and which process listens on the port now.
+
+    An instance that is `running` may hold the port itself.
+    """
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET) as probe:
+            probe.bind((config.host, 0))
+    except OSError as error:
+        text = f"HOST={config.host} is not an address of this host ({error.strerror}); `ip addr` shows those that are"
+        return [Finding(config.name, text, status=ExitStatus.UNAVAILABLE)]
+    for connection in psutil.net_connections("tcp"):
+        if connection.status != psutil.CONN_LISTEN or not connection.laddr or connection.laddr.port != config.port:
+            continue
+        if connection.laddr.ip in (config.host, *EVERY_ADDRESS) or config.host in EVERY_ADDRESS:
+            if running and _may_be(config.name, connection.pid, proc):
+                continue
+            text = f"port conflict: PORT={config.port} is taken by {holder(connection.pid, proc)}"
+            text += "; stop that or choose another PORT"
+            return [Finding(config.name, text, status=ExitStatus.UNAVAILABLE)]
+    return []
+
+
+def holder(pid: int | None, proc: Path = PROC) -> str:
+    """What a process is: the instance by the control group that systemd has put it in, or else its program."""
+    if pid is None:
+        return "a process that only root may see"
+    try:
+        instance = _instance(pid, proc)
+        if instance:
+            return f"the instance {instance} ({unit_name(instance)}, pid {pid})"
+        return f"{psutil.Process(pid).name()} (pid {pid})"
+    except (OSError, psutil.Error):
+        return f"pid {pid}, which has ended since"
+
+
+def _may_be(instance: str, pid: int | None, proc: Path) -> bool:
+    try:
+        return pid is None or _instance(pid, proc) == instance
+    except OSError:
+        return False
+
+
+def _instance(pid: int, proc: Path) -> str:
+    """The instance that a process belongs to, "" for none. Raises OSError if it has ended."""
+    unit = OUR_UNIT.search((proc / str(pid) / "cgroup").read_text(encoding="utf-8", errors="replace"))
+    return unit[1] if unit else ""
+
+
+def of_monitor(host: HostSettings) -> list[Finding]:
+    """Whether the monitor's two ports are one."""
+    conflict = one_port_for_both(host)
+    return [Finding("host", conflict)] if conflict else []
+
+
+def shared(configs: Iterable[ServiceConfigSchema], host: HostSettings) -> list[Finding]:
+    """Instances whose port is configured for an earlier instance or for the monitor."""
+    found = []
+    earlier: dict[int, ServiceConfigSchema] = {}
+    for config in configs:
+        other = earlier.setdefault(config.port, config)
+        if other is not config and (config.host == other.host or {config.host, other.host} & set(EVERY_ADDRESS)):
+            text = f"port conflict: PORT={config.port} is that of {other.name} too; only one of them can run"
+            found.append(Finding(config.name, text))
+        for key in ("HEALTH_PORT", "METRICS_PORT"):
+            if config.port == host.values[key]:
+                found.append(Finding(config.name, f"port conflict: PORT={config.port} is the {key} of the monitor"))
+    return found

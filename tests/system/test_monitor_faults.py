@@ -79,7 +79,7 @@ def test_one_port_for_health_and_metrics_is_said(monitor: Host) -> None:
     file = machine.inside("/etc/default/citadel-llm")
     before = file.read_text()
     line = before.splitlines().index("METRICS_PORT=9090") + 1
-    wanted = f"/etc/default/citadel-llm:{line}: METRICS_PORT=8000 is the HEALTH_PORT too (/etc/default/citadel-llm:"
+    wanted = f"/etc/default/citadel-llm:{line}: METRICS_PORT=8000 is also the HEALTH_PORT (/etc/default/citadel-llm:"
     try:
         file.write_text(before.replace("METRICS_PORT=9090", "METRICS_PORT=8000"))
         machine.run("systemctl", "restart", UNIT)

@@ -20,9 +20,9 @@ class Retirement:
         async def retire() -> None:
             try:
                 if not await server.leave(limit, patient=patient):
-                    log.warning("Requests were still in flight after %g s and have been cut", limit)
+                    log.warning("Requests were still in flight after %g s and were aborted", limit)
             finally:
-                server.kill()
+                await server.kill()
 
         self._task = asyncio.create_task(retire())
 
@@ -32,8 +32,8 @@ class Retirement:
             await asyncio.wait((self._task,), timeout=timeout)
         return not self._task or self._task.done()
 
-    async def cut(self) -> None:
-        """End it at once."""
+    async def cut(self, within_sec: float | None = None) -> None:
+        """Kill the server at once, and wait up to `within_sec` seconds, if given, until it is gone."""
         if self._task:
             self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await asyncio.wait((self._task,), timeout=within_sec)

@@ -6,7 +6,6 @@ import json
 import logging
 import multiprocessing
 import os
-import select
 import signal
 import socket
 import time
@@ -20,8 +19,9 @@ import psutil
 from hxp_enterprise_llm.protocol.credentials import Credentials
 from hxp_enterprise_llm.protocol.worker import PRELOAD, serve
 from hxp_enterprise_llm.settings.errors import EngineDied
-from hxp_enterprise_llm.supervisor import fork_server
-from hxp_enterprise_llm.supervisor.fork_server import first_end
+from hxp_enterprise_llm.supervisor import fork_server, processes
+from hxp_enterprise_llm.supervisor.processes import first_end
+from hxp_enterprise_llm.supervisor.stop import StopPlan, left
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,12 @@ LARGEST_MESSAGE = 4096
 DOOR_SEC = 30.0
 """How long the server gets to open its door: its event loop has just answered a request."""
 REPORT_SEC = 1.0
-"""How long the fork server gets to tell how a process ended; a stopped one never does."""
+"""How long the fork server gets to report how a process ended; a stopped fork server never does."""
+LOST_STATUS = 255
+"""What multiprocessing reports as exit status when the fork server has ended before the process."""
+KILL_SEC = 30.0
+"""How long killed processes may take to end: the kernel releases the memory of a large model for seconds."""
+RETRY_SEC = 0.5
 
 
 class Heartbeat(NamedTuple):
@@ -88,6 +93,9 @@ class ServerProcess:
             },
         )
         self._method = method
+        self._starting: asyncio.Future[None] | None = None
+        self._killing: asyncio.Task[None] | None = None
+        self._fork_server: int | None = None
         self._handle = -1  # pidfd of the server
         self._engines: dict[int, int] = {}  # pid to pidfd
         self._opened = False
@@ -99,9 +107,14 @@ class ServerProcess:
         self._silence, self._silent = "", asyncio.Event()
 
     async def start(self) -> None:
-        """Start it. With "fork" this returns once the fork server has imported vLLM."""
+        """Start it. With "fork" this returns once the fork server has imported vLLM.
+
+        Raises OSError or EOFError if it cannot be started.
+        """
         asyncio.get_running_loop().add_reader(self._channel, self._hear)
-        await asyncio.to_thread(self._process.start)
+        self._starting = asyncio.ensure_future(asyncio.to_thread(self._process.start))
+        await asyncio.shield(self._starting)
+        self._fork_server = fork_server.pid()
         self._far_end.close()
         self._private.close()
         with suppress(ProcessLookupError):
@@ -122,7 +135,7 @@ class ServerProcess:
     async def ended(self) -> str:
         """Wait for the end of the server, of a watched engine or of the heartbeats; the end in words."""
         if self._handle < 0:
-            return f"the server {self._how()}"
+            return f"the server {await self._how()}"
         handles = {self._handle: self._process.pid or 0} | {handle: pid for pid, handle in self._engines.items()}
         ending, silent = asyncio.create_task(first_end(handles)), asyncio.create_task(self._silent.wait())
         try:
@@ -134,15 +147,20 @@ class ServerProcess:
             for task in (ending, silent):
                 task.cancel()
             await asyncio.gather(ending, silent, return_exceptions=True)
-        return f"the engine (pid {pid}) ended" if pid in self._engines else f"the server (pid {pid}) {self._how()}"
+        if pid in self._engines:
+            return f"the engine (pid {pid}) ended"
+        return f"the server (pid {pid}) {await self._how()}"
 
-    async def open(self) -> None:
-        """Have it accept the connections of the public listener. Raises EngineDied if it does not."""
+    async def open(self, stop: asyncio.Event) -> bool:
+        """Have it accept the connections of the public listener; False at once if `stop` is set before it has.
+
+        Raises EngineDied if it does not.
+        """
         if self._untold:
             raise EngineDied("the server could not be told of new keys")
         self._opened = True
         self._tell("open")
-        await self._until(lambda heartbeat: heartbeat.open, "begun to accept connections")
+        return await self._until(lambda heartbeat: heartbeat.open, "begun to accept connections", stop)
 
     async def take(self, credentials: Credentials) -> None:
         """Have it ask for other keys and show another certificate from now on; nothing if it has ended.
@@ -164,18 +182,24 @@ class ServerProcess:
             await self._until(lambda heartbeat: heartbeat.taken >= given, "taken its new keys")
         except EngineDied as error:
             if self._runs():
-                log.error("%s and is ended", error)
+                log.error("%s; killing it", error)
                 self._signal(signal.SIGKILL)
 
-    async def _until(self, done: Callable[[Heartbeat], bool], what: str) -> None:
-        """Wait until it tells that it has done what it was told. Raises EngineDied if it does not."""
+    async def _until(self, done: Callable[[Heartbeat], bool], what: str, stop: asyncio.Event | None = None) -> bool:
+        """Wait until a heartbeat says that a command is carried out; False if `stop` is set before.
+
+        Raises EngineDied if none does.
+        """
         begin = time.monotonic()
         while not (self.heartbeat and done(self.heartbeat)):
+            if stop and stop.is_set():
+                return False
             if time.monotonic() - begin > DOOR_SEC:
                 raise EngineDied(f"the server has not {what} within {DOOR_SEC:g} s")
             if not self._runs():
                 raise EngineDied(f"the server has not {what} before its end")
             await asyncio.sleep(LOOK_SEC)
+        return True
 
     async def leave(self, limit: float, *, patient: bool = False) -> bool:
         """Have it accept no more connections, and wait up to `limit` s for its clients to go; False if it cuts one.
@@ -204,14 +228,9 @@ class ServerProcess:
             with suppress(psutil.NoSuchProcess):
                 return [psutil.Process(importing)] if importing else []
             return []
-        try:
-            server = psutil.Process(self._process.pid)
-            family = [server, *server.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            family = []
-        known = {process.pid for process in family}
-        # An engine outlives its server for a moment, and then is nobody's descendant.
-        for pid in self._engines.keys() - known:
+        family = []
+        # An engine that outlives its server may be nobody's descendant.
+        for pid in processes.family(self._process.pid, self._engines):
             with suppress(psutil.NoSuchProcess):
                 family.append(psutil.Process(pid))
         return family
@@ -220,28 +239,42 @@ class ServerProcess:
         """Those that compute: all but the API server."""
         return [process for process in self.processes() if process.pid != self._process.pid]
 
-    async def drain(self, timeout: float) -> bool:
-        """Ask it to finish its requests and end; whether it did within `timeout` seconds."""
+    async def drain(self, plan: StopPlan) -> bool:
+        """Ask it to finish its requests and end, and wait as the plan says; False if it aborts a request."""
         if self._handle < 0:
             return True
         self._signal(signal.SIGTERM)
+        if await self._has_ended_within(left(plan.drained)):
+            return True
+        aborts = bool(self.heartbeat and self.heartbeat.in_flight)
+        await self._has_ended_within(left(plan.killed))
+        return not aborts
+
+    async def _has_ended_within(self, seconds: float) -> bool:
         try:
-            await asyncio.wait_for(first_end({self._handle: 0}), timeout)
+            await asyncio.wait_for(first_end({self._handle: 0}), seconds)
         except TimeoutError:
-            return False
+            return not self._runs()
         return True
 
-    def kill(self) -> None:
-        """End whatever is left of it, at once; nothing the second time."""
-        if self.gone:
-            return
+    async def kill(self) -> None:
+        """Kill what is left of it, and wait until all its processes have ended and the kernel has their memory.
+
+        A second call waits for the first; a cancelled call does not interrupt the killing.
+        """
+        if self._killing is None:
+            self._killing = asyncio.create_task(self._kill())
+        await asyncio.shield(self._killing)
+
+    async def _kill(self) -> None:
         asyncio.get_running_loop().remove_reader(self._channel)
-        family = self.processes()
-        for process in family:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        # The fork server is multiprocessing's own child to wait for.
-        psutil.wait_procs([process for process in family if process.pid != fork_server.pid()], timeout=5)
+        begin = time.monotonic()
+        await self._end_start()
+        if self._process.pid is not None:
+            remaining = await processes.kill(self._process.pid, self._engines, KILL_SEC)
+            took = time.monotonic() - begin
+            if remaining:
+                log.error("Killed processes of the server still run after %.0f s: %s", took, remaining)
         for descriptor in [*self._engines.values(), *([self._handle] if self._handle >= 0 else [])]:
             os.close(descriptor)
         self._engines.clear()
@@ -250,10 +283,23 @@ class ServerProcess:
             end.close()
         fork_server.end_stopped()
 
+    async def _end_start(self) -> None:
+        """End a start that still waits for the fork server, which imports vLLM or stands still."""
+        if self._starting is None:
+            return
+        end = time.monotonic() + KILL_SEC
+        while not self._starting.done() and time.monotonic() < end:
+            # multiprocessing may just have started another one.
+            await fork_server.kill()
+            await asyncio.wait((self._starting,), timeout=RETRY_SEC)
+        if self._starting.done():
+            # Whoever waited for the start has its error.
+            self._starting.exception()
+
     @property
     def gone(self) -> bool:
         """Whether it was killed, so that nothing is left of it."""
-        return self._channel.fileno() < 0
+        return self._killing is not None and self._killing.done()
 
     def _signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):
@@ -267,7 +313,7 @@ class ServerProcess:
         return True
 
     def _runs(self) -> bool:
-        return self._handle >= 0 and not select.select([self._handle], [], [], 0)[0]
+        return self._handle >= 0 and not processes.has_ended(self._handle)
 
     def _hear(self) -> None:
         try:
@@ -295,9 +341,17 @@ class ServerProcess:
         except (ValueError, TypeError) as error:
             log.warning("The server said something that is no message: %s", error)
 
-    def _how(self) -> str:
-        self._process.join(REPORT_SEC)
+    async def _how(self) -> str:
+        """How the server ended, in words, as far as the fork server has reported it."""
+        await asyncio.to_thread(self._process.join, REPORT_SEC)
         status = self._process.exitcode
         if status is None:
             return "ended"
-        return f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+        if status == LOST_STATUS and self._method == "fork" and not self._fork_server_runs():
+            return "ended; its exit status is unknown, since the fork server has ended too"
+        return f"was killed by {processes.signal_name(-status)}" if status < 0 else f"ended with status {status}"
+
+    def _fork_server_runs(self) -> bool:
+        """Whether the fork server that this server comes from still runs."""
+        now = fork_server.pid()
+        return now is not None and now == self._fork_server and processes.how_child_ended(now) == "still runs"

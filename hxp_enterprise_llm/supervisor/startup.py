@@ -7,6 +7,7 @@ from typing import Any
 
 from hxp_enterprise_llm.settings.errors import EngineDied, EngineHung, SettingsRefused
 from hxp_enterprise_llm.settings.grammar import Fault
+from hxp_enterprise_llm.supervisor import fork_server, processes
 from hxp_enterprise_llm.supervisor.process_use import memory_and_reads
 from hxp_enterprise_llm.supervisor.readiness import NotAnswered
 from hxp_enterprise_llm.supervisor.server_process import ServerProcess
@@ -33,6 +34,8 @@ async def bring_up(
     on; `limit` is START_TIMEOUT_SEC, `file` the settings to name in errors.
     Raises EngineDied, EngineHung once nothing has moved for `limit` seconds, or SettingsRefused if vLLM says so.
     """
+    if stop.is_set():
+        return False
     watching = asyncio.create_task(_watch_progress(server, limit, feed))
     stopping = asyncio.create_task(stop.wait())
     starting = asyncio.create_task(server.start())
@@ -46,7 +49,7 @@ async def bring_up(
         try:
             starting.result()
         except (OSError, EOFError) as error:
-            raise EngineDied("vLLM could not be imported; the lines above say why") from error
+            raise EngineDied(f"the server could not be started: {_fork_server_end() or error}") from error
         on_import()
         ending, answering = asyncio.create_task(server.ended()), asyncio.create_task(answer())
         tasks += [ending, answering]
@@ -78,6 +81,15 @@ def _why(server: ServerProcess, end: str, file: str) -> EngineDied | SettingsRef
         return SettingsRefused([Fault(file, 0, f"vLLM refuses these settings for this model: {server.failure.text}")])
     why = server.failure.text if server.failure else "the lines above say why"
     return EngineDied(f"{end} before the model was ready; {why}")
+
+
+def _fork_server_end() -> str:
+    """How the fork server ended, "" if it runs."""
+    pid = fork_server.pid()
+    how = processes.how_child_ended(pid) if pid else "still runs"
+    if how == "still runs":
+        return ""
+    return f"the fork server (pid {pid}) {how} while it imported vLLM; the lines above may say why"
 
 
 async def _watch_progress(server: ServerProcess, limit: float, feed: Callable[[bool], None]) -> None:

@@ -33,12 +33,11 @@ from hxp_enterprise_llm.supervisor.recoveries import PAUSES_SEC, WINDOW_SEC, Rec
 from hxp_enterprise_llm.supervisor.retirement import Retirement
 from hxp_enterprise_llm.supervisor.server_process import ServerProcess
 from hxp_enterprise_llm.supervisor.startup import bring_up
+from hxp_enterprise_llm.supervisor.stop import StopPlan, left
 from hxp_enterprise_llm.system import notify
 
 log = logging.getLogger(__name__)
 
-DRAIN_GRACE_SEC = 5.0
-"""What the server gets beyond its drain to end; systemd waits longer, see STOP_MARGIN_SEC of the generator."""
 RECOVERABLE = (EngineDied, EngineHung, OutOfMemory)
 
 
@@ -72,6 +71,7 @@ class Supervisor:
         self._unit = unit
         self._begin = 0.0
         self._retiring = Retirement()
+        self._plan: StopPlan | None = None
         self._stop, self._reloads = asyncio.Event(), reload.Requests(run_time, self._asked)
         self._undisturbed = False  # whether nothing but serving goes on, of which a start or a stop would tell
         self._recoveries = Recoveries()
@@ -94,7 +94,7 @@ class Supervisor:
         """Serve until SIGTERM or SIGINT. Raises CitadelError with the reason of any other end."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop.set)
+            loop.add_signal_handler(number, self._begin_stop)
         loop.add_signal_handler(signal.SIGHUP, log.warning, "SIGHUP does nothing; use systemctl reload")
         listener = listen(self._now.config)
         try:
@@ -103,7 +103,31 @@ class Supervisor:
                     await self._serve_or_mend(listener)
         finally:
             listener.close()
-            await self._retiring.cut()
+            await self._retiring.cut(left(self._plan.ended) if self._plan else None)
+        self._tell(Phase.STOPPED)
+
+    def _begin_stop(self) -> None:
+        """Make the plan of the stop; a second signal changes nothing."""
+        if self._plan:
+            return
+        limit = self._now.config.drain_timeout_sec
+        plan = self._plan = StopPlan.of(limit, time.monotonic())
+        self._undisturbed = False
+        self._stop.set()
+        # systemd may have read another DRAIN_TIMEOUT_SEC than the server.
+        extension = round((plan.timeout - plan.begin) * 1e6)
+        reason = f"waiting up to {limit:g} s for requests in flight"
+        self._tell(Phase.STOPPING, reason, STOPPING=1, EXTEND_TIMEOUT_USEC=extension)
+
+    async def _kill(self, server: ServerProcess) -> None:
+        """Kill a server and wait until its memory is free; during a stop, no longer than the plan allows."""
+        killing, stopping = asyncio.create_task(server.kill()), asyncio.create_task(self._stop.wait())
+        await asyncio.wait((killing, stopping), return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not killing.done() and self._plan:
+            await asyncio.wait((killing,), timeout=left(self._plan.ended))
+        if killing.done():
+            killing.result()
 
     async def _serve_or_mend(self, listener: socket.socket) -> None:
         try:
@@ -121,15 +145,15 @@ class Supervisor:
 
     async def _serve(self, listener: socket.socket) -> None:
         """Serve until a stop, or a reload that takes a new start. Raises CitadelError with the reason of its end."""
-        server = self._new_server(listener)
+        server = await self._new_server(listener)
         try:
             if not await self._start(server):
                 return
             while True:
                 await self._until_something_happens(server)
-                if self._stop.is_set():
+                if self._plan:
                     listener.close()
-                    await self._drain(server)
+                    await self._drain(self._plan, server)
                     return
                 before = self._now.turn()
                 if apart := reload.apart(*before, self._now.config, self._now.model):
@@ -138,21 +162,21 @@ class Supervisor:
                     self._retiring.begin(server, before[0].drain_timeout_sec)
                     while not self._stop.is_set() and not await self._retiring.over(notify.FEED_SEC):
                         self._notifier.feed(notify.FEED_SEC)
-                    if self._stop.is_set():
-                        await self._drain(None)
+                    if self._plan:
+                        await self._drain(self._plan, None)
                     return
                 server = await self._replace(server, *before, listener)
         except EngineDied as error:
             raise self._judged(error) from None
         finally:
-            server.kill()
+            await self._kill(server)
 
-    def _new_server(self, listener: socket.socket) -> ServerProcess:
+    async def _new_server(self, listener: socket.socket) -> ServerProcess:
         config, model = self._now.config, self._now.model
         self._begin = time.monotonic()
         keys = self._now.credentials.and_key(digest(self._key))
         try:
-            fork_server.use(launch.environment(config, model, self._unit))
+            await fork_server.use(launch.environment(config, model, self._unit))
             server = ServerProcess(config.start_method, launch.arguments(config, model), listener, keys)
         except OSError as error:
             raise EngineDied(f"no server can be started: {error}") from error
@@ -175,7 +199,8 @@ class Supervisor:
         if not ready:
             return False
         server.watch_engines()
-        await server.open()
+        if not await server.open(self._stop):
+            return False
         # systemd takes READY=1 for the end of a reload, which has come while a dead engine was replaced.
         reloading = self._was_ready and self._now.due.is_set()
         self._previous, self._was_ready = None, True
@@ -202,41 +227,49 @@ class Supervisor:
         """
         successor, ready, failure = None, False, None
         self._tell(Phase.RELOADING, "a server with the new settings starts beside the old one")
-        ending = asyncio.create_task(self._end_of(server, old))
+        deaths: list[CitadelError] = []
+        ending = asyncio.create_task(self._end_of(server, old, deaths.append))
         try:
-            successor = self._new_server(listener)
+            successor = await self._new_server(listener)
             ready = await self._start(successor)
         except CitadelError as error:
             failure = self._judged(error)
         finally:
-            ending.cancel()
-            await asyncio.gather(ending, return_exceptions=True)
-        ended = None if ending.cancelled() else ending.result()
+            # Once the old server has died, wait until it is killed.
+            if not deaths:
+                ending.cancel()
+            await asyncio.wait((ending,))
+        if not ending.cancelled():
+            ending.result()
+        ended = deaths[0] if deaths else None
         if successor and ready:
             if ended:
                 self._state.failed(ended.code, str(ended))
             self._retiring.begin(server, old.drain_timeout_sec, patient=True)
             return successor
         if successor:
-            successor.kill()
+            await self._kill(successor)
         if failure:
             self._now.back(old, old_model)
             if ended:
                 self._went_back = str(failure)
                 raise ended
             log.error("%s; the server with the settings before the reload goes on", failure, extra=failure.fields)
-            self._tell(Phase.READY, *_reverted(str(failure)), READY=1)
+            if not self._plan:
+                self._tell(Phase.READY, *_reverted(str(failure)), READY=1)
         return server
 
-    async def _end_of(self, server: ServerProcess, config: ServiceConfigSchema) -> CitadelError:
-        """Wait until a server dies or hangs while its successor loads, and end all of it: requests then wait."""
+    async def _end_of(
+        self, server: ServerProcess, config: ServiceConfigSchema, report: Callable[[CitadelError], None]
+    ) -> None:
+        """Wait until a server dies or hangs while its successor loads, report it and kill the rest."""
         try:
             await watch(config, server, lambda: None)
         except RECOVERABLE as error:
             failure = self._judged(error)
         log.error("%s, while another one is starting", failure, extra=failure.fields)
-        server.kill()
-        return failure
+        report(failure)
+        await self._kill(server)
 
     async def _reload_due(self) -> None:
         """Wait until a reload wants another server, and the one that the last replaced has gone."""
@@ -287,15 +320,11 @@ class Supervisor:
         limit = f"MEMORY_LIMIT_GB={self._now.config.memory_limit_gb:g}"
         return OutOfMemory(f"{error}, killed for want of memory: {limit} is too little; raise it, or lower KV_CACHE_GB")
 
-    async def _drain(self, server: ServerProcess | None) -> None:
-        """End without cutting a request, if they end in time; without a server, the one that leaves already."""
-        limit = self._now.config.drain_timeout_sec
-        self._tell(Phase.STOPPING, f"waiting up to {limit:g} s for requests in flight", STOPPING=1)
-        until = limit + DRAIN_GRACE_SEC
-        leaving = [self._retiring.over(until), *([server.drain(until)] if server else [])]
+    async def _drain(self, plan: StopPlan, server: ServerProcess | None) -> None:
+        """End without aborting a request, if they end in time; without a server, only the one that retires already."""
+        leaving = [self._retiring.over(left(plan.killed)), *([server.drain(plan)] if server else [])]
         if not all(await asyncio.gather(*leaving)):
-            log.warning("Requests were still in flight after %g s and have been cut", limit)
-        self._tell(Phase.STOPPED)
+            log.warning("Requests were still in flight after %g s and were aborted", plan.drained - plan.begin)
 
     async def _asked(self, request: reload.Request) -> None:
         """Take in what root asks for. Keys and certificate count once it is answered, for every server there is."""

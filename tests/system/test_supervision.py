@@ -4,7 +4,6 @@ import json
 import time
 
 import pytest
-from waiting import until
 
 from .conftest import TINY_MODEL, Host
 
@@ -15,9 +14,13 @@ STATUS_OF = f"curl -s {RETRY} -o /root/answer -w %{{http_code}} -H 'Content-Type
 REQUEST = """-d '{"prompt": "x", "max_tokens": 1}' http://127.0.0.1:11540/v1/completions"""
 
 
-def wait_for(host: Host, instance: str, name: str, value: str) -> float:
+def wait_for(host: Host, instance: str, name: str, value: str, seconds: float) -> float:
     """Wait until a property of the unit has a value; the seconds that took."""
-    return until(lambda: host.machine.show(f"citadel-llm@{instance}", name)[name] == value, f"{name} is {value}")
+    begin = time.monotonic()
+    while host.machine.show(f"citadel-llm@{instance}", name)[name] != value:
+        assert time.monotonic() - begin < seconds, f"{name} is not {value} after {seconds} s"
+        time.sleep(0.2)
+    return time.monotonic() - begin
 
 
 def test_the_start_timeout_is_extended_while_loading_progresses(host: Host) -> None:
@@ -31,18 +34,51 @@ def test_the_start_timeout_is_extended_while_loading_progresses(host: Host) -> N
 def test_a_start_that_stands_still_runs_into_the_timeout(host: Host) -> None:
     host.settings("hung", **SETTINGS, START_TIMEOUT_SEC=3)
     host.machine.run("systemctl", "start", "--no-block", "citadel-llm@hung")
-    wait_for(host, "hung", "StatusText", "Importing vLLM")
+    wait_for(host, "hung", "StatusText", "Importing vLLM", 10)
     stop = "until pkill -STOP -u agent0 -f multiprocessing.forkserver; do sleep 0.1; done"
     host.machine.run("sh", "-c", stop, timeout=20)
-    print(f"stalled start ended after {wait_for(host, 'hung', 'ExecMainStatus', '75'):.1f} s")
+    print(f"stalled start ended after {wait_for(host, 'hung', 'ExecMainStatus', '75', 30):.1f} s")
     assert "no progress for 3 s" in host.machine.show("citadel-llm@hung", "StatusText")["StatusText"]
+    assert not host.machine.run("pgrep", "-u", "agent0", check=False).stdout
+
+
+def test_a_fork_server_killed_during_the_import_is_the_reason(host: Host) -> None:
+    host.settings("killed", **SETTINGS, RESTART_POLICY="no")
+    host.machine.run("systemctl", "start", "--no-block", "citadel-llm@killed")
+    wait_for(host, "killed", "StatusText", "Importing vLLM", 10)
+    kill = "until pkill -KILL -u agent0 -f multiprocessing.forkserver; do sleep 0.1; done"
+    host.machine.run("sh", "-c", kill, timeout=20)
+    wait_for(host, "killed", "ExecMainStatus", "70", 30)
+    status = host.machine.show("citadel-llm@killed", "StatusText")["StatusText"]
+    assert "was killed by SIGKILL while it imported vLLM" in status
+    assert not host.machine.run("pgrep", "-u", "agent0", check=False).stdout
+
+
+def test_a_stop_ends_in_time_though_a_stream_outlasts_the_drain(host: Host) -> None:
+    """Two dozen answers on half a core, to a client that hardly reads."""
+    host.settings("streaming", **SETTINGS, DRAIN_TIMEOUT_SEC=1, CPU_CORES=0.5)
+    host.machine.run("systemctl", "start", "citadel-llm@streaming")
+    body = {"prompt": "x", "max_tokens": 1900, "n": 24, "stream": True, "ignore_eos": True}
+    host.machine.write("/root/body", json.dumps(body))
+    ask = "curl -sN --limit-rate 100 -o /root/stream -H 'Content-Type: application/json' -d @/root/body"
+    url = "http://127.0.0.1:11540/v1/completions"
+    begin = time.monotonic()
+    host.machine.run("sh", "-c", f"{ask} {url} & sleep 2; systemctl stop citadel-llm@streaming; kill $!; true")
+    print(f"stopped {time.monotonic() - begin - 2:.1f} s after the signal, with a drain of 1 s")
+    shown = host.machine.show("citadel-llm@streaming", "Result", "ActiveState")
+    assert shown == {"Result": "success", "ActiveState": "inactive"}
+    journal = host.journal("streaming")
+    assert "Requests were still in flight after 1 s and were aborted" in journal
+    assert "timed out" not in journal
     assert not host.machine.run("pgrep", "-u", "agent0", check=False).stdout
 
 
 def wait_until_ready(host: Host, instance: str) -> None:
     """Wait until the main process too has had its answer; a waiting client may have had one just before."""
-    unit = f"citadel-llm@{instance}"
-    until(lambda: host.machine.show(unit, "StatusText")["StatusText"].startswith("Ready"), "the instance is ready")
+    end = time.monotonic() + 60
+    while not host.machine.show(f"citadel-llm@{instance}", "StatusText")["StatusText"].startswith("Ready"):
+        assert time.monotonic() < end, "not ready again"
+        time.sleep(0.1)
 
 
 def test_a_key_is_asked_for_and_shown_nowhere(host: Host) -> None:
@@ -94,5 +130,8 @@ def test_a_reload_whose_settings_start_no_server_goes_back(host: Host, method: s
     told = json.loads(host.machine.output("cat", "/run/citadel-llm/back/state.json"))["last_reload"]
     assert told["outcome"] == "reverted"
     assert host.machine.output("sh", "-c", f"{STATUS_OF} {REQUEST}", timeout=60) == "200"
-    until(lambda: words in host.journal("back"), f"the journal has: {words}")
+    begin = time.monotonic()
+    while words not in host.journal("back"):
+        assert time.monotonic() - begin < 60, host.journal("back")
+        time.sleep(1)
     wait_until_ready(host, "back")

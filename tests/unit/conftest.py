@@ -10,14 +10,18 @@ from hxp_enterprise_llm.engine import model_directory
 
 
 @pytest.fixture(autouse=True)
-def no_process_and_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A unit test that starts a process or leaves this host would be slow, and would test something else."""
+def no_process_and_no_network(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """A unit test that starts a process or leaves this host would be slow, and would test something else.
+
+    A module about processes says so with the marker `starts_processes`.
+    """
 
     def refuse(*_: object, **__: object) -> NoReturn:
         raise AssertionError("a unit test starts no process; put this test into tests/system")
 
-    monkeypatch.setattr(subprocess, "Popen", refuse)
-    monkeypatch.setattr(os, "fork", refuse)
+    if not request.node.get_closest_marker("starts_processes"):
+        monkeypatch.setattr(subprocess, "Popen", refuse)
+        monkeypatch.setattr(os, "fork", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 

@@ -35,7 +35,7 @@ def test_a_server_that_loads_hears_of_its_keys_before_it_opens(one_server: Any) 
     async def run() -> None:
         await one_server.it.take(Credentials(("k",)))
         one_server.it.heartbeat = heartbeat(2)
-        await one_server.it.open()
+        await one_server.it.open(asyncio.Event())
 
     asyncio.run(run())
     told = []
@@ -52,7 +52,7 @@ def test_a_server_that_loads_hears_of_its_keys_before_it_opens(one_server: Any) 
 def test_a_server_that_does_not_take_its_keys_is_ended(one_server: Any) -> None:
     async def run() -> None:
         one_server.it.heartbeat = heartbeat(1)
-        await one_server.it.open()
+        await one_server.it.open(asyncio.Event())
         await one_server.it.take(Credentials(("k",)))
 
     asyncio.run(run())
@@ -91,7 +91,20 @@ def test_a_server_that_cannot_be_told_never_opens(one_server: Any) -> None:
 
     async def run() -> None:
         await one_server.it.take(Credentials(("k",)))
-        await one_server.it.open()
+        await one_server.it.open(asyncio.Event())
 
     with pytest.raises(EngineDied, match="could not be told"):
         asyncio.run(run())
+
+
+def test_a_stop_does_not_wait_for_a_server_to_open(one_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_process, "DOOR_SEC", 3600)
+
+    async def run() -> bool:
+        stop = asyncio.Event()
+        opening = asyncio.create_task(one_server.it.open(stop))
+        await asyncio.sleep(0)
+        stop.set()
+        return bool(await asyncio.wait_for(opening, 10))
+
+    assert asyncio.run(run()) is False

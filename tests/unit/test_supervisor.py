@@ -72,7 +72,8 @@ class Server:
 
     engines = processes
 
-    async def open(self) -> None: ...
+    async def open(self, _stop: asyncio.Event) -> bool:
+        return True
 
     async def ended(self) -> str:
         await self.end.wait()
@@ -81,7 +82,7 @@ class Server:
     async def leave(self, _limit: float, *, patient: bool = False) -> bool:
         return True
 
-    def kill(self) -> None:
+    async def kill(self) -> None:
         self.gone = True
 
 
@@ -128,7 +129,7 @@ def test_a_reload_that_came_while_an_engine_was_replaced_ends_with_its_own_serve
 def test_settings_that_have_gone_bad_since_the_reload_leave_the_server_that_serves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(_: object) -> None:
+    async def refuse(_: object) -> None:
         raise SettingsRefused([Fault("file", 0, "gone")])
 
     async def run() -> None:
@@ -158,6 +159,9 @@ def test_a_server_that_dies_while_its_successor_loads(
     """All of it is ended at once, so that requests wait; what follows is the successor's start, or a recovery."""
     old, new = Server(), Server()
 
+    async def made(_: object) -> Server:
+        return new
+
     async def load(*_: object, **__: object) -> bool:
         old.end.set()
         monkeypatch.setattr("hxp_enterprise_llm.supervisor.supervisor.oom_kills", lambda: kills)
@@ -169,7 +173,7 @@ def test_a_server_that_dies_while_its_successor_loads(
 
     async def run() -> None:
         main, recorder = supervisor(tmp_path)
-        monkeypatch.setattr(main, "_new_server", lambda _: new)
+        monkeypatch.setattr(main, "_new_server", made)
         monkeypatch.setattr("hxp_enterprise_llm.supervisor.supervisor.bring_up", load)
         before = main._now.turn()
         with socket.socket() as listener:

@@ -1,4 +1,4 @@
-"""`citadel-llm check`: every check of one instance, of its neighbours and of the host, and what to do about each."""
+"""`citadel-llm check`: all checks of an instance, of the instances beside it and of the host."""
 
 from collections.abc import Iterator, Sequence
 
@@ -13,9 +13,9 @@ from hxp_enterprise_llm.settings.errors import ExitStatus, NoSuchInstance, Syste
 
 
 def check(names: Sequence[str], for_program: bool = False) -> ExitStatus:
-    """Print what is found, "good" for an instance without a fault, or for a program a JSON list of findings.
+    """Print the findings, and "good" for an instance without an error; or, for a program, a JSON list of findings.
 
-    Returns CONFIG if the settings are at fault, FAILED if something else is. Raises NoSuchInstance.
+    Returns CONFIG if an error is in the settings or the model, FAILED for any other. Raises NoSuchInstance.
     """
     for name in names:
         if not settings.exists(name):
@@ -28,9 +28,9 @@ def check(names: Sequence[str], for_program: bool = False) -> ExitStatus:
     if for_program:
         output.as_json([finding._asdict() for finding in found])
     else:
-        faulty = {finding.instance for finding in found if finding.fatal}
+        refused = {finding.instance for finding in found if finding.fatal}
         for name in names or settings.instance_names():
-            if name not in faulty:
+            if name not in refused:
                 click.echo(f"{name}: good")
     statuses = {finding.status for finding in found if finding.fatal}
     if ExitStatus.CONFIG in statuses:
@@ -39,13 +39,13 @@ def check(names: Sequence[str], for_program: bool = False) -> ExitStatus:
 
 
 def before_a_start(name: str) -> list[Finding]:
-    """What is wrong with an instance that is new, and between it and the others."""
+    """What is wrong with a new instance, and between it and the others."""
     around = (finding for finding in start.neighbours() if finding.instance == name)
     return [*start.findings(name, running=False), *around]
 
 
 def _look(names: Sequence[str]) -> Iterator[Finding]:
-    """What is wrong with these instances, or all, and then with what is around them."""
+    """What is wrong with these instances, or with all, and with the host."""
     manager = ServiceManager()
     everything = settings.instance_names()
     try:

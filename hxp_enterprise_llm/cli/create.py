@@ -1,4 +1,4 @@
-"""A new instance: its settings file, complete or not at all."""
+"""`citadel-llm create`: the settings file of a new instance, complete or not at all."""
 
 import os
 import re
@@ -17,7 +17,7 @@ FIRST_PORT = 11400
 
 
 def free_port(root: str = "/") -> int:
-    """The first port from 11400 on that no instance is configured for and nothing listens on."""
+    """The first port from 11400 on that no instance names and no process listens on."""
     host = load_host(root)
     taken = {load_instance(name, host, root).values["PORT"] for name in instance_names(root)}
     taken |= {host.values["HEALTH_PORT"], host.values["METRICS_PORT"]}
@@ -30,8 +30,8 @@ def free_port(root: str = "/") -> int:
 def create(name: str, settings: dict[str, str], root: str = "/") -> str:
     """Write the settings file of a new instance and return its path.
 
-    Raises CitadelError if the instance or its port exists, SettingsRefused if a value is not allowed; then no file is
-    left.
+    Raises CitadelError if the instance exists or its port is taken, SettingsRefused if a value is not allowed; then no
+    file is left.
     """
     if not is_instance_name(name):
         config.load(name, root)  # raises with the rule
@@ -51,14 +51,14 @@ def create(name: str, settings: dict[str, str], root: str = "/") -> str:
     try:
         draft.write_text("\n".join([f"# Settings of citadel-llm@{name}", *lines, ""]), encoding="utf-8")
     except PermissionError:
-        raise NotPermitted(f"{file.parent} can be written by root only; run it with sudo") from None
+        raise NotPermitted(f"only root can write in {file.parent}; run the command with sudo") from None
     except OSError as error:
         draft.unlink(missing_ok=True)
         raise CitadelError(f"{file}: {error.strerror}") from None
     try:
         draft.chmod(0o644)
         _check(draft, name, root)
-        # A link, not a rename: it fails if another has made the instance in the meantime.
+        # A link instead of a rename: it fails if another process has created the instance meanwhile.
         os.link(draft, file)
     except FileExistsError:
         raise CitadelError(f"there is an instance {name} already: {file}") from None

@@ -1,1 +1,1 @@
-"""Settings to vLLM: its flags, its environment, sizes, and the model's files."""
+"""From settings to vLLM: flags, environment, sizes, and the files of a model."""

@@ -57,12 +57,12 @@ def check(config: ServiceConfigSchema, model: str) -> tuple[list[str], list[str]
 
 
 def longest(values: dict[str, Any]) -> tuple[int, str] | None:
-    """The longest sequence that a config.json allows (tokens) and the key that says so; None if it leaves that open."""
+    """The longest sequence that a config.json allows (tokens) and the key that says so; None if none does."""
     text = values.get("text_config")
     values = text if isinstance(text, dict) else values
     scaling = [values.get("rope_scaling"), values.get("rope_parameters")]
     if any("factor" in json.dumps(entry) for entry in scaling if entry):
-        # Whether the factor counts depends on its kind; vLLM decides.
+        # Whether the factor counts depends on the kind of scaling; vLLM decides.
         return None
     found = [
         (value, key)

@@ -1,6 +1,6 @@
 """The table of settings: every key, the rule for its value, its default, and what it is for.
 
-The generator, the schema and the documentation all read this one table. Standard library only, see `settings_file`.
+The generator, the schema and the documentation read this one table. Standard library only, see `grammar`.
 """
 
 import re
@@ -9,11 +9,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 GIBIBYTE = 1024**3
-"""Sizes "in GB" are counted as systemd counts its G suffix: 1 GB = 2**30 bytes."""
+"""Sizes "in GB" use systemd's G suffix: 1 GB = 2**30 bytes."""
 
 HIGH_SHARE, HIGH_GAP_BYTES = 0.95, 256 * 1024**2
-"""MemoryHigh, at which the kernel slows the service down and reclaims before it kills, lies below MemoryMax by 5 %, but
-by no more than 256 MiB: a model that needs most of its limit must not be slowed down for good."""
+"""At MemoryHigh the kernel throttles a service and reclaims its memory. It is 5 % below MemoryMax, where it kills,
+but at most 256 MiB: a model that needs most of its limit must not be throttled for good."""
 
 INSTANCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _NO_INSTANCE = re.compile(r".*\.(dpkg-[a-z]+|ucf-[a-z]+|orig|rej|bak|old|new|save|sw[a-p]|service)")
@@ -23,9 +23,9 @@ PASSED_THROUGH = (
     "CUDA_", "NVIDIA_", "NCCL_", "GLOO_", "OMP_", "KMP_", "GOMP_", "MKL_", "OPENBLAS_", "NUMBA_", "FLASHINFER_",
     "HIP_", "ROCR_", "RAY_",
 )  # fmt: skip
-"""Variables that vLLM or a library under it reads: they reach the engine's environment as written."""
+"""Prefixes of variables that vLLM or one of its libraries reads: they reach the engine's environment unchanged."""
 
-# Three decimals: what systemd reads of a time span in seconds, and more than a limit needs.
+# Three decimals: systemd reads no more in a time span in seconds, and no limit needs more.
 _DECIMAL = re.compile(r"[0-9]+(\.[0-9]{1,3})?")
 
 
@@ -35,8 +35,10 @@ the collector may delay a few of them."""
 
 
 def is_instance_name(name: str) -> bool:
-    """Whether `name` can be an instance: not what dpkg and editors leave beside a settings file, nor x.service, whose
-    unit systemctl takes for that of x.
+    """Whether `name` can be an instance.
+
+    It cannot be if dpkg or an editor leaves such a name beside a settings file, or if it ends in .service: systemctl
+    would take the unit of x.service for the unit of x.
     """
     return bool(INSTANCE_NAME.fullmatch(name)) and not _NO_INSTANCE.fullmatch(name)
 
@@ -101,7 +103,7 @@ def memory_high(limit_gb: float) -> int:
 
 
 EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  compared with, not bound to
-"""Addresses that stand for all of the host, and where the host itself reaches a server that listens on them."""
+"""Addresses that stand for every address of the host, each with the address at which the host itself reaches them."""
 
 
 def is_loopback(text: str) -> bool:
@@ -133,7 +135,7 @@ def path(text: str) -> str:
 def run_time_path(text: str) -> str:
     if re.fullmatch(r"(/var)?/run/(?!(systemd|credentials)(/|$))[A-Za-z0-9._@+-]+(/[A-Za-z0-9._@+-]+)*", text):
         place = "/" + text.removeprefix("/var").strip("/")
-        # Other instances' directories are hidden by hiding this one.
+        # The unit hides this directory to hide those of other instances.
         if not {".", ".."} & set(place.split("/")):
             return place
     raise ValueError("a path below /run, such as /run/citadel-llm, that is not systemd's")
@@ -182,7 +184,7 @@ def devices(text: str) -> tuple[str, ...]:
 
 def instances(text: str) -> tuple[str, ...]:
     names = tuple(text.replace(",", " ").split())
-    # systemd drops a unit file with a line beyond 1 MiB.
+    # systemd ignores a unit file with a line longer than 1 MiB.
     if len(names) <= 64 and all(is_instance_name(name) for name in names):
         return names
     raise ValueError("names of up to 64 instances with spaces between them")
@@ -237,9 +239,9 @@ def _with_json(text: str) -> str:
 class Key(NamedTuple):
     """One key of a settings file.
 
-    `parse` turns the text into the value or raises ValueError with what is allowed. `default` is text in the file's own
-    form, or None where there is none. `host_key` names the host-wide key that supplies the value when the instance's
-    file is silent. A number below `least` is raised to it.
+    `parse` turns the text into the value, or raises ValueError with what is allowed. `default` is text as in a file, or
+    None if there is no default. `host_key` names the host-wide key that supplies the value if the instance's file does
+    not set it. A number below `least` is raised to it.
     """
 
     name: str
@@ -251,7 +253,10 @@ class Key(NamedTuple):
     least: float | None = None
 
     def accept(self, value: object) -> object:
-        """The value that a program gives, by the same rule; the ValueError names key, value and what is allowed."""
+        """A value that a program gives, validated by the same rule.
+
+        Raises ValueError with the key, the value and what is allowed.
+        """
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         try:
@@ -278,7 +283,7 @@ _FILES_OF_ALL = ("TLS_CERT_FILE", "TLS_KEY_FILE", "HUB_TOKEN_FILE")
 HOST_KEYS = {
     key.name: key
     for key in (
-        Key("CITADEL_ENV", word, "production", "What this host is for; shown, never acted on."),
+        Key("CITADEL_ENV", word, "production", "What this host is for; shown only."),
         Key("SERVER_IP", address, "127.0.0.1", "Address that the monitor and, unless HOST differs, models bind to."),
         Key("SERVER_HOSTNAME", host_name, "localhost", "Name of this host in reports."),
         Key(
@@ -297,7 +302,7 @@ HOST_KEYS = {
         Key("DEFAULT_MAX_TASKS", tasks, "1000", "MAX_TASKS of instances that set none (processes and threads)."),
         Key("DEFAULT_RESTART_POLICY", _restart, "always", "RESTART_POLICY of instances that set none."),
         Key("DEFAULT_RESTART_SEC", seconds, "10", "RESTART_SEC of instances that set none (seconds)."),
-        Key("ALLOW_UNAUTHENTICATED", yes_or_no, "no", "Whether models may be open to other hosts without a key."),
+        Key("ALLOW_UNAUTHENTICATED", yes_or_no, "no", "Whether other hosts may use models without a key."),
         *(Key(name, path, None, f"{name} of instances that set none.") for name in _FILES_OF_ALL),
         Key("CITADEL_RESTART_ON_UPGRADE", yes_or_no, "yes", "Whether an upgrade restarts models that run."),
         Key("HEALTH_PORT", port, "8000", "Port of the monitor's health pages."),
@@ -308,7 +313,7 @@ HOST_KEYS = {
 
 
 def _like(host_key: str, name: str, meaning: str) -> Key:
-    """An instance key that follows the rule, and in its absence the value, of a host-wide key."""
+    """An instance key with the rule of a host-wide key, and with its value as the default."""
     return Key(name, HOST_KEYS[host_key].parse, None, meaning, host_key)
 
 
@@ -318,13 +323,13 @@ INSTANCE_KEYS = {
         Key("MODEL", model, None, "Directory of the model, or its hub id.", required=True),
         Key("PORT", port, None, "Port of the OpenAI API.", required=True),
         _like("SERVER_IP", "HOST", "Address of the OpenAI API."),
-        Key("SERVED_MODEL_NAME", served_name, None, "Model name in API requests; without it the instance's name."),
-        _like("DEFAULT_MEMORY_LIMIT_GB", "MEMORY_LIMIT_GB", "Memory beyond which the kernel ends the service (GB)."),
+        Key("SERVED_MODEL_NAME", served_name, None, "Model name in API requests; by default the instance's name."),
+        _like("DEFAULT_MEMORY_LIMIT_GB", "MEMORY_LIMIT_GB", "Memory at which the kernel kills the service (GB)."),
         _like("DEFAULT_CPU_CORES", "CPU_CORES", "CPU time that the service may use (cores)."),
-        _like("DEFAULT_MAX_TASKS", "MAX_TASKS", "Processes and threads that the service may have."),
-        _like("DEFAULT_RESTART_POLICY", "RESTART_POLICY", "When systemd starts the service again, as its Restart=."),
+        _like("DEFAULT_MAX_TASKS", "MAX_TASKS", "Number of processes and threads that the service may have."),
+        _like("DEFAULT_RESTART_POLICY", "RESTART_POLICY", "When systemd starts the service again: its Restart=."),
         _like("DEFAULT_RESTART_SEC", "RESTART_SEC", "Pause before systemd starts the service again (seconds)."),
-        Key("START_TIMEOUT_SEC", timeout, "300", "How long loading may go without progress (seconds)."),
+        Key("START_TIMEOUT_SEC", timeout, "300", "How long loading may make no progress (seconds)."),
         Key("DRAIN_TIMEOUT_SEC", seconds, "30", "How long a stop or reload waits for requests in flight (seconds)."),
         Key(
             "HANG_TIMEOUT_SEC",
@@ -333,15 +338,24 @@ INSTANCE_KEYS = {
             f"How long requests may wait without a token coming (seconds); at least {LEAST_HANG_SEC:g}.",
             least=LEAST_HANG_SEC,
         ),
-        Key("MAX_MODEL_LEN", tokens, None, "Longest prompt and answer together (tokens); without it the model's."),
-        Key("KV_CACHE_GB", gigabytes, None, "Memory for the KV cache (GB); without it what the limit leaves."),
+        Key(
+            "MAX_MODEL_LEN",
+            tokens,
+            None,
+            "Limit of prompt plus answer (tokens); by default the model's.",
+        ),
+        Key("KV_CACHE_GB", gigabytes, None, "Memory for the KV cache (GB); by default what MEMORY_LIMIT_GB leaves."),
         Key("GPU_DEVICES", devices, "", "GPUs of the service: 0,1 or all; empty: none, run on the CPU."),
-        Key("REQUIRES", instances, "", "Instances that must run for this one to run."),
-        Key("AFTER", instances, "", "Instances that start before this one."),
+        Key("REQUIRES", instances, "", "Instances that must run while this instance runs."),
+        Key("AFTER", instances, "", "Instances that start before this instance."),
         Key("API_KEY_FILE", path, None, "File with the keys that requests may carry; citadel-llm key makes them."),
-        _like("ALLOW_UNAUTHENTICATED", "ALLOW_UNAUTHENTICATED", "Whether it may be open to other hosts without a key."),
-        _like("TLS_CERT_FILE", "TLS_CERT_FILE", "File with the certificate, and then its issuers', for HTTPS (PEM)."),
-        _like("TLS_KEY_FILE", "TLS_KEY_FILE", "File with the certificate's private key, for root only (PEM)."),
+        _like("ALLOW_UNAUTHENTICATED", "ALLOW_UNAUTHENTICATED", "Whether other hosts may use it without a key."),
+        _like(
+            "TLS_CERT_FILE",
+            "TLS_CERT_FILE",
+            "File with the certificate for HTTPS and those of its issuers (PEM).",
+        ),
+        _like("TLS_KEY_FILE", "TLS_KEY_FILE", "File with the certificate's private key, readable by root only (PEM)."),
         Key("ALLOW_DOWNLOAD", yes_or_no, "no", "Whether a start may fetch the model from the hub."),
         _like("HUB_TOKEN_FILE", "HUB_TOKEN_FILE", "File with a token of the hub, for pull and ALLOW_DOWNLOAD."),
         Key("START_METHOD", _choice("fork", "spawn"), "fork", "fork: import vLLM once; spawn: as plain vLLM does."),
@@ -349,9 +363,9 @@ INSTANCE_KEYS = {
             "RELOAD_METHOD",
             _choice("auto", "beside", "restart"),
             "auto",
-            "beside: a reload starts the new server beside the old; restart: after it; auto: as memory allows.",
+            "beside: a reload starts the new server while the old serves; restart: after it; auto: as memory allows.",
         ),
-        Key("VLLM_ARGS", arguments, "", "Further flags of vllm serve."),
+        Key("VLLM_ARGS", arguments, "", "Further flags of vllm serve; JSON as it is, between the quotes of the value."),
     )
 }
 """Keys of /etc/default/citadel-llm-<instance>."""

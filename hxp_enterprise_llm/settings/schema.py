@@ -1,4 +1,4 @@
-"""The settings of one instance as a frozen model. No I/O: `utils.config` reads the files."""
+"""The settings of one instance as a frozen model. No I/O: `settings.config` reads the files."""
 
 from collections.abc import Iterator
 from typing import Any, Self
@@ -8,14 +8,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from hxp_enterprise_llm.settings.keys import INSTANCE_KEYS, INSTANCE_NAME, is_loopback
 
 SECRETS = {"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN"}
-"""Variables in which huggingface_hub and older programs look for a token of the hub."""
+"""Variables from which huggingface_hub and older programs take a token of the hub."""
 
 
 class ServiceConfigSchema(BaseModel):
-    """Settings of one instance, checked.
+    """Validated settings of one instance.
 
-    The fields are the keys of its settings file in small letters, and the rule of each is the one in
-    `utils.settings_keys`: a value may be given in the file's own form or as what the rule makes of it.
+    The fields are the keys of its settings file in small letters, each with its rule in `settings.keys`: a value may be
+    text as in the file, or what the rule makes of it.
     Sizes named `_gb` are in GiB (2**30 bytes), times named `_sec` in seconds, `max_model_len` in tokens.
     """
 
@@ -66,8 +66,8 @@ class ServiceConfigSchema(BaseModel):
         return self
 
     def contradictions(self) -> list[str]:
-        """What of these settings does not go together, one sentence each."""
-        return [*self._cache(), *self._strangers(), *self._secrets(), *self._certificate()]
+        """Errors in the combination of these settings, one sentence each."""
+        return [*self._cache(), *self._unauthenticated(), *self._secrets(), *self._certificate()]
 
     def _cache(self) -> Iterator[str]:
         if self.kv_cache_gb is not None and not self.gpu_devices and self.kv_cache_gb >= self.memory_limit_gb:
@@ -76,26 +76,27 @@ class ServiceConfigSchema(BaseModel):
                 "on the CPU the cache is part of the service's memory"
             )
 
-    def _strangers(self) -> Iterator[str]:
+    def _unauthenticated(self) -> Iterator[str]:
         if not (is_loopback(self.host) or self.api_key_file or self.allow_unauthenticated):
             yield (
                 f"HOST={self.host} is open to other hosts, and no API_KEY_FILE is set: make a key with citadel-llm key "
-                f"add {self.name}, or write ALLOW_UNAUTHENTICATED=yes if whoever reaches it may use it"
+                f"add {self.name}, or write ALLOW_UNAUTHENTICATED=yes to let every host that reaches it use it"
             )
 
     def _secrets(self) -> Iterator[str]:
-        # Settings files are world-readable, and so is a command line.
+        # Every user can read settings files and command lines. engine.flags refuses --api-key too, but only this
+        # refuses a draft before it is written.
         if "VLLM_API_KEY" in self.environment or any(
             part.replace("_", "-").startswith("--api-k") for part in self.vllm_args
         ):
-            yield "an API key does not belong in a settings file: name a file of it with API_KEY_FILE"
+            yield "an API key does not belong in a settings file: put it into a file and name that with API_KEY_FILE"
         for name in sorted(SECRETS & self.environment.keys()):
-            yield f"{name} does not belong in a settings file: name a file of it with HUB_TOKEN_FILE"
+            yield f"{name} does not belong in a settings file: put it into a file and name that with HUB_TOKEN_FILE"
 
     def _certificate(self) -> Iterator[str]:
         if bool(self.tls_cert_file) != bool(self.tls_key_file):
             given, other = ("TLS_CERT_FILE", "TLS_KEY_FILE")[:: 1 if self.tls_cert_file else -1]
-            yield f"{given} is of no use without {other}: write both, or neither"
+            yield f"{given} requires {other}"
 
     @property
     def api_name(self) -> str:

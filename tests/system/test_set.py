@@ -102,7 +102,7 @@ def test_a_changed_setting_reaches_systemd_and_vllm(host: Host) -> None:
     (processes,) = [file for file in groups if machine.inside(file).exists()]
     machine.run("sh", "-c", MANY_TASKS, processes)
     used = int(machine.show("citadel-llm@edited", "MemoryCurrent")["MemoryCurrent"]) / 2**30
-    for too_low in (f"MEMORY_LIMIT_GB={used - 0.02:.2f}", "MAX_TASKS=64"):
+    for too_low in (f"MEMORY_LIMIT_GB={round(used - 0.02, 2):g}", "MAX_TASKS=64"):
         done = machine.run("citadel-llm", "set", "edited", too_low, check=False)
         assert (done.returncode, f"{too_low} is " in done.stderr) == (78, True), done.stderr
     assert set_(host, f"PORT={PORT + 1}", "--dry-run") == {"PORT": "restart"}

@@ -24,7 +24,7 @@ json_option = click.option("--json", "for_program", is_flag=True, help="Print JS
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="hxp-enterprise-llm", prog_name="citadel-llm")
 def cli() -> None:
-    """Language models as systemd services: /etc/default/citadel-llm-NAME configures the unit citadel-llm@NAME."""
+    """Run language models as systemd services: /etc/default/citadel-llm-NAME configures the unit citadel-llm@NAME."""
 
 
 @cli.command("list")
@@ -44,7 +44,7 @@ def list_command(for_program: bool) -> None:
 @click.argument("name", type=NAME, required=False)
 @json_option
 def status(name: str | None, for_program: bool) -> None:
-    """Show one instance, with exit status 3 if it is not running, or all."""
+    """Show all instances, or one, with exit status 3 if it is not running."""
     manager = ServiceManager()
     found = [manager.status(name)] if name else manager.list_services()
     if for_program:
@@ -59,7 +59,7 @@ def status(name: str | None, for_program: bool) -> None:
 
 
 def _verb(verb: str, summary: str, done: str) -> None:
-    """Add a command that does something with instances and says so for each."""
+    """Add a command that takes an action on instances and confirms it."""
 
     @cli.command(verb, help=summary)
     @click.argument("names", type=NAME, nargs=-1, required=True, metavar="NAME...")
@@ -71,19 +71,19 @@ def _verb(verb: str, summary: str, done: str) -> None:
         click.echo(f"{', '.join(names)}: {done} ({time.monotonic() - begin:.1f} s)")
 
 
-_verb("start", "Start instances, and those that they require first; return when they are ready.", "ready")
-_verb("stop", "Stop instances; requests in flight may finish.", "stopped")
+_verb("start", "Start instances, after the instances that they require; return when all are ready.", "ready")
+_verb("stop", "Stop instances, after requests in flight have finished or DRAIN_TIMEOUT_SEC is over.", "stopped")
 _verb("restart", "Restart instances, one after another.", "ready again")
-_verb("reload", "Have running instances take in their settings, keys and certificates anew.", "reloaded")
+_verb("reload", "Apply changed settings, keys and certificates to running instances.", "reloaded")
 _verb("enable", "Start instances at boot.", "will start at boot")
-_verb("disable", "Do not start instances at boot; what runs goes on.", "will not start at boot")
+_verb("disable", "Do not start instances at boot; running instances keep running.", "will not start at boot")
 
 
 @cli.command()
 @click.argument("names", type=NAME, nargs=-1, metavar="[NAME...]")
 @json_option
 def check(names: tuple[str, ...], for_program: bool) -> None:
-    """Check the settings of instances, or of all, as a start would; every fault at once."""
+    """Check instances, or all, as a start would, and report all errors at once."""
     from hxp_enterprise_llm.cli.checks import check as run
 
     raise click.exceptions.Exit(run(names, for_program))
@@ -93,7 +93,7 @@ def check(names: tuple[str, ...], for_program: bool) -> None:
 @click.argument("name", type=NAME)
 @json_option
 def show(name: str, for_program: bool) -> None:
-    """Show every setting in effect and where it comes from."""
+    """Show every setting in effect and its origin."""
     _require(name)
     config, _ = settings.load(name)
     found = load_instance(name, load_host())
@@ -112,7 +112,7 @@ def _require(name: str) -> None:
 
 
 def _written(value: Any) -> str:
-    """A value as a settings file would have it."""
+    """A value as it is written in a settings file."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, tuple):
@@ -123,10 +123,10 @@ def _written(value: Any) -> str:
 @cli.command()
 @click.argument("name")
 @click.option("--model", required=True, help="Directory of the model, or its hub id.")
-@click.option("--port", type=int, help="Port of its API; without it the first that no instance has.")
-@click.option("--set", "others", multiple=True, metavar="KEY=VALUE", help="Any other setting; may be repeated.")
+@click.option("--port", type=int, help="Port of the API; by default the first free port.")
+@click.option("--set", "others", multiple=True, metavar="KEY=VALUE", help="Another setting; can be repeated.")
 def create(name: str, model: str, port: int | None, others: tuple[str, ...]) -> None:
-    """Create an instance: write its settings file. Starts nothing."""
+    """Create an instance: write its settings file. The instance is not started."""
     from hxp_enterprise_llm.cli import create
     from hxp_enterprise_llm.cli.checks import before_a_start
 
@@ -141,10 +141,10 @@ def create(name: str, model: str, port: int | None, others: tuple[str, ...]) -> 
     click.echo(f"{file}: written, PORT={values['PORT']}")
     for finding in before_a_start(name):
         output.complain(f"before a start: {finding.text}")
-    click.echo(f"Start it with: citadel-llm start {name}")
+    click.echo(f"To start it: citadel-llm start {name}")
 
 
-dry_run_option = click.option("--dry-run", is_flag=True, help="Check the change, and write nothing.")
+dry_run_option = click.option("--dry-run", is_flag=True, help="Check the change without writing it.")
 
 
 @cli.command("set")
@@ -153,9 +153,9 @@ dry_run_option = click.option("--dry-run", is_flag=True, help="Check the change,
 @dry_run_option
 @json_option
 def set_command(name: str, values: tuple[tuple[str, str], ...], dry_run: bool, for_program: bool) -> None:
-    """Change settings of an instance in its settings file, if it could start with them.
+    """Change settings in the file of an instance. A change that a start would refuse is not made.
 
-    Comments and the order of the lines stay. The limits of a running instance change at once; the output names the
+    Comments and the order of the lines are kept. The limits of a running instance change at once; the output names the
     command that applies the other settings.
     """
     if len(dict(values)) < len(values):
@@ -169,7 +169,7 @@ def set_command(name: str, values: tuple[tuple[str, str], ...], dry_run: bool, f
 @dry_run_option
 @json_option
 def unset_command(name: str, keys: tuple[str, ...], dry_run: bool, for_program: bool) -> None:
-    """Delete settings of an instance from its settings file, if it could start without them."""
+    """Delete settings from the file of an instance. A change that a start would refuse is not made."""
     _edit(name, dict.fromkeys(keys), dry_run, for_program)
 
 
@@ -194,15 +194,15 @@ def _edit(name: str, values: Mapping[str, str | None], dry_run: bool, for_progra
 
 @cli.command()
 @click.argument("names", type=NAME, nargs=-1, metavar="[NAME...]")
-@click.option("--all", "every", is_flag=True, help="Every instance whose MODEL is a hub id.")
-@click.option("--verify", is_flag=True, help="Compare what is here with the hub's checksums; fetch nothing.")
+@click.option("--all", "every", is_flag=True, help="All instances whose MODEL is a hub id.")
+@click.option("--verify", is_flag=True, help="Compare the files here with the checksums of the hub; download nothing.")
 @click.option(
-    "--token-file", type=click.Path(path_type=Path), help="File with a token of the hub; without it HUB_TOKEN_FILE."
+    "--token-file", type=click.Path(path_type=Path), help="File with a token for the hub; by default HUB_TOKEN_FILE."
 )
 def pull(names: tuple[str, ...], every: bool, verify: bool, token_file: Path | None) -> None:
-    """Fetch the models of instances from the hub (or the mirror that HF_ENDPOINT names)."""
+    """Download the models of instances from the hub, or from the mirror in HF_ENDPOINT."""
     if every == bool(names):
-        raise click.UsageError("name instances, or say --all")
+        raise click.UsageError("write the names of instances, or --all")
     from hxp_enterprise_llm.cli.pull import pull as run
 
     run(names or None, verify, token_file)
@@ -210,20 +210,20 @@ def pull(names: tuple[str, ...], every: bool, verify: bool, token_file: Path | N
 
 @cli.command()
 @click.argument("name", type=NAME)
-@click.option("-f", "--follow", is_flag=True, help="Go on with what comes.")
-@click.option("-n", "--lines", type=int, default=100, show_default=True, help="How many lines back.")
+@click.option("-f", "--follow", is_flag=True, help="Keep printing new lines.")
+@click.option("-n", "--lines", type=int, default=100, show_default=True, help="Number of lines to show.")
 def logs(name: str, follow: bool, lines: int) -> None:
     """Show the journal of an instance."""
     _require(name)
     command = ["journalctl", f"--unit={unit_name(name)}", f"--lines={lines}", *(["--follow"] if follow else [])]
-    os.execvp(command[0], command)  # noqa: S606  journalctl takes this process's place, with its pager and signals
+    os.execvp(command[0], command)  # noqa: S606  journalctl replaces this process, and has its pager and signals
 
 
 @cli.command()
 @click.argument("name", type=NAME)
-@click.option("--timeout", type=click.FloatRange(min=0), help="Give up after so many seconds.")
+@click.option("--timeout", type=click.FloatRange(min=0), help="Seconds after which to fail.")
 def wait(name: str, timeout: float | None) -> None:
-    """Wait until an instance is ready, and show what it is doing meanwhile."""
+    """Wait until an instance is ready, and show its progress."""
     begin, said = time.monotonic(), ""
 
     def look(service: Service) -> None:
@@ -243,11 +243,15 @@ def wait(name: str, timeout: float | None) -> None:
 
 @cli.command()
 @click.option(
-    "--days", type=click.FloatRange(0, 400, min_open=True), default=30, show_default=True, help="How many days back."
+    "--days",
+    type=click.FloatRange(0, 400, min_open=True),
+    default=30,
+    show_default=True,
+    help="Number of days to report.",
 )
 @json_option
 def report(days: float, for_program: bool) -> None:
-    """Show how the instances did: uptime, start-up times, restarts, failures and peak memory, as the monitor saw."""
+    """Report uptime, start-up times, restarts, failures and peak memory, from the records of the monitor."""
     from hxp_enterprise_llm.cli.report import report as run
 
     run(days, for_program)
@@ -255,66 +259,66 @@ def report(days: float, for_program: bool) -> None:
 
 @cli.group()
 def key() -> None:
-    """Make, list and revoke the keys that requests to an instance may carry; the first one closes it to all others."""
+    """Manage the API keys of an instance. With its first key, it refuses requests without a key."""
 
 
 @key.command("add")
 @click.argument("name", type=NAME)
 @click.option(
-    "--name", "label", type=KeyName(), default="default", show_default=True, help="What it is called, to revoke it by."
+    "--name", "label", type=KeyName(), default="default", show_default=True, help="Name of the key, for key revoke."
 )
 def key_add(name: str, label: str) -> None:
-    """Make a key and print it, this once: only its digest is kept."""
+    """Create a key and print it. It cannot be shown again, since only its digest is stored."""
     from hxp_enterprise_llm.cli import keys
 
     made, changed = keys.add(name, label)
     if changed:
         ServiceManager().settings_changed()
     click.echo(made)
-    output.complain(f"requests may carry it after: citadel-llm reload {name}")
+    output.complain(f"to put the key into effect: citadel-llm reload {name}")
 
 
 @key.command("list")
 @click.argument("name", type=NAME)
 @json_option
 def key_list(name: str, for_program: bool) -> None:
-    """Show the names of an instance's keys and when they were made."""
+    """Show the names and dates of the keys of an instance."""
     from hxp_enterprise_llm.cli import keys
 
     found = keys.listed(name)
     if for_program:
         output.as_json([{"name": one.name, "made": one.made} for one in found])
     else:
-        output.table(("NAME", "MADE"), [(one.name or "(written by hand)", one.made or "-") for one in found])
+        output.table(("NAME", "CREATED"), [(one.name or "(written by hand)", one.made or "-") for one in found])
 
 
 @key.command("revoke")
 @click.argument("name", type=NAME)
 @click.argument("label", type=KeyName())
 def key_revoke(name: str, label: str) -> None:
-    """Forget the key called LABEL: it opens nothing any more, also of what runs."""
+    """Revoke the key LABEL, at once also for running instances."""
     from hxp_enterprise_llm.cli import keys
 
     left = keys.revoke(name, label)
-    click.echo(f"{name}: {label} is revoked, {left} left")
+    click.echo(f"{name}: key {label} revoked, {left} left")
     failed = []
     for each in keys.sharing(name):
         try:
             keys.hand_over(each)
         except SettingsRefused as error:
-            failed.append(f"{each} runs and may ask for these keys, but which it asks for cannot be read: {error}")
+            failed.append(f"{each} is running and may still accept the key, since its settings cannot be read: {error}")
         except CitadelError as error:
             failed.append(str(error))
     if failed:
         raise CitadelError("\n".join(failed))
     if not left:
-        output.complain(f"{name} has no key now: it is closed to all, a start fails; citadel-llm key add {name}")
+        output.complain(f"{name} has no key left and refuses all requests; to create one: citadel-llm key add {name}")
 
 
 @cli.command()
 @json_option
 def doctor(for_program: bool) -> None:
-    """Look at this host: systemd, limits, GPU, memory, clock, hub and the package's own files."""
+    """Check this host: systemd, limits, GPU, memory, clock, hub and the files of the package."""
     from hxp_enterprise_llm.cli.doctor import LOOKS, Verdict
 
     colours = {Verdict.GOOD: "green", Verdict.WARNING: "yellow", Verdict.ERROR: "red"}
@@ -323,7 +327,7 @@ def doctor(for_program: bool) -> None:
         diagnosis = look()
         found.append(diagnosis)
         if not for_program:
-            # One by one: the last takes some seconds.
+            # Printed one by one, since the last check takes some seconds.
             verdict = click.style(f"{diagnosis.verdict:8}", fg=colours[diagnosis.verdict])
             click.echo(f"{verdict} {diagnosis.what}: {diagnosis.text}")
     if for_program:

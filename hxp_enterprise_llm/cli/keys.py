@@ -1,4 +1,4 @@
-"""`citadel-llm key`: the keys that requests to an instance may carry."""
+"""`citadel-llm key`: create, list and revoke the API keys of an instance."""
 
 import os
 from contextlib import ExitStack
@@ -15,7 +15,7 @@ from hxp_enterprise_llm.settings.values import read_alone
 
 
 def file_of(name: str, root: str = "/") -> tuple[Path, bool]:
-    """The file of keys of an instance, and whether its settings name it already; whatever else is wrong with them."""
+    """The key file of an instance, and whether its settings name it, even if other settings are refused."""
     if not config.exists(name, root):
         raise NoSuchInstance(f"there is no instance {name!r}; citadel-llm list shows all of them")
     file = config.api_key_file(name, root)
@@ -30,14 +30,14 @@ def listed(name: str, root: str = "/") -> list[ApiKey]:
 
 
 def add(name: str, label: str, root: str = "/") -> tuple[str, bool]:
-    """Make a key called `label`; the key, to be shown this once, and whether the settings had to be changed for it.
+    """Create a key called `label`. Returns the key, which is not stored, and whether the settings were changed.
 
-    Raises CitadelError if there is one of that name.
+    Raises CitadelError if a key of that name exists.
     """
     with files.locked(root):
         file, named = file_of(name, root)
         if named:
-            # Nothing is added to what starts nothing.
+            # A refused settings file starts nothing, so a new key would have no use.
             config.load(name, root)
             return _new(name, label, file), False
         with edit.draft(name, {"API_KEY_FILE": str(file)}, root) as draft:
@@ -48,27 +48,27 @@ def add(name: str, label: str, root: str = "/") -> tuple[str, bool]:
 
 def _new(name: str, label: str, file: Path) -> str:
     if any(key.name == label for key in _keys(file)):
-        raise CitadelError(f"{name} has a key {label} already; revoke that, or choose another --name")
+        raise CitadelError(f"{name} already has a key {label}; revoke it, or choose another --name")
     key, line = api_keys.new(label)
     _write(file, [*_lines(file), line])
     return key
 
 
 def revoke(name: str, label: str, root: str = "/") -> int:
-    """Forget the key called `label`; how many are left. Raises CitadelError if there is none of that name."""
+    """Remove the key called `label`. Returns the number of keys left. Raises CitadelError if no key has that name."""
     with files.locked(root):
         file, _ = file_of(name, root)
         keys = _keys(file)
         if not any(key.name == label for key in keys):
             have = ", ".join(key.name for key in keys if key.name) or "none with a name"
             raise CitadelError(f"{name} has no key {label}; it has: {have}")
-        # A line that is not one of ours stays as it is.
+        # Other lines, such as comments and keys written by hand, stay.
         _write(file, [line for line in _lines(file) if [key.name for key in api_keys.read(line)] != [label]])
         return len(_keys(file))
 
 
 def sharing(name: str, root: str = "/") -> list[str]:
-    """An instance and those whose settings name the same file of keys, or may name it; it comes first."""
+    """The instance, and then those whose settings name, or may name, the same key file."""
     file = os.path.realpath(file_of(name, root)[0])
 
     def may_name_it(other: str) -> bool:
@@ -82,9 +82,9 @@ def sharing(name: str, root: str = "/") -> list[str]:
 
 
 def hand_over(name: str, root: str = "/") -> None:
-    """Have the main process of an instance, if it runs, ask for the keys in its file and no others from now on.
+    """Make the main process of a running instance accept exactly the keys in its file from now on.
 
-    Without systemd, which would first let a reload that is under way end. Raises CitadelError if it does not.
+    Not through systemd, which would wait for the end of a reload in progress. Raises CitadelError if it fails.
     """
     manager = ServiceManager(root=root)
     pid = manager.status(name).pid
@@ -94,12 +94,12 @@ def hand_over(name: str, root: str = "/") -> None:
         alone.enter_context(files.locked(root))
         file, _ = file_of(name, root)
         contents = {credential_files.API_KEY: credential_files.read(str(file)).decode("latin-1")}
-        # Whatever else is wrong with the host's file.
+        # Even if other settings of the host are refused.
         key = HOST_KEYS["VLLM_PID_PATH"]
         run_time = f"{read_alone(config.host_file(root), key)[0] or key.default}/{name}"
         refused = reload_request.ask(run_time, pid, contents, reload_request.KEYS, sent=alone.close)
     if refused:
-        raise CitadelError(f"{name} has not taken the keys in {file}, and asks for those that it had: {refused}")
+        raise CitadelError(f"{name} still accepts the previous keys, not those in {file}: {refused}")
 
 
 def _lines(file: Path) -> list[str]:
@@ -121,6 +121,6 @@ def _keys(file: Path) -> list[ApiKey]:
 
 
 def _write(file: Path, lines: list[str]) -> None:
-    """Replace a file, complete or not at all, also if the power fails."""
+    """Replace a file completely or not at all, also across a power failure."""
     with files.draft(file, "".join(f"{line}\n" for line in lines)) as draft:
         files.put(draft, file)

@@ -1,4 +1,4 @@
-"""Names as the command line takes them."""
+"""Types of the arguments of the command: names of instances and keys, and assignments."""
 
 import re
 
@@ -11,17 +11,17 @@ from hxp_enterprise_llm.settings.values import instance_names
 
 
 class InstanceName(click.ParamType[str]):
-    """The name of an instance, or of its unit, which means the same; the shell completes the first."""
+    """The name of an instance, or of its unit; the shell completes names of instances."""
 
     name = "instance"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """citadel-llm@test.service and citadel-llm@test are test."""
+        """The name of the instance: `test` also for citadel-llm@test.service and citadel-llm@test."""
         template = unit_name("").removesuffix(".service")
         return value.removeprefix(template).removesuffix(".service") if value.startswith(template) else value
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Names of the instances that have a settings file."""
+        """The instances that have a settings file."""
         return [CompletionItem(name) for name in instance_names() if name.startswith(incomplete)]
 
 
@@ -63,12 +63,12 @@ class Assignment(click.ParamType[tuple[str, str]]):
 
 
 class KeyName(click.ParamType[str]):
-    """What a key is called. Keys written by hand have no name: an empty one must not mean them all."""
+    """The name of an API key, never empty: keys written by hand have no name, and revoke must not match all of them."""
 
     name = "name"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """As a settings file would take it."""
+        """A word, as in a settings file."""
         try:
             return keys.word(value)
         except ValueError as error:

@@ -1,4 +1,4 @@
-"""What the command line prints: tables for people, JSON for programs, errors for both."""
+"""Output of the command: tables for people, JSON for programs, errors for both."""
 
 import json
 import sys
@@ -23,7 +23,7 @@ NOTHING = "-"
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print aligned columns; a cell may hold colour."""
+    """Print aligned columns; cells may be coloured."""
     lines = [list(titles), *map(list, rows)]
     widths = [max(len(click.unstyle(line[column])) for line in lines) for column in range(len(titles))]
     for line in lines:
@@ -38,17 +38,17 @@ def for_program(service: Service) -> dict[str, Any]:
 
 
 def as_json(value: Any) -> None:
-    """Print `value` for a program."""
+    """Print `value` as JSON."""
     click.echo(json.dumps(value, indent=2, sort_keys=True))
 
 
 def state(service: Service) -> str:
-    """The state, coloured where that means something."""
+    """The state in its colour."""
     return click.style(service.state.value, fg=COLOURS.get(service.state))
 
 
 def gigabytes(size: int | None) -> str:
-    """A size in bytes as people read it, in GiB."""
+    """A size in bytes, in GiB for people."""
     return NOTHING if size is None else f"{size / GIBIBYTE:.1f}"
 
 
@@ -74,7 +74,7 @@ def services(found: Sequence[Service], host: HostLabels) -> None:
 
 
 def of_host(host: HostLabels) -> None:
-    """The line that says which host the lines before it are about."""
+    """The line that names the host."""
     click.echo(f"Host: {host}")
 
 
@@ -84,7 +84,7 @@ def one_service(service: Service) -> None:
     since = service.since.astimezone().strftime("%Y-%m-%d %H:%M:%S") if service.since else NOTHING
     lines = {
         "State": f"{state(service)} since {since}" + (", enabled" if service.enabled else ", not enabled"),
-        "Says": service.reason or NOTHING,
+        "Status": service.reason or NOTHING,
         "Process": str(service.pid or NOTHING) + f", {service.restarts} restarts by systemd",
         "Memory": f"{gigabytes(service.memory_bytes)} of {gigabytes(service.memory_limit_bytes)} GB",
         "Tasks": f"{service.tasks if service.tasks is not None else NOTHING} of {service.tasks_limit}",
@@ -99,6 +99,6 @@ def one_service(service: Service) -> None:
 
 
 def complain(text: str) -> None:
-    """Print an error, one line of it at a time, to standard error."""
+    """Print an error to standard error, each line with the name of the command."""
     for line in printable(text).splitlines():
         print(f"citadel-llm: {line}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`citadel-llm report`: how the instances did over the last days, against what is promised of them."""
+"""`citadel-llm report`: uptime, start-up times and failures of the instances, compared with the goals."""
 
 import time
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ COLOURS = {Verdict.GOOD: "green", Verdict.MISSED: "red"}
 
 
 def report(days: float, for_program: bool) -> None:
-    """Print the figures of every instance."""
+    """Print the figures of all instances."""
     found = figures.read(days, time.time(), instance_names())
     if for_program:
         output.as_json(
@@ -30,7 +30,7 @@ def report(days: float, for_program: bool) -> None:
     titles = ("NAME", "UPTIME %", "START p50", "START p95", "RESTARTS", "FAILURES", "PEAK GB", "VERDICT")
     output.table(titles, map(_row, found))
     if not any(one.verdict is not Verdict.NO_DATA for one in found):
-        click.echo(f"\nThe monitor has seen no instance run in the last {days:g} days.")
+        click.echo(f"\nThe monitor has no record of a running instance in the last {days:g} days.")
     click.echo(f"\nGoals: uptime {UPTIME_GOAL:.1%}, start-up under {STARTUP_GOAL_SEC:g} s. Last {days:g} days.")
 
 
@@ -39,7 +39,7 @@ def _row(one: Figures) -> Sequence[str]:
     verdict = click.style(one.verdict.value, fg=COLOURS.get(one.verdict))
     return (
         one.name,
-        # Cut, not rounded: 99.9996 is not 100.
+        # Truncated, since 99.9996 must not become 100.
         output.NOTHING if one.uptime_ratio is None else f"{int(one.uptime_ratio * 100_000) / 1000:.3f}",
         _seconds(one.startup_p50_seconds),
         _seconds(one.startup_p95_seconds),

@@ -1,4 +1,4 @@
-"""Files that look like the settings of an instance and can be none, for what they are called."""
+"""Files in /etc/default that look like settings of an instance, but whose names are not names of instances."""
 
 from pathlib import Path
 
@@ -10,12 +10,12 @@ RULE = "a name has up to 64 letters, digits, . _ and -, a letter or digit first"
 
 
 def warnings(root: str = "/") -> list[str]:
-    """A sentence for each such file; none for what dpkg and editors leave behind, which is no mistake."""
+    """A warning for each such file, except for files that dpkg and editors leave behind."""
     folder = Path(root, DIRECTORY)
     names = sorted(file.name.removeprefix(PREFIX) for file in folder.glob(f"{PREFIX}*"))
     return [
         f"'{printable(str(folder / (PREFIX + name)))}' is ignored, '{printable(name)}' is not an instance name: {RULE}"
         for name in names
-        # The suffixes of dpkg and of most editors make good names, which is_instance_name refuses on purpose.
+        # Names with suffixes of dpkg and editors match the pattern; is_instance_name refuses them on purpose.
         if not INSTANCE_NAME.fullmatch(name.removesuffix("~"))
     ]

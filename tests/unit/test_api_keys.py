@@ -41,7 +41,7 @@ def test_keys_are_made_listed_and_revoked_and_only_digests_are_kept(
     assert file.stat().st_mode & 0o777 == 0o600
     assert key not in file.read_text()
     assert api_keys.digest(key) in file.read_text()
-    with pytest.raises(CitadelError, match="m has a key alice already"):
+    with pytest.raises(CitadelError, match="m already has a key alice"):
         keys.add("m", "alice", str(instance))
     assert keys.revoke("m", "alice", str(instance)) == 1
     with pytest.raises(CitadelError, match="m has no key alice; it has: bob"):
@@ -114,7 +114,7 @@ def test_what_is_left_is_handed_to_the_main_process_that_runs(instance: Root, mo
     keys.hand_over("m", str(instance))
     assert asked == [("/run/elsewhere/m", 7, {"api-key": "by-hand\n"}, b"keys")]
     refused = "it does not listen"
-    with pytest.raises(CitadelError, match=r"has not taken the keys in .*: it does not listen"):
+    with pytest.raises(CitadelError, match=r"still accepts the previous keys, not those in .*: it does not listen"):
         keys.hand_over("m", str(instance))
     pid = 0
     keys.hand_over("m", str(instance))

@@ -129,5 +129,5 @@ def test_nothing_seen_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     store = Store(tmp_path / "m.sqlite")
     found = figures.read(30, time.time(), ["idle"], tmp_path / "m.sqlite")
     monkeypatch.setattr(figures, "read", lambda *_: found)
-    assert "has seen no instance run in the last 30 days" in CliRunner().invoke(cli, ["report"]).output
+    assert "has no record of a running instance in the last 30 days" in CliRunner().invoke(cli, ["report"]).output
     store.close()

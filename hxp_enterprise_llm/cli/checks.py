@@ -9,7 +9,7 @@ from hxp_enterprise_llm.checks.finding import Finding
 from hxp_enterprise_llm.cli import output, strays
 from hxp_enterprise_llm.control.service_manager import ServiceManager
 from hxp_enterprise_llm.settings import config as settings
-from hxp_enterprise_llm.settings.errors import ExitStatus, NoSuchInstance, SystemdUnreachable
+from hxp_enterprise_llm.settings.errors import ExitStatus, SystemdUnreachable
 
 
 def check(names: Sequence[str], for_program: bool = False) -> ExitStatus:
@@ -18,8 +18,7 @@ def check(names: Sequence[str], for_program: bool = False) -> ExitStatus:
     Returns CONFIG if an error is in the settings or the model, FAILED for any other. Raises NoSuchInstance.
     """
     for name in names:
-        if not settings.exists(name):
-            raise NoSuchInstance(f"there is no instance {name!r}; citadel-llm list shows all of them")
+        settings.require(name)
     found: list[Finding] = []
     for finding in _look(names):
         found.append(finding)

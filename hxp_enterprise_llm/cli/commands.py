@@ -13,7 +13,7 @@ from hxp_enterprise_llm.cli.names import Assignment, InstanceName, KeyName, Sett
 from hxp_enterprise_llm.control.service import Service
 from hxp_enterprise_llm.control.service_manager import ServiceManager
 from hxp_enterprise_llm.settings import config as settings
-from hxp_enterprise_llm.settings.errors import CitadelError, ExitStatus, NoSuchInstance, SettingsRefused
+from hxp_enterprise_llm.settings.errors import CitadelError, ExitStatus, SettingsRefused
 from hxp_enterprise_llm.settings.units import unit_name
 from hxp_enterprise_llm.settings.values import HostLabels, load_host, load_instance
 
@@ -94,7 +94,7 @@ def check(names: tuple[str, ...], for_program: bool) -> None:
 @json_option
 def show(name: str, for_program: bool) -> None:
     """Show every setting in effect and its origin."""
-    _require(name)
+    settings.require(name)
     config, _ = settings.load(name)
     found = load_instance(name, load_host())
     values = found.values | {"SERVED_MODEL_NAME": config.api_name}
@@ -104,11 +104,6 @@ def show(name: str, for_program: bool) -> None:
         output.as_json({key: {"value": value, "origin": origin} for key, value, origin in rows})
     else:
         output.table(("KEY", "VALUE", "FROM"), rows)
-
-
-def _require(name: str) -> None:
-    if not settings.exists(name):
-        raise NoSuchInstance(f"there is no instance {name!r}; citadel-llm list shows all of them")
 
 
 def _written(value: Any) -> str:
@@ -214,7 +209,7 @@ def pull(names: tuple[str, ...], every: bool, verify: bool, token_file: Path | N
 @click.option("-n", "--lines", type=int, default=100, show_default=True, help="Number of lines to show.")
 def logs(name: str, follow: bool, lines: int) -> None:
     """Show the journal of an instance."""
-    _require(name)
+    settings.require(name)
     command = ["journalctl", f"--unit={unit_name(name)}", f"--lines={lines}", *(["--follow"] if follow else [])]
     os.execvp(command[0], command)  # noqa: S606  journalctl replaces this process, and has its pager and signals
 

@@ -24,7 +24,6 @@ from hxp_enterprise_llm.settings import config
 from hxp_enterprise_llm.settings.errors import (
     ExitStatus,
     ModelMissing,
-    NoSuchInstance,
     SettingsRefused,
     SystemdUnreachable,
 )
@@ -74,8 +73,7 @@ def change(name: str, values: Values, only_try: bool = False) -> Change:
 
     Raises NoSuchInstance, NotPermitted, or SettingsRefused if the result would be refused; the file is then unchanged.
     """
-    if not config.exists(name):
-        raise NoSuchInstance(f"there is no instance {name!r}; citadel-llm list shows those that there are")
+    config.require(name)
     file = Path(config.instance_file(name))
     with files.locked(), draft(name, values) as made:
         if made.read_bytes() == file.read_bytes():
@@ -186,8 +184,7 @@ def draft(name: str, values: Values, root: str = "/") -> Iterator[Path]:
 
     The caller holds the lock. Raises NoSuchInstance, and SettingsRefused if the new settings are refused.
     """
-    if not config.exists(name, root):
-        raise NoSuchInstance(f"there is no instance {name!r}; citadel-llm list shows those that there are")
+    config.require(name, root)
     file = Path(config.instance_file(name, root))
     text = read(str(file))
     if not text.whole:

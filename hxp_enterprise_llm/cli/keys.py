@@ -9,15 +9,14 @@ from hxp_enterprise_llm.control.service_manager import ServiceManager
 from hxp_enterprise_llm.protocol import reload_request
 from hxp_enterprise_llm.settings import api_keys, config, credential_files
 from hxp_enterprise_llm.settings.api_keys import ApiKey
-from hxp_enterprise_llm.settings.errors import CitadelError, NoSuchInstance, NotPermitted, SettingsRefused
+from hxp_enterprise_llm.settings.errors import CitadelError, NotPermitted, SettingsRefused
 from hxp_enterprise_llm.settings.keys import HOST_KEYS
 from hxp_enterprise_llm.settings.values import read_alone
 
 
 def file_of(name: str, root: str = "/") -> tuple[Path, bool]:
     """The key file of an instance, and whether its settings name it, even if other settings are refused."""
-    if not config.exists(name, root):
-        raise NoSuchInstance(f"there is no instance {name!r}; citadel-llm list shows all of them")
+    config.require(name, root)
     file = config.api_key_file(name, root)
     if file:
         return Path(file), True

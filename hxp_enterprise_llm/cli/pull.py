@@ -11,7 +11,7 @@ import click
 from hxp_enterprise_llm.cli import output
 from hxp_enterprise_llm.engine.model_directory import MODELS
 from hxp_enterprise_llm.settings import config as settings
-from hxp_enterprise_llm.settings.errors import CitadelError, NoSuchInstance, NotPermitted, SeveralFailed
+from hxp_enterprise_llm.settings.errors import CitadelError, NotPermitted, SeveralFailed
 from hxp_enterprise_llm.settings.host import ServiceManagerConfig
 
 if TYPE_CHECKING:
@@ -90,8 +90,7 @@ def _wanted(names: Sequence[str] | None, token: str | None, errors: list[Citadel
     """
     found: dict[str, Wanted] = {}
     for name in names if names is not None else settings.instance_names():
-        if not settings.exists(name):
-            raise NoSuchInstance(f"there is no instance {name!r}; citadel-llm list shows all of them")
+        settings.require(name)
         try:
             config, _ = settings.load(name)
             own = None

@@ -153,7 +153,7 @@ class ServiceManager:
         running = self._with_systemd(lambda systemd: systemd.active(unit_name("*")))
         for name in without:
             if unit_name(name) not in running:
-                raise NoSuchInstance(f"there is no instance {name!r}; citadel-llm list shows all of them")
+                raise NoSuchInstance(name)
 
     def _with_systemd(self, action: "Callable[[Systemd], Awaitable[T]]") -> T:
         async def run() -> T:

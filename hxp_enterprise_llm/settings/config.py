@@ -4,7 +4,7 @@ import os
 
 from pydantic import ValidationError
 
-from hxp_enterprise_llm.settings.errors import SettingsRefused
+from hxp_enterprise_llm.settings.errors import NoSuchInstance, SettingsRefused
 from hxp_enterprise_llm.settings.grammar import Fault, shown
 from hxp_enterprise_llm.settings.keys import INSTANCE_KEYS, is_instance_name
 from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
@@ -19,7 +19,7 @@ from hxp_enterprise_llm.settings.values import (
 
 REQUIRED = {key.name.lower() for key in INSTANCE_KEYS.values() if key.required}
 DEFAULTS = {name: field.default for name, field in ServiceConfigSchema.model_fields.items()}
-__all__ = ["api_key_file", "exists", "host_file", "instance_file", "instance_names", "load"]
+__all__ = ["api_key_file", "exists", "host_file", "instance_file", "instance_names", "load", "require"]
 
 
 def load(name: str, root: str = "/", file: str | None = None) -> tuple[ServiceConfigSchema, list[Fault]]:
@@ -83,3 +83,9 @@ def api_key_file(name: str, root: str = "/") -> str | None:
 def exists(name: str, root: str = "/") -> bool:
     """Whether instance `name` has a settings file."""
     return is_instance_name(name) and os.path.lexists(instance_file(name, root))
+
+
+def require(name: str, root: str = "/") -> None:
+    """Raises NoSuchInstance if instance `name` has no settings file."""
+    if not exists(name, root):
+        raise NoSuchInstance(name)

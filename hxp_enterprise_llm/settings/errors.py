@@ -113,6 +113,9 @@ class NoSuchInstance(CitadelError):
     code = "no-such-instance"
     exit_status = ExitStatus.NO_SUCH_INSTANCE
 
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is no instance {name!r}; citadel-llm list shows all of them")
+
 
 class NotRunning(CitadelError):
     """An instance does not run, and what was asked for is for one that does."""

@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 REASON_LENGTH = 300
 """How much of the reason of a failure is kept (characters)."""
@@ -31,11 +31,16 @@ def one_line(text: Any, length: int = REASON_LENGTH) -> str:
     return " ".join(printable.split())[:length]
 
 
+def escaped(text: Any) -> Any:
+    """Text with the bytes that are not UTF-8, which a file name may hold, as escapes: no JSON has them."""
+    return text.encode("utf-8", "backslashreplace").decode() if isinstance(text, str) else text
+
+
 class Failure(BaseModel):
     """One failure: its kind, its reason, and its time (seconds since the epoch)."""
 
     model_config = ConfigDict(frozen=True)
 
     kind: Kind
-    reason: Annotated[str, StringConstraints(strict=True), AfterValidator(one_line)] = ""
+    reason: Annotated[str, BeforeValidator(escaped), StringConstraints(strict=True), AfterValidator(one_line)] = ""
     at: float = Field(ge=0, lt=1e11, allow_inf_nan=False)

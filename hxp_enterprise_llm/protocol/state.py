@@ -15,9 +15,18 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+)
 
-from hxp_enterprise_llm.protocol.failures import Failure, Kind, one_line
+from hxp_enterprise_llm.protocol.failures import Failure, Kind, escaped, one_line
 from hxp_enterprise_llm.settings.address import Address
 from hxp_enterprise_llm.settings.keys import is_loopback
 
@@ -78,7 +87,12 @@ class ReloadOutcome(StrEnum):
 Count = Annotated[int, Field(strict=True, ge=0, le=1_000_000)]
 Moment = Annotated[float, Field(ge=0, lt=1e11, allow_inf_nan=False)]
 """Seconds since the epoch."""
-Sentence = Annotated[str, StringConstraints(strict=True), AfterValidator(lambda text: one_line(text, SENTENCE_LENGTH))]
+Sentence = Annotated[
+    str,
+    BeforeValidator(escaped),
+    StringConstraints(strict=True),
+    AfterValidator(lambda text: one_line(text, SENTENCE_LENGTH)),
+]
 INVOCATION_LENGTH = 64
 
 KINDS, PHASES, OUTCOMES = tuple(Kind), tuple(Phase), tuple(ReloadOutcome)
@@ -166,7 +180,7 @@ class StateFile:
 
     def enter(self, phase: Phase, reason: str = "", reload: LastReload | None = None) -> str:
         """Write a phase with its reason and, if a reload ends with it, that reload; its sentence for STATUS=."""
-        reason = reason.replace("\n", "; ")
+        reason = escaped(reason.replace("\n", "; "))
         self._change(phase=phase, reason=reason[:SENTENCE_LENGTH], last_reload=reload or self.now.last_reload)
         return self.now.sentence
 

@@ -16,7 +16,7 @@ from hxp_enterprise_llm.cli import keys, output, strays
 from hxp_enterprise_llm.cli.commands import cli
 from hxp_enterprise_llm.engine import model_directory
 from hxp_enterprise_llm.generator import command, drop_ins
-from hxp_enterprise_llm.protocol import credentials
+from hxp_enterprise_llm.protocol import credentials, state
 from hxp_enterprise_llm.settings import config
 from hxp_enterprise_llm.settings.credential_files import API_KEY
 from hxp_enterprise_llm.settings.errors import CitadelError, ExitStatus, ModelMissing, NoSuchInstance, SettingsRefused
@@ -118,6 +118,16 @@ def test_systemd_and_the_journal_get_it_escaped(tmp_path: Path, receiver: socket
     assert receiver.recv(100).startswith(b"STATUS=Loading caf\\")
     record = logging.makeLogRecord({"msg": f"Loading {NAME}", "levelno": logging.INFO})
     JournalHandler(NAME).emit(record)
+
+
+def test_the_state_file_gets_it_escaped(tmp_path: Path) -> None:
+    file = state.StateFile(tmp_path)
+    file.failed("engine-died", NAME)
+    file.enter(state.Phase.LOADING, NAME, state.LastReload(outcome=state.ReloadOutcome.REFUSED, at=1, reason=NAME))
+    found = state.read(str(tmp_path.parent), tmp_path.name)
+    assert found and found.last_failure and found.last_reload
+    for text in (found.reason, found.last_failure.reason, found.last_reload.reason):
+        assert text == "caf\\udce9"
 
 
 def test_json_for_programs_is_ascii(capsys: pytest.CaptureFixture[str]) -> None:

@@ -90,6 +90,69 @@ async def come_up(*_: object, **__: object) -> bool:
     return True
 
 
+@pytest.mark.parametrize(
+    ("port", "keys_only", "outcome"),
+    [
+        (11500, False, ReloadOutcome.DONE),
+        (11600, False, ReloadOutcome.REFUSED),
+        # `citadel-llm key revoke` is no reload: a reload at the same time has its own outcome.
+        (11500, True, None),
+    ],
+)
+def test_the_outcome_of_a_reload_is_written_before_its_answer(
+    tmp_path: Path, port: int, keys_only: bool, outcome: ReloadOutcome | None
+) -> None:
+    recorder = Recorder()
+    settings = keyed().model_copy(update={"port": port})
+    main = Supervisor(
+        keyed(), "/m", Credentials((digest("a"),)), recorder, StateFile(tmp_path),
+        reread=lambda: (settings, "/m"), unit={}, run_time=tmp_path,
+    )  # fmt: skip
+    StateFile(tmp_path).enter(Phase.READY)
+    one, far = request("b", keys_only)
+
+    async def ask() -> None:
+        with far:
+            await asyncio.wait_for(main._asked(one), 5)
+            assert (far.recv(999) == reload_request.TAKEN) is (outcome is not ReloadOutcome.REFUSED)
+
+    asyncio.run(ask())
+    last = written(tmp_path).last_reload
+    assert (last.outcome if last else None) is outcome
+    if last and outcome is ReloadOutcome.REFUSED:
+        assert "PORT changed" in last.reason
+
+
+def test_the_state_is_written_before_systemd_hears_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Reader(Recorder):
+        """A program that reads the state when systemd hears of a change."""
+
+        def send(self, within_sec: float = 0, **assignments: str | int) -> None:
+            super().send(within_sec, **assignments)
+            if "STATUS" in assignments:
+                assert assignments["STATUS"] == written(tmp_path).sentence
+
+    reader = Reader()
+    main = Supervisor(
+        keyed(), "/m", Credentials(), reader, StateFile(tmp_path, "f"),
+        reread=lambda: (keyed(), "/m"), unit={}, run_time=tmp_path,
+    )  # fmt: skip
+    monkeypatch.setattr("hxp_enterprise_llm.supervisor.supervisor.bring_up", come_up)
+
+    async def run() -> None:
+        assert await main._start(Server())  # type: ignore[arg-type]
+        await main._recover(EngineDied("it ended"))
+        assert (written(tmp_path).phase, written(tmp_path).reason) == (Phase.RECOVERING, "it ended")
+        assert await main._start(Server())  # type: ignore[arg-type]
+        main._begin_stop()
+
+    asyncio.run(run())
+    titles = [text.split(":")[0] for text in reader.statuses]
+    assert titles == ["Importing vLLM", "Ready", "Recovering", "Ready", "Stopping"]
+    found = written(tmp_path)
+    assert (found.phase, found.invocation, found.failures) == (Phase.STOPPING, "f", {Kind.ENGINE_DIED: 1})
+
+
 @pytest.mark.parametrize("keys_only", [True, False])
 def test_every_server_hears_of_a_revoked_key_while_another_loads(tmp_path: Path, keys_only: bool) -> None:
     main, recorder = supervisor(tmp_path, ("a", "b"), max_model_len=None if keys_only else 5)

@@ -14,6 +14,8 @@ QUIET_SEC, LONGEST_STOP_SEC = 1.0, 5.0
 """A stop waits until no line has arrived for the first, and no longer than the second: the last lines of an instance
 reach the journal when its unit has ended."""
 CHUNK_BYTES = 1 << 16
+BEFORE_SEC = 10
+"""A file without a cursor begins so many seconds back: the instance may start at the same time as its follower."""
 _CURSOR = re.compile(r"[0-9a-z=;]{1,300}")
 
 
@@ -61,9 +63,12 @@ class LogFile:
         partial.replace(self._cursor_file)
 
 
-def journal_command(instance: str, cursor: str) -> list[str]:
-    """The command that prints the entries of an instance's unit after `cursor`, or of this boot, and then new ones."""
-    begin = f"--after-cursor={cursor}" if cursor else "--boot"
+def journal_command(instance: str, cursor: str, now: float) -> list[str]:
+    """The command that prints the entries of an instance's unit after `cursor`, and then new ones.
+
+    Without a cursor it begins just before `now` (seconds since 1970).
+    """
+    begin = f"--after-cursor={cursor}" if cursor else f"--since=@{int(now) - BEFORE_SEC}"
     fields = f"--output-fields={','.join(FIELDS)}"
     unit = f"--unit={unit_name(instance)}"
     return ["journalctl", "--follow", "--no-tail", "--all", "--quiet", "--output=json", fields, unit, begin]

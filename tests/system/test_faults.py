@@ -131,7 +131,7 @@ class Faults:
 def table() -> Iterator[list[Row]]:
     rows: list[Row] = []
     yield rows
-    SUMMARY.append("| fault | found | in the words of | exit status | counters of the monitor | serving again |")
+    SUMMARY.append("| failure | found after | message | exit status | counters of the monitor | serving again after |")
     SUMMARY.append("|---|---|---|---|---|---|")
     SUMMARY.extend(map(str, rows))
 
@@ -341,6 +341,6 @@ def test_refused_settings_are_not_retried(faults: Faults, table: list[Row]) -> N
         faults.host.settings("faulty", **SETTINGS)
         faults.machine.run("systemctl", "start", UNIT)
 
-    row = faults.seen("flags that vLLM refuses for this model, then mended", spoil, within=90)
+    row = faults.seen("flags that vLLM refuses for this model, then corrected", spoil, within=90)
     table.append(row)
     assert (row.exit_status, row.counters) == ("78", "settings-refused +1")

@@ -26,8 +26,8 @@ LAST_MESSAGE_SEC = 1.0
 
 
 def check(name: str) -> ExitStatus:
-    """Say whether instance `name` would start, or start again if it runs: what `citadel-llm check` says of it alone."""
-    # The main process itself has no use for these, and keeps what it has imported.
+    """Check whether instance `name` would start, or restart if it runs; the exit status of the gravest finding."""
+    # Not at the top: the main process does not need it, and its imports stay in memory.
     from hxp_enterprise_llm.checks import start
 
     found = start.findings(name, running=True)
@@ -49,16 +49,16 @@ def run_time_directory() -> Path:
 
 
 def run(name: str, notifier: Notifier, state: StateFile, run_time: Path) -> None:
-    """Serve instance `name` until it is told to stop."""
+    """Serve instance `name` until systemd stops it."""
     notifier.send(STATUS=state.enter(Phase.CHECKING))
     config, model = prepare(name)
     given = credentials.judge(config, credentials.handed_over(config))
-    # Nothing has been started yet.
+    # Before any other process starts.
     isolation.enter(launch.ports(config))
     unit = dict(os.environ)
     pid_file = run_time / "pid"
     pid_file.write_text(f"{os.getpid()}\n", encoding="ascii")
-    # The fork server and what comes from it inherit this, and nothing of how this process was started.
+    # The fork server inherits the environment that `fork_server.use` sets, and nothing of this process's.
     os.environ.clear()
     supervisor = Supervisor(
         config, model, given, notifier, state, reread=lambda: prepare(name), unit=unit, run_time=run_time
@@ -70,7 +70,7 @@ def run(name: str, notifier: Notifier, state: StateFile, run_time: Path) -> None
 
 
 def main(arguments: list[str]) -> ExitStatus:
-    """Parse the command line, run, and turn an error into its exit status and its last words."""
+    """Parse the command line and run; log an error and return its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m hxp_enterprise_llm.services.core.service_manager",
         description="Main process of a citadel-llm@MODEL.service unit. Administrators use systemctl or citadel-llm.",

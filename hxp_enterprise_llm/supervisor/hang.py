@@ -1,7 +1,7 @@
-"""Whether a serving vLLM gets anywhere. `/health` would not tell: it answers while the engine hangs (vLLM issue 19849).
+"""Whether a serving vLLM makes progress. `/health` cannot tell: it answers while the engine hangs (vLLM issue 19849).
 
-An idle server hangs only if its event loop does. One with requests hangs if neither tokens nor answers come: at once
-to be seen where its processes use no CPU time, or where one is stopped; else after HANG_TIMEOUT_SEC.
+An idle server hangs only if its event loop is blocked. A server with requests hangs if it produces neither tokens nor
+answers: found soon if its processes use no CPU time or a signal has stopped one, else after HANG_TIMEOUT_SEC.
 """
 
 import asyncio
@@ -16,17 +16,20 @@ from hxp_enterprise_llm.supervisor.server_process import Heartbeat, ServerProces
 
 LOOK_SEC = 1.0
 STILL_SEC = 10.0
-"""How long all processes may do nothing at all while requests wait. A working engine uses CPU time every second."""
+"""How long all processes may be idle while requests wait. A working engine uses CPU time every second."""
 STILL_SHARE = 0.02
-"""Share of a core below which processes do nothing: the event loop's own timers stay below it."""
+"""Share of a core below which processes count as idle: the event loop's own timers stay below it."""
 STOPPED_SEC = 3.0
-"""How long a process may be stopped by a signal."""
+"""How long a signal may have stopped a process."""
 SILENT_SEC = 30.0
-"""How long the API server's event loop may be blocked, which beats once a second."""
+"""How long the API server's event loop may be blocked; it sends a heartbeat a second."""
 
 
 async def watch(config: ServiceConfigSchema, server: ServerProcess, feed: Callable[[], None]) -> NoReturn:
-    """Watch a server that serves, with `feed` as below. Raises EngineDied at its end, EngineHung if it gets nowhere."""
+    """Watch a serving server. Raises EngineDied at its end, EngineHung if it makes no progress.
+
+    `feed` is called after every check that finds no hang.
+    """
     ending = asyncio.create_task(server.ended())
     watching = asyncio.create_task(HangWatch(config, server, feed).run())
     try:
@@ -41,43 +44,49 @@ async def watch(config: ServiceConfigSchema, server: ServerProcess, feed: Callab
 
 
 class HangWatch:
-    """Judges the heartbeat of one server. `feed` is called after every look that finds no hang."""
+    """Detects a hang of one server from its heartbeats and the CPU time of its processes; `feed` as in `watch`."""
 
-    def __init__(self, config: ServiceConfigSchema, server: ServerProcess, feed: Callable[[], None]) -> None:
+    def __init__(
+        self, config: ServiceConfigSchema, server: ServerProcess, feed: Callable[[], None], now: float | None = None
+    ) -> None:
         self._limit = config.hang_timeout_sec
-        # A GPU works while the processes wait for it.
+        # Processes that wait for a GPU use no CPU time.
         self._by_cpu = not config.gpu_devices
         self._server, self._feed = server, feed
-        now = time.monotonic()
+        now = time.monotonic() if now is None else now
         self._last: Heartbeat | None = None
         self._moved = self._busy = self._running = now
         self._cpu, self._read = 0.0, 0
         self._heard = now
 
     async def run(self) -> NoReturn:
-        """Look every second. Raises EngineHung with what it is that stands still."""
+        """Check every second. Raises EngineHung with what makes no progress."""
         while True:
             await asyncio.sleep(LOOK_SEC)
             now = time.monotonic()
             stopped, effort = await asyncio.to_thread(self._look)
-            reason = self._judge(now, self._server.heartbeat, stopped, *effort)
+            reason = self.reason(now, self._server.heartbeat, stopped, *effort)
             if reason:
                 raise EngineHung(reason)
             self._feed()
 
     def _look(self) -> tuple[str, tuple[float, int]]:
-        # Not the effort of the API server: it is busy with whoever asks while the engine hangs.
+        # Without the API server: new requests and probes keep it busy while the engine hangs.
         return process_use.stopped(self._server.processes()), process_use.effort(self._server.engines())
 
-    def _judge(self, now: float, heartbeat: Heartbeat | None, stopped: str, cpu: float, read: int = 0) -> str:
-        """What hangs, empty if nothing does."""
+    def reason(self, now: float, heartbeat: Heartbeat | None, stopped: str, cpu: float, read: int = 0) -> str:
+        """What hangs at `now` (monotonic, seconds), "" if nothing does.
+
+        `stopped` names a process that a signal has stopped; `cpu` and `read` are the CPU time (seconds) and the bytes
+        read by the processes since they started.
+        """
         if heartbeat and (self._last is None or heartbeat.at != self._last.at):
             self._heard = now
             if not heartbeat.in_flight or self._last is None or heartbeat.progress != self._last.progress:
                 self._moved = now
             self._last = heartbeat
         waiting = heartbeat.in_flight if heartbeat else 0
-        # Less CPU time than before: a process has ended. What waits for its pages works too, if slowly.
+        # CPU time decreases when a process ends. A process that reads pages from disk works too, if slowly.
         still = 0 <= cpu - self._cpu <= STILL_SHARE * STILL_SEC and read == self._read
         if not waiting or self._moved == now or not still:
             self._busy, self._cpu, self._read = now, cpu, read
@@ -89,7 +98,7 @@ class HangWatch:
         if now - self._heard >= silent:
             return f"the API server's event loop has been blocked for {silent:g} s"
         if self._by_cpu and now - self._busy >= min(STILL_SEC, self._limit):
-            return f"{waiting} requests wait and nothing works on them"
+            return f"{waiting} requests wait and no process works on them"
         if now - self._moved >= self._limit:
             return f"{waiting} requests wait and no token has come for {self._limit:g} s (HANG_TIMEOUT_SEC)"
         return ""

@@ -1,4 +1,4 @@
-"""The socket that clients connect to. The main process owns it: they wait in its queue while no server accepts."""
+"""The listener: the main process owns the socket, and clients wait in its queue while no server accepts."""
 
 import errno
 import socket
@@ -23,7 +23,7 @@ def listen(config: ServiceConfigSchema) -> socket.socket:
                 f"PORT={config.port} on {config.host} is taken by another process; "
                 f"`ss -ltnp 'sport = :{config.port}'` names it. Stop it or choose another PORT"
             ) from None
-        # Retried by systemd: at boot the address may come later.
+        # systemd starts the service again: at boot the address may be added later.
         raise AddressMissing(
             f"HOST={config.host} cannot be listened on: {error.strerror}; write an address of this host"
         ) from None

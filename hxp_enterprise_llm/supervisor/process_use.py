@@ -1,4 +1,4 @@
-"""What a server's processes use of the host, and whether a signal has stopped one."""
+"""What a server's processes use of the host, and whether a signal has stopped a process."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -7,7 +7,7 @@ import psutil
 
 
 def memory_and_reads(processes: Sequence[psutil.Process]) -> tuple[int, int]:
-    """Resident memory (bytes), and what they have read since they started (bytes)."""
+    """Resident memory, and what the processes have read since they started, from disk or cache (bytes)."""
     memory = reads = 0
     for process in processes:
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
@@ -17,7 +17,7 @@ def memory_and_reads(processes: Sequence[psutil.Process]) -> tuple[int, int]:
 
 
 def effort(processes: Sequence[psutil.Process]) -> tuple[float, int]:
-    """CPU time (seconds), and what they have read from disk, or had paged in (bytes)."""
+    """CPU time (seconds), and what the kernel has read from disk for the processes, paged in or on request (bytes)."""
     seconds, read = 0.0, 0
     for process in processes:
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
@@ -28,7 +28,7 @@ def effort(processes: Sequence[psutil.Process]) -> tuple[float, int]:
 
 
 def stopped(processes: Sequence[psutil.Process]) -> str:
-    """Name and pid of a process that a signal has stopped, empty if there is none."""
+    """Name and PID of a process that a signal has stopped, "" if there is none."""
     for process in processes:
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             if process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP):

@@ -1,4 +1,4 @@
-"""What a reload can change, what it takes, and how systemctl learns of it; `reload_command` is the other half."""
+"""What a reload can change and needs, and how systemctl learns the result; see also `protocol.reload_request`."""
 
 import asyncio
 import json
@@ -27,17 +27,17 @@ log = logging.getLogger(__name__)
 
 ROOT = 0
 FILES = ("api_key_file", "tls_cert_file", "tls_key_file")
-"""What a server that runs can take in."""
+"""Settings whose files a running server can read again."""
 REQUEST_SEC = 5.0
-"""How long what is asked may take to arrive, once somebody has connected."""
+"""How long a request may take to arrive once a client has connected."""
 PAUSE_SEC = 1.0
-"""Before the next look if nobody can be let in, for want of file descriptors say."""
+"""Pause before the next attempt if no connection can be accepted, for example without a free file descriptor."""
 
 
 class Request:
-    """What root has asked for, with what is in the files that the settings named then (see `credentials`).
+    """A request of root, with the contents of the files that the settings named then (see `protocol.credentials`).
 
-    `keys_only`: of a file of keys, and the settings stay as they are.
+    `keys_only`: only the file of keys is read again, and the settings stay as they are.
     """
 
     def __init__(self, channel: socket.socket, contents: dict[str, str], keys_only: bool = False) -> None:
@@ -45,15 +45,15 @@ class Request:
         self.contents, self.keys_only = contents, keys_only
 
     def answer(self, refused: str = "") -> None:
-        """Tell that it is taken up, or why it is not; nothing the second time."""
+        """Answer that the request is accepted, or why it is refused; a second answer is not sent."""
         with self._channel, suppress(OSError):
             self._channel.send(refused.encode("utf-8", "replace")[:LONGEST_ANSWER] or TAKEN)
 
 
 class Requests:
-    """Where root asks for reloads: a socket in the run-time directory, on which nobody but root is heard.
+    """Receives root's requests on a socket in the run-time directory; other users are refused.
 
-    `answer` is called with one after the other, and answers it.
+    `answer` is called with one request after the other, and answers it.
     """
 
     def __init__(self, run_time: Path, answer: Callable[[Request], Awaitable[None]]) -> None:
@@ -63,7 +63,7 @@ class Requests:
         self._accepting: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        """Begin to listen."""
+        """Start to listen."""
         self._path.unlink(missing_ok=True)
         with short_path(str(self._path.parent)) as directory:
             self._socket.bind(f"{directory}/{SOCKET}")
@@ -74,7 +74,7 @@ class Requests:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End, and tell who waits."""
+        """Stop to listen; a waiting client is told that the service has stopped."""
         if self._accepting:
             self._accepting.cancel()
             await asyncio.gather(self._accepting, return_exceptions=True)
@@ -87,7 +87,7 @@ class Requests:
             try:
                 channel, _ = await loop.sock_accept(self._socket)
             except OSError as error:
-                log.warning("Nobody can ask for a reload now: %s", error)
+                log.warning("No request for a reload can be accepted now: %s", error)
                 await asyncio.sleep(PAUSE_SEC)
                 continue
             try:
@@ -97,36 +97,36 @@ class Requests:
                 channel.settimeout(REQUEST_SEC)
                 request = Request(channel, *await asyncio.to_thread(_received, channel))
             except (OSError, ValueError) as error:
-                log.warning("A request for a reload is not heard: %s", error)
+                log.warning("Ignoring a request for a reload: %s", error)
                 channel.close()
                 continue
             try:
                 await self._answer(request)
             except Exception as error:
-                # Also one that nobody foresaw: a later key has to be revoked all the same.
-                log.exception("A request for a reload cannot be taken up")
-                request.answer(f"it cannot be taken up: {error}")
+                # Whatever it is: later requests, which may revoke a key, must still be carried out.
+                log.exception("A request for a reload failed")
+                request.answer(f"the request failed: {error}")
             finally:
-                # Who has an answer already hears no second one.
+                # Nothing if it is answered already.
                 request.answer("the service has stopped")
 
 
 def _received(channel: socket.socket) -> tuple[dict[str, str], bool]:
-    """What `reload_command.ask` sends: the files, and whether keys are all that it is about."""
+    """What `reload_request.ask` sends: contents of files by credential, and whether only keys are to be read again."""
     what, descriptors, _, _ = socket.recv_fds(channel, len(SOCKET), 1)
     if not descriptors:
-        raise ValueError("it brings no files")
+        raise ValueError("it carries no files")
     with os.fdopen(descriptors[0], encoding="utf-8") as stream:
         files = json.load(stream)
     if not isinstance(files, dict):
-        raise ValueError("what it brings is no list of files by their names")
+        raise ValueError("its content is not a mapping of files")
     return {str(name): str(content) for name, content in files.items()}, what == KEYS
 
 
 class InEffect:
-    """What an instance serves with, and what it shall serve with once another server's turn has come.
+    """The settings that an instance serves with, and those that its next server will have.
 
-    `reread` gives the settings anew. `due` is to be set while what the last reload found waits for its server.
+    `reread` reads the settings again. `due` is set while the settings of the last reload wait for their server.
     """
 
     def __init__(
@@ -139,14 +139,14 @@ class InEffect:
         self.config, self.model, self.credentials = config, model, credentials
         self._wanted, self.due = (config, model), asyncio.Event()
         self._reread = reread
-        # Those of the last start or reload. `citadel-llm key revoke` and then a reload are not a reload without any
-        # change, which is one for another server.
+        # Those of the last start or reload. A reload without any change starts another server; a reload after
+        # `citadel-llm key revoke` has a change.
         self._reloaded = credentials
 
     async def take_in(self, request: Request) -> bool:
-        """Take in what a request brings: keys and certificate at once, the rest when it is its turn.
+        """Put keys and certificate of a request in effect at once, the other settings with the next server.
 
-        Whether it takes another server. Raises SettingsRefused, and all stays as it was.
+        Returns whether another server is needed. Raises SettingsRefused, and nothing changes.
         """
         if request.keys_only:
             self.credentials = replace(self.credentials, key_digests=_keys(self.config, request.contents))
@@ -161,21 +161,21 @@ class InEffect:
         return another
 
     def turn(self) -> tuple[ServiceConfigSchema, str]:
-        """From now on what the last reload wanted is in effect; settings and model that were before."""
+        """Put the settings of the last reload in effect; returns the settings and the model before."""
         self.due.clear()
         before = self.config, self.model
         self.config, self.model = self._wanted
         return before
 
     def back(self, config: ServiceConfigSchema, model: str) -> None:
-        """From now on these are in effect again, with the keys and the certificate as they are."""
+        """Put earlier settings in effect again; keys and certificate stay as they are."""
         self.config, self.model = _with_files(config, self.config), model
 
 
 def _keys(config: ServiceConfigSchema, contents: dict[str, str]) -> tuple[str, ...]:
     """Digests of the keys in a file of keys, whatever the certificate's files hold now. Raises SettingsRefused."""
     if not config.api_key_file:
-        text = "API_KEY_FILE is new: anybody may ask until a reload"
+        text = "API_KEY_FILE is new: run systemctl reload; until then requests need no key"
         raise SettingsRefused([Fault(instance_file(config.name), 0, text)])
     others = dict.fromkeys(("tls_cert_file", "tls_key_file", "hub_token_file"))
     return judge(config.model_copy(update=others), contents, running=True).key_digests
@@ -187,36 +187,36 @@ def _with_files(config: ServiceConfigSchema, other: ServiceConfigSchema) -> Serv
 
 
 def check(old: ServiceConfigSchema, new: ServiceConfigSchema) -> None:
-    """Raises SettingsRefused for a change of what belongs to the start: packet filter, ports, token of the hub."""
+    """Raises SettingsRefused for a change that only a start can make: packet filter, ports, token of the hub."""
     for key in ("host", "port", "hub_token_file"):
         if getattr(new, key) != getattr(old, key):
-            text = f"{key.upper()} changed, which takes a restart, not a reload"
+            text = f"{key.upper()} changed, which requires a restart, not a reload"
             raise SettingsRefused([Fault(instance_file(old.name), 0, text)])
     if bool(new.gpu_devices) != bool(old.gpu_devices):
         # A unit without GPUs sees no devices (PrivateDevices=), and systemd decides that at the start.
-        text = "GPU_DEVICES changed between the CPU and GPUs, which takes a restart, not a reload"
+        text = "GPU_DEVICES changed between the CPU and GPUs, which requires a restart, not a reload"
         raise SettingsRefused([Fault(instance_file(old.name), 0, text)])
     if launch.ports(new) is None and launch.ports(old) is not None:
-        text = "VLLM_ARGS or a variable asks for further ports, which takes a restart, not a reload"
+        text = "VLLM_ARGS or a variable asks for further ports, which requires a restart, not a reload"
         raise SettingsRefused([Fault(instance_file(old.name), 0, text)])
 
 
 def same_server(old: ServiceConfigSchema, new: ServiceConfigSchema) -> bool:
-    """Whether the server that runs will do: nothing but the files of its keys and of its certificate differ."""
+    """Whether the running server can stay: only the files of keys and certificate differ."""
     files = dict.fromkeys(FILES)
     return old.model_copy(update=files) == new.model_copy(update=files)
 
 
 def apart(old: ServiceConfigSchema, old_model: str, new: ServiceConfigSchema, new_model: str) -> str:
-    """Why a reload does not start the new server beside the old one, empty if it does."""
+    """Why a reload does not start the new server beside the old one, "" if it does."""
     limit = min(old.memory_limit_gb, new.memory_limit_gb)
     tight = ""
     if new.reload_method != "restart" and not fits_beside(old, old_model, new, new_model, limit):
         tight = f"two servers do not fit in MEMORY_LIMIT_GB={limit:g}"
         if any(config.kv_cache_gb is None and not config.gpu_devices for config in (old, new)):
-            tight += ", for without KV_CACHE_GB the cache takes what there is"
+            tight += ", since without KV_CACHE_GB the cache takes all the memory left"
     if tight and new.reload_method == "beside":
-        log.warning("RELOAD_METHOD=beside, though by estimate %s: the kernel may end either", tight)
+        log.warning("RELOAD_METHOD=beside, though by estimate %s: the kernel may kill either", tight)
         return ""
     return tight or ("RELOAD_METHOD=restart" if new.reload_method == "restart" else "")
 
@@ -224,12 +224,12 @@ def apart(old: ServiceConfigSchema, old_model: str, new: ServiceConfigSchema, ne
 def fits_beside(
     old: ServiceConfigSchema, old_model: str, new: ServiceConfigSchema, new_model: str, limit_gb: float
 ) -> bool:
-    """Whether a second server fits beside the first below the limit that the unit runs with (GiB)."""
+    """Whether a second server fits beside the first below the unit's memory limit (GiB)."""
     if old.gpu_devices or new.gpu_devices:
-        # The memory that counts is the GPU's, of which vLLM takes what it is given at once.
+        # The GPU's memory counts, and vLLM allocates its whole share at once.
         return False
     if not (Path(old_model).is_dir() and Path(new_model).is_dir()):
-        # How much a model of the hub takes is not known, nor of one whose files have gone meanwhile.
+        # The size of a model of the hub is not known, nor of a model whose files were removed meanwhile.
         return False
     with suppress(SettingsRefused, OSError):
         both = sum(

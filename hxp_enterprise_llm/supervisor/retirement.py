@@ -1,4 +1,4 @@
-"""The server that a reload has replaced, on its way out beside whatever goes on."""
+"""The server that a reload has replaced: it finishes its requests while the new server serves."""
 
 import asyncio
 import logging
@@ -9,13 +9,13 @@ log = logging.getLogger(__name__)
 
 
 class Retirement:
-    """One server at a time; a reload waits for the end of the one that the last replaced."""
+    """Holds one server at a time: a reload waits until the server that the previous reload replaced has ended."""
 
     def __init__(self) -> None:
         self._task: asyncio.Task[None] | None = None
 
     def begin(self, server: ServerProcess, limit: float, *, patient: bool = False) -> None:
-        """End a server without cutting a request, if they end within `limit` seconds; `patient` as in `leave`."""
+        """End a server after its requests, or after `limit` seconds; `patient` as in `ServerProcess.leave`."""
 
         async def retire() -> None:
             try:
@@ -27,7 +27,7 @@ class Retirement:
         self._task = asyncio.create_task(retire())
 
     async def over(self, timeout: float | None = None) -> bool:
-        """Wait until nothing retires any more, `timeout` seconds at most; whether that is so."""
+        """Wait until no server retires any more, `timeout` seconds at most; False if one still does."""
         if self._task:
             await asyncio.wait((self._task,), timeout=timeout)
         return not self._task or self._task.done()

@@ -1,4 +1,4 @@
-"""One running vLLM server, seen from the main process: start it, hear from it, learn of its end, end it."""
+"""One running vLLM server, seen from the main process: started, watched by its heartbeats, drained and killed."""
 
 import asyncio
 import dataclasses
@@ -27,10 +27,10 @@ log = logging.getLogger(__name__)
 
 LOOK_SEC = 0.05
 ENGINE_TITLE = "VLLM::"
-"""How vLLM's engine and worker processes call themselves; any other child may come and go."""
+"""How the titles of vLLM's engine and worker processes begin; other children may end at any time."""
 LARGEST_MESSAGE = 4096
-DOOR_SEC = 30.0
-"""How long the server gets to open its door: its event loop has just answered a request."""
+COMMAND_SEC = 30.0
+"""How long the server may take to carry out a command: its event loop has just answered a request."""
 REPORT_SEC = 1.0
 """How long the fork server gets to report how a process ended; a stopped fork server never does."""
 LOST_STATUS = 255
@@ -41,7 +41,7 @@ RETRY_SEC = 0.5
 
 
 class Heartbeat(NamedTuple):
-    """What the server last told of itself. `at` is by the monotonic clock (seconds), the rest as in `heartbeat`."""
+    """The last message; `at` is the time of its arrival (monotonic, seconds), the rest as in `worker.heartbeat`."""
 
     at: float
     in_flight: int
@@ -76,7 +76,7 @@ class ServerProcess:
             multiprocessing.get_context("forkserver") if method == "fork" else multiprocessing.get_context("spawn")
         )
         context.set_forkserver_preload([PRELOAD])
-        # Where the main process, and nobody else yet, asks whether the model answers.
+        # The main process probes the model here before clients reach the server.
         self._private = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._private.getsockname()[1]}"
         self._channel, self._far_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -99,7 +99,7 @@ class ServerProcess:
         self._handle = -1  # pidfd of the server
         self._engines: dict[int, int] = {}  # pid to pidfd
         self._opened = False
-        # How often it was given credentials, the first time with its start; `_untold` if once that could not be.
+        # How often it was given credentials, the first time with its start; `_untold` once a message failed.
         self._given, self._untold = 1, False
         self.heartbeat: Heartbeat | None = None
         self.failure: Failure | None = None
@@ -121,9 +121,9 @@ class ServerProcess:
             self._handle = os.pidfd_open(self._process.pid or 0)
 
     def watch_engines(self) -> None:
-        """From now on the end of an engine process is the end of the server.
+        """From now on treat the end of an engine process as the end of the server.
 
-        vLLM's API server itself looks only every 5 s, and then ends with status 0.
+        vLLM's API server itself checks only every 5 s, and then ends with status 0.
         """
         if self._process.pid is None:
             return
@@ -152,21 +152,21 @@ class ServerProcess:
         return f"the server (pid {pid}) {await self._how()}"
 
     async def open(self, stop: asyncio.Event) -> bool:
-        """Have it accept the connections of the public listener; False at once if `stop` is set before it has.
+        """Let it accept the connections of the public listener; False at once if `stop` is set before it does.
 
         Raises EngineDied if it does not.
         """
         if self._untold:
-            raise EngineDied("the server could not be told of new keys")
+            raise EngineDied("the server could not be sent its new keys")
         self._opened = True
         self._tell("open")
         return await self._until(lambda heartbeat: heartbeat.open, "begun to accept connections", stop)
 
     async def take(self, credentials: Credentials) -> None:
-        """Have it ask for other keys and show another certificate from now on; nothing if it has ended.
+        """Make it require other keys and present another certificate from now on; nothing if it has ended.
 
-        One that does not is ended, since a key that was revoked must open nothing any more. One that has not opened its
-        door need not be waited for: it hears of them before it is told to open.
+        A server that does not is killed: it would accept a revoked key. A server that does not accept connections yet
+        is not waited for: it takes its credentials before it carries out "open".
         """
         self._given += 1
         given = self._given
@@ -194,49 +194,47 @@ class ServerProcess:
         while not (self.heartbeat and done(self.heartbeat)):
             if stop and stop.is_set():
                 return False
-            if time.monotonic() - begin > DOOR_SEC:
-                raise EngineDied(f"the server has not {what} within {DOOR_SEC:g} s")
+            if time.monotonic() - begin > COMMAND_SEC:
+                raise EngineDied(f"the server has not {what} within {COMMAND_SEC:g} s")
             if not self._runs():
                 raise EngineDied(f"the server has not {what} before its end")
             await asyncio.sleep(LOOK_SEC)
         return True
 
     async def leave(self, limit: float, *, patient: bool = False) -> bool:
-        """Have it accept no more connections, and wait up to `limit` s for its clients to go; False if it cuts one.
+        """Let it accept no more connections, and wait up to `limit` s until its clients have left.
 
-        One that nobody waits for may be `patient`: the limit then counts from the last token.
-
-        New connections wait in the public listener's queue, or go to a successor. A client that keeps an idle
-        connection is gone when uvicorn closes that, as it does in any case (VLLM_HTTP_TIMEOUT_KEEP_ALIVE).
+        False if requests are in flight after that. With `patient` the limit counts from the last token: for a server
+        that nobody waits for. New connections wait in the listener's queue, or go to a successor. uvicorn closes
+        idle connections after VLLM_HTTP_TIMEOUT_KEEP_ALIVE.
         """
         self._tell("leave")
         begin, progress = time.monotonic(), None
         while time.monotonic() - begin < limit and self._runs():
             if patient and self.heartbeat and self.heartbeat.progress != progress:
                 begin, progress = time.monotonic(), self.heartbeat.progress
-            # Once the door is shut their number can but fall: an old heartbeat does no harm.
+            # Without new connections their number only decreases, so that an old heartbeat does no harm.
             if self.heartbeat and not self.heartbeat.open and not self.heartbeat.connections:
                 return True
             await asyncio.sleep(LOOK_SEC)
         return not (self._runs() and self.heartbeat and self.heartbeat.in_flight)
 
     def processes(self) -> list[psutil.Process]:
-        """All that belong to it: the API server, engine and workers."""
+        """All its processes: the API server, the engine, workers and their children."""
         if self._process.pid is None:
-            # Not forked yet: what runs is the fork server, which is still importing.
+            # Not forked yet: the fork server still imports vLLM.
             importing = fork_server.pid() if self._method == "fork" else None
             with suppress(psutil.NoSuchProcess):
                 return [psutil.Process(importing)] if importing else []
             return []
         family = []
-        # An engine that outlives its server may be nobody's descendant.
         for pid in processes.family(self._process.pid, self._engines):
             with suppress(psutil.NoSuchProcess):
                 family.append(psutil.Process(pid))
         return family
 
     def engines(self) -> list[psutil.Process]:
-        """Those that compute: all but the API server."""
+        """All its processes but the API server."""
         return [process for process in self.processes() if process.pid != self._process.pid]
 
     async def drain(self, plan: StopPlan) -> bool:
@@ -298,7 +296,7 @@ class ServerProcess:
 
     @property
     def gone(self) -> bool:
-        """Whether it was killed, so that nothing is left of it."""
+        """Whether it was killed and its processes have ended."""
         return self._killing is not None and self._killing.done()
 
     def _signal(self, number: signal.Signals) -> None:
@@ -323,7 +321,7 @@ class ServerProcess:
         except OSError:
             text = b""
         if not text:
-            # The far end is closed.
+            # The server has closed its end.
             asyncio.get_running_loop().remove_reader(self._channel)
             return
         try:
@@ -339,7 +337,7 @@ class ServerProcess:
             else:
                 self.heartbeat = Heartbeat(at=time.monotonic(), **message)
         except (ValueError, TypeError) as error:
-            log.warning("The server said something that is no message: %s", error)
+            log.warning("The server sent an invalid message: %s", error)
 
     async def _how(self) -> str:
         """How the server ended, in words, as far as the fork server has reported it."""

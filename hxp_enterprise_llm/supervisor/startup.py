@@ -1,4 +1,4 @@
-"""Bringing a server from nothing to its first answer, for as long as loading gets on."""
+"""Starts a server and waits for its first answer, for as long as loading makes progress."""
 
 import asyncio
 import time
@@ -14,7 +14,7 @@ from hxp_enterprise_llm.supervisor.server_process import ServerProcess
 
 PROGRESS_INTERVAL_SEC = 2.0
 PROGRESS_BYTES = 1 << 20
-"""What memory or reads must grow by between two looks for loading to count as progressing."""
+"""Growth of memory or reads between two checks that counts as progress of loading."""
 END_SEC = 1.0
 
 
@@ -28,11 +28,11 @@ async def bring_up(
     feed: Callable[[bool], None],
     file: str,
 ) -> bool:
-    """Start the server and wait for `answer` to return; False if `stop` came first.
+    """Start the server and wait for `answer` to return; False if `stop` is set before.
 
-    `on_import` is called when vLLM is imported and loading begins, `feed` now and then, with whether loading gets
-    on; `limit` is START_TIMEOUT_SEC, `file` the settings to name in errors.
-    Raises EngineDied, EngineHung once nothing has moved for `limit` seconds, or SettingsRefused if vLLM says so.
+    `on_import` is called when vLLM is imported and loading begins, `feed` regularly with whether loading makes
+    progress; `limit` is START_TIMEOUT_SEC, `file` the settings file to name in errors.
+    Raises EngineDied, EngineHung after `limit` seconds without progress, or SettingsRefused if vLLM refuses them.
     """
     if stop.is_set():
         return False
@@ -63,7 +63,7 @@ async def bring_up(
         try:
             answering.result()
         except NotAnswered as error:
-            # A process that ends closes its connections first: why it ended says more.
+            # A process that ends closes its connections first: the reason of its end says more.
             await asyncio.wait((ending,), timeout=END_SEC)
             if ending.done():
                 raise _why(server, ending.result(), file) from error
@@ -95,7 +95,7 @@ def _fork_server_end() -> str:
 async def _watch_progress(server: ServerProcess, limit: float, feed: Callable[[bool], None]) -> None:
     """Call `feed` with whether memory or reads of the loading server have grown.
 
-    An engine is noted as soon as it is seen: its server may end before the first answer, and it would outlive that.
+    Engines are noted as soon as they exist: an engine can outlive its server, which may end before the first answer.
     """
     seen, moved = (0, 0), time.monotonic()
     feed(True)
@@ -107,4 +107,4 @@ async def _watch_progress(server: ServerProcess, limit: float, feed: Callable[[b
             seen, moved = now, time.monotonic()
         server.watch_engines()
         feed(progress)
-    raise EngineHung(f"loading has made no progress for {limit:g} s (START_TIMEOUT_SEC) and was ended")
+    raise EngineHung(f"loading has made no progress for {limit:g} s (START_TIMEOUT_SEC); the server was killed")

@@ -44,8 +44,8 @@ RECOVERABLE = (EngineDied, EngineHung, OutOfMemory)
 class Supervisor:
     """Runs one instance.
 
-    `state` tells other programs what it is doing. `reread` gives the settings anew when a reload asks for them, `unit`
-    is the environment that systemd gave, and `run_time` the unit's run-time directory.
+    `state` reports its phase to other programs. `reread` reads the settings again for a reload, `unit` is the
+    environment that systemd gave, and `run_time` the unit's run-time directory.
     """
 
     def __init__(
@@ -61,30 +61,30 @@ class Supervisor:
         run_time: Path,
     ) -> None:
         self._now = reload.InEffect(config, model, credentials, reread)
-        # The main process asks for its token with a key of its own.
+        # The main process probes the model with a key of its own.
         self._key = secrets.token_urlsafe()
         self._notifier = notifier
         self._servers: list[ServerProcess] = []
-        # What to go back to if the settings of a reload turn out to start no server.
+        # Restored if no server can start with the settings of a reload.
         self._previous: tuple[ServiceConfigSchema, str] | None = None
-        self._went_back = self._waited = ""  # why, which the next server that is ready tells
+        self._went_back = self._waited = ""  # reasons, reported when the next server is ready
         self._unit = unit
         self._begin = 0.0
         self._retiring = Retirement()
         self._plan: StopPlan | None = None
         self._stop, self._reloads = asyncio.Event(), reload.Requests(run_time, self._asked)
-        self._undisturbed = False  # whether nothing but serving goes on, of which a start or a stop would tell
+        self._undisturbed = False  # no start, reload or stop is in progress, which would report its own phase
         self._recoveries = Recoveries()
         self._was_ready = False
         self._oom_kills = oom_kills()
         self._state = state
 
     def _tell(self, phase: Phase, reason: str = "", reload: LastReload | None = None, **assignments: int) -> None:
-        """Write the phase, then tell systemd: who hears of a change from systemd finds it written."""
+        """Write the phase, then tell systemd: a program that learns of a change from systemd finds it written."""
         self._notifier.say(self._state.enter(phase, reason, reload), **assignments)
 
     def _tell_step(self, phase: Phase, reason: str = "") -> None:
-        """Tell of a step of the start; while an engine is replaced, the phase stays what it is replaced for."""
+        """Report a step of the start; while an engine is replaced, only in the log: the phase names the reason."""
         if self._was_ready:
             log.info("%s", sentence(phase, reason))
         else:
@@ -100,7 +100,7 @@ class Supervisor:
         try:
             async with self._reloads:
                 while not self._stop.is_set():
-                    await self._serve_or_mend(listener)
+                    await self._serve_or_recover(listener)
         finally:
             listener.close()
             await self._retiring.cut(left(self._plan.ended) if self._plan else None)
@@ -129,7 +129,7 @@ class Supervisor:
         if killing.done():
             killing.result()
 
-    async def _serve_or_mend(self, listener: socket.socket) -> None:
+    async def _serve_or_recover(self, listener: socket.socket) -> None:
         try:
             await self._serve(listener)
         except CitadelError as error:
@@ -138,13 +138,13 @@ class Supervisor:
                 self._now.back(*self._previous)
                 self._previous, self._went_back = None, str(error)
             elif self._was_ready:
-                # These settings have served: what vLLM takes for a fault of theirs is something else.
+                # A server has started with these settings, so that they are not the reason.
                 await self._recover(error if isinstance(error, RECOVERABLE) else EngineDied(str(error)))
             else:
                 raise
 
     async def _serve(self, listener: socket.socket) -> None:
-        """Serve until a stop, or a reload that takes a new start. Raises CitadelError with the reason of its end."""
+        """Serve until a stop, or a reload that needs a new start. Raises CitadelError on any other end."""
         server = await self._new_server(listener)
         try:
             if not await self._start(server):
@@ -167,7 +167,7 @@ class Supervisor:
                     return
                 server = await self._replace(server, *before, listener)
         except EngineDied as error:
-            raise self._judged(error) from None
+            raise self._with_reason(error) from None
         finally:
             await self._kill(server)
 
@@ -179,12 +179,12 @@ class Supervisor:
             await fork_server.use(launch.environment(config, model, self._unit))
             server = ServerProcess(config.start_method, launch.arguments(config, model), listener, keys)
         except OSError as error:
-            raise EngineDied(f"no server can be started: {error}") from error
+            raise EngineDied(f"the server could not be started: {error}") from error
         self._servers = [server, *(other for other in self._servers if not other.gone)]
         return server
 
     async def _start(self, server: ServerProcess) -> bool:
-        """Bring the server up to its first answer and open its door; False if a stop came first."""
+        """Start the server, wait for its first answer and open it to clients; False if a stop came first."""
         config, size = self._now.config, weights_bytes(self._now.model) / 1e6
         self._tell_step(Phase.IMPORTING)
         ready = await bring_up(
@@ -201,7 +201,7 @@ class Supervisor:
         server.watch_engines()
         if not await server.open(self._stop):
             return False
-        # systemd takes READY=1 for the end of a reload, which has come while a dead engine was replaced.
+        # READY=1 would end, for systemd, a reload that was requested while a dead engine was replaced.
         reloading = self._was_ready and self._now.due.is_set()
         self._previous, self._was_ready = None, True
         took = time.monotonic() - self._begin
@@ -221,9 +221,9 @@ class Supervisor:
     async def _replace(
         self, server: ServerProcess, old: ServiceConfigSchema, old_model: str, listener: socket.socket
     ) -> ServerProcess:
-        """Start a server beside the one that serves, and end that once the new one does; the one that then serves.
+        """Start a server beside `server`, and retire `server` once the new one serves; the server that then serves.
 
-        Raises CitadelError if none does: the old one has ended meanwhile, and the new one does not start.
+        Raises CitadelError if none does: the old server has ended meanwhile, and the new one does not start.
         """
         successor, ready, failure = None, False, None
         self._tell(Phase.RELOADING, "a server with the new settings starts beside the old one")
@@ -233,7 +233,7 @@ class Supervisor:
             successor = await self._new_server(listener)
             ready = await self._start(successor)
         except CitadelError as error:
-            failure = self._judged(error)
+            failure = self._with_reason(error)
         finally:
             # Once the old server has died, wait until it is killed.
             if not deaths:
@@ -262,25 +262,25 @@ class Supervisor:
     async def _end_of(
         self, server: ServerProcess, config: ServiceConfigSchema, report: Callable[[CitadelError], None]
     ) -> None:
-        """Wait until a server dies or hangs while its successor loads, report it and kill the rest."""
+        """Wait until a server dies or hangs while its successor loads, report that and kill the rest of it."""
         try:
             await watch(config, server, lambda: None)
         except RECOVERABLE as error:
-            failure = self._judged(error)
+            failure = self._with_reason(error)
         log.error("%s, while another one is starting", failure, extra=failure.fields)
         report(failure)
         await self._kill(server)
 
     async def _reload_due(self) -> None:
-        """Wait until a reload wants another server, and the one that the last replaced has gone."""
+        """Wait until a reload needs another server, and the server that the last reload replaced has ended."""
         await self._now.due.wait()
         await self._retiring.over()
 
     async def _until_something_happens(self, server: ServerProcess) -> None:
-        """Wait for a stop or a reload. Raises EngineDied at the server's end, EngineHung if it gets nowhere."""
+        """Wait for a stop or a reload. Raises EngineDied at the server's end, EngineHung if it makes no progress."""
 
         def feed() -> None:
-            # A reload that is due waits for the end of the one before.
+            # A reload that is due waits for the end of the previous one.
             self._notifier.feed(notify.FEED_SEC if self._now.due.is_set() else 0)
 
         watching = asyncio.create_task(watch(self._now.config, server, feed))
@@ -299,7 +299,7 @@ class Supervisor:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _recover(self, failure: CitadelError) -> None:
-        """Count a failure and pause; the loop then starts a new server. Raises it if there were too many."""
+        """Count a failure and pause; the loop then starts a new server. Raises the failure after too many."""
         pause = self._recoveries.pause(time.monotonic())
         if pause is None:
             before = f"{len(PAUSES_SEC)} before it in the last {WINDOW_SEC:.0f} s"
@@ -312,22 +312,22 @@ class Supervisor:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._stop.wait(), pause)
 
-    def _judged(self, error: CitadelError) -> CitadelError:
-        """An end with its reason: the kernel may have killed a process for want of memory since the last look."""
+    def _with_reason(self, error: CitadelError) -> CitadelError:
+        """The error, or OutOfMemory if the kernel has killed a process of this unit since the last call."""
         before, self._oom_kills = self._oom_kills, oom_kills()
         if self._oom_kills == before or not isinstance(error, EngineDied):
             return error
         limit = f"MEMORY_LIMIT_GB={self._now.config.memory_limit_gb:g}"
-        return OutOfMemory(f"{error}, killed for want of memory: {limit} is too little; raise it, or lower KV_CACHE_GB")
+        return OutOfMemory(f"{error}: out of memory, {limit} is too little; raise it, or lower KV_CACHE_GB")
 
     async def _drain(self, plan: StopPlan, server: ServerProcess | None) -> None:
-        """End without aborting a request, if they end in time; without a server, only the one that retires already."""
+        """End the server after its requests, and wait for the retiring server; without `server`, only for that."""
         leaving = [self._retiring.over(left(plan.killed)), *([server.drain(plan)] if server else [])]
         if not all(await asyncio.gather(*leaving)):
             log.warning("Requests were still in flight after %g s and were aborted", plan.drained - plan.begin)
 
     async def _asked(self, request: reload.Request) -> None:
-        """Take in what root asks for. Keys and certificate count once it is answered, for every server there is."""
+        """Carry out root's request. Keys and certificate are in effect in every server before the answer."""
         now, refused, another = self._now, "", False
         ended = LastReload(outcome=ReloadOutcome.DONE, at=time.time())
         try:
@@ -356,6 +356,6 @@ class Supervisor:
 
 
 def _reverted(why: str) -> tuple[str, LastReload]:
-    """What is told of a reload whose settings start no server."""
+    """Reason and outcome of a reload whose settings start no server."""
     reason = f"with the old settings; the server could not start with the new ones: {why}"
     return reason, LastReload(outcome=ReloadOutcome.REVERTED, at=time.time(), reason=why)

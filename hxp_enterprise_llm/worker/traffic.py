@@ -1,6 +1,6 @@
-"""The requests of a vLLM API server: asked for a key, counted, let in and led away when the main process says so.
+"""Middleware of a vLLM API server: authenticates and counts requests, opens and closes the server to clients.
 
-vLLM builds its server around an application of its own; its --middleware is the way in. Runs in vLLM's process.
+vLLM loads it by its --middleware flag. Runs in vLLM's process.
 """
 
 import asyncio
@@ -19,16 +19,16 @@ from hxp_enterprise_llm.settings.api_keys import digest
 from hxp_enterprise_llm.system import tls
 
 OPEN_PATH = "/health"
-"""What a load balancer asks: it tells nothing but that the server runs."""
+"""For load balancers, without a key: the answer says only that the server runs."""
 UNAUTHORIZED = json.dumps(
     {"error": {"message": "a key is missing or wrong", "type": "invalid_request_error", "code": "invalid_api_key"}}
 ).encode()
-"""In the form of the OpenAI API, which its clients turn into an error of theirs."""
+"""In the form of the OpenAI API, which its clients turn into an exception."""
 POLICY_VIOLATION = 1008  # RFC 6455
 
 
 class _Work:
-    """One request that a model has to work for, counted once."""
+    """A request that the model has to work on, counted once."""
 
     _counted = False
 
@@ -42,7 +42,7 @@ class _Work:
 
 
 class _Talk:
-    """A WebSocket, which one key may hold open for hours."""
+    """A WebSocket, which can stay open for hours with one key."""
 
     def __init__(self, scope: Any, receive: Any, send: Any) -> None:
         self.scope = scope
@@ -51,7 +51,7 @@ class _Talk:
 
     async def receive(self) -> Any:
         message = await self._receive()
-        # What came before the client has heard of it counts no more either.
+        # Messages that the client sent before it learned of the close are ignored.
         return {"type": "websocket.disconnect", "code": POLICY_VIOLATION} if self._closed else message
 
     async def send(self, message: Any) -> None:
@@ -60,15 +60,15 @@ class _Talk:
 
     async def close(self) -> None:
         self._closed = True
-        # It may be closed already, by either side.
+        # Either side may have closed it already.
         with suppress(OSError, RuntimeError):
             await self._send({"type": "websocket.close", "code": POLICY_VIOLATION})
 
 
 class _Arrival(asyncio.Protocol):
-    """A client from its TCP connection to the end of its TLS handshake, if there is one; then uvicorn counts it.
+    """A client from its TCP connection to the end of its TLS handshake, if any; then uvicorn counts it.
 
-    Of one whose handshake fails nobody is told, but its transport lets go of this.
+    A failed handshake triggers no callback; the entry disappears with its transport.
     """
 
     def __init__(self, make: Callable[[], asyncio.Protocol]) -> None:
@@ -83,15 +83,15 @@ class _Arrival(asyncio.Protocol):
 
 
 class Traffic:
-    """ASGI middleware, of which a server has one.
+    """ASGI middleware; a server has one.
 
-    `requests` are those in flight that a model has to work for, `sent` the pieces of answers sent so far. vLLM's own
-    gauge of running requests does not do: it shows one once the engine has taken it up, which a hung one never does.
+    `requests` counts requests in flight that the model has to work on, `sent` the pieces of answers sent so far.
+    vLLM's own gauge shows a request only when the engine has accepted it, which a hung engine never does.
     """
 
     key_digests: tuple[str, ...] = ()
     taken = 0
-    """How often it was given credentials."""
+    """How often the server was given credentials."""
     _tls: ssl.SSLContext | None = None
     requests = 0
     sent = 0
@@ -106,7 +106,7 @@ class Traffic:
         self._app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Pass everything on."""
+        """Handle a connection or a request (ASGI)."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
@@ -128,18 +128,18 @@ class Traffic:
         async def received() -> Any:
             message = await receive()
             if message["type"] == "http.request" and not self._may(scope):
-                # Its key was revoked after its head came: nothing has been worked on yet.
+                # The key was revoked after the request's headers arrived; nothing has been computed yet.
                 return {"type": "http.disconnect"}
-            # What a client has not sent in full, the model cannot work on.
+            # The model cannot work on an incomplete request.
             if work and message["type"] == "http.request" and not message.get("more_body"):
                 work.begin()
             return message
 
         async def sent(message: Any) -> None:
-            # Answers to probes go on while the engine hangs.
+            # Only POST: probes are answered while the engine hangs.
             Traffic.sent += work is not None
             if Traffic._leaving and message["type"] == "http.response.start":
-                # The client's next request then comes by a new connection, which the successor accepts.
+                # The client opens a new connection for its next request, which the successor accepts.
                 message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
             await send(message)
 
@@ -151,13 +151,13 @@ class Traffic:
 
     @staticmethod
     def _may(scope: Any) -> bool:
-        """Whether a request carries one of the keys. vLLM itself would leave all but /v1 open, /metrics among them."""
+        """Whether a request carries one of the keys. vLLM's --api-key protects only some paths, not /metrics."""
         if not Traffic.key_digests or scope.get("path") == OPEN_PATH:
             return True
         given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
         kind, _, key = given.decode("latin-1").partition(" ")
         found = digest(key.strip())
-        # All are compared, each in constant time: how long it takes tells nothing.
+        # Compared with all keys, each in constant time, so that the duration reveals nothing.
         matches = [hmac.compare_digest(found, one) for one in Traffic.key_digests]
         return kind.lower() == "bearer" and any(matches)
 
@@ -171,30 +171,30 @@ class Traffic:
 
     @classmethod
     def connections(cls) -> int:
-        """How many clients are connected, idle ones and those in their TLS handshake among them."""
+        """How many clients are connected, including idle clients and clients in their TLS handshake."""
         return len(cls._server.server_state.connections) + len(cls.arriving) if cls._server else 0
 
     @classmethod
     def take(cls, credentials: Credentials) -> None:
-        """Ask for these keys from now on, and show this certificate to who connects once the door is opened (anew).
+        """Require these keys from now on, and present this certificate to clients after the next `open`.
 
-        WebSockets that none of the keys would open are closed.
+        WebSockets whose key is no longer valid are closed.
         """
         cls.key_digests = credentials.key_digests
         cls._tls = tls.server(credentials.certificate, credentials.private_key) if credentials.certificate else None
         cls.taken += 1
         for talk in [talk for talk in cls._talks if not cls._may(talk.scope)]:
-            # A client that does not read keeps nobody waiting.
+            # In the background: a client that does not read must not delay this.
             task = asyncio.get_running_loop().create_task(talk.close())
             cls._closing.add(task)
             task.add_done_callback(cls._closing.discard)
 
     @classmethod
     async def open(cls, listener: socket.socket) -> None:
-        """Accept connections from `listener` from now on, and no more by the way that they came before.
+        """Accept connections from `listener` only from now on.
 
-        Those that are there already go on, with the certificate that they were shown. Nothing happens once uvicorn has
-        been told to end: it has closed its doors, and would wait for new ones that nobody closes.
+        Existing connections continue with the certificate that they were shown. Does nothing once uvicorn is shutting
+        down: it has closed its sockets, and would wait for a new one for ever.
         """
         server = cls._server
         if server.should_exit:
@@ -207,17 +207,19 @@ class Traffic:
             return made
 
         loop = asyncio.get_running_loop()
-        # A copy, which it closes in the end: the queue of those who wait stays where it is.
-        doors = await loop.create_server(lambda: _Arrival(protocol), sock=listener.dup(), ssl=cls._tls, backlog=BACKLOG)
+        # A duplicate, since it is closed in the end: waiting connections stay in the listener's queue.
+        accepting = await loop.create_server(
+            lambda: _Arrival(protocol), sock=listener.dup(), ssl=cls._tls, backlog=BACKLOG
+        )
         for before in server.servers:
             before.close()
         # uvicorn closes these when it ends.
-        server.servers = [doors]
+        server.servers = [accepting]
         cls.is_open = True
 
     @classmethod
     def leave(cls) -> None:
-        """Accept no more connections, and close each after its next answer; idle ones end by uvicorn's own timeout."""
+        """Accept no more connections, and close each after its next answer; uvicorn closes idle ones itself."""
         cls._leaving, cls.is_open = True, False
-        for doors in cls._server.servers:
-            doors.close()
+        for accepting in cls._server.servers:
+            accepting.close()

@@ -1,4 +1,4 @@
-"""What a hang is, told from heartbeats that a test makes up."""
+"""What counts as a hang, from heartbeats that a test makes up."""
 
 from collections.abc import Iterable
 
@@ -15,12 +15,12 @@ Look = tuple[int, float, str, float]
 def first_hang(looks: Iterable[Look], beats: bool = True, **settings: object) -> tuple[int, str]:
     """Second and words of the first hang, at one look a second."""
     values = {"name": "m", "model": "/srv/m", "port": 11500, "hang_timeout_sec": 60, **settings}
-    watch = hang.HangWatch(ServiceConfigSchema.model_validate(values), None, lambda: None)  # type: ignore[arg-type]
-    start = 0.0  # seconds that a float holds whole
-    watch._moved = watch._busy = watch._running = watch._heard = start
+    start = 0.0  # seconds that a float represents exactly
+    config = ServiceConfigSchema.model_validate(values)
+    watch = hang.HangWatch(config, None, lambda: None, start)  # type: ignore[arg-type]
     for second, (requests, figure, stopped, cpu) in enumerate(looks, 1):
         heartbeat = Heartbeat(start + (second if beats else 0), requests, requests, True, 1, [figure])
-        reason = watch._judge(start + second, heartbeat, stopped, cpu)
+        reason = watch.reason(start + second, heartbeat, stopped, cpu)
         if reason:
             return second, reason
     return 0, ""
@@ -37,7 +37,7 @@ def test_a_server_that_makes_tokens_never_hangs() -> None:
 @pytest.mark.parametrize(
     ("cpu_per_second", "seconds", "words"),
     [
-        (0.0, 11, "1 requests wait and nothing works on them"),
+        (0.0, 11, "1 requests wait and no process works on them"),
         (1.0, 61, r"1 requests wait and no token has come for 60 s (HANG_TIMEOUT_SEC)"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What a server is told while it loads and serves, with no process behind it."""
+"""What a server is told while it loads and serves; no process runs."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ from hxp_enterprise_llm.supervisor.server_process import Heartbeat, ServerProces
 @pytest.fixture
 def one_server(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A server without a process, and the signals that it is sent."""
-    monkeypatch.setattr(server_process, "DOOR_SEC", 0.2)
+    monkeypatch.setattr(server_process, "COMMAND_SEC", 0.2)
     server = ServerProcess("spawn", [], socket.socket(), Credentials())
     signals: list[int] = []
     monkeypatch.setattr(server, "_runs", lambda: not signals)
@@ -93,12 +93,12 @@ def test_a_server_that_cannot_be_told_never_opens(one_server: Any) -> None:
         await one_server.it.take(Credentials(("k",)))
         await one_server.it.open(asyncio.Event())
 
-    with pytest.raises(EngineDied, match="could not be told"):
+    with pytest.raises(EngineDied, match="could not be sent"):
         asyncio.run(run())
 
 
 def test_a_stop_does_not_wait_for_a_server_to_open(one_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_process, "DOOR_SEC", 3600)
+    monkeypatch.setattr(server_process, "COMMAND_SEC", 3600)
 
     async def run() -> bool:
         stop = asyncio.Event()

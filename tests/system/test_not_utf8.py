@@ -27,8 +27,8 @@ def test_bytes_that_are_not_utf8_are_named_and_refused(host: Host) -> None:
         assert (shown["ExecMainStatus"], "is not UTF-8 text" in shown["StatusText"]) == ("78", True), shown
         for verb in ("list", "check"):
             assert "citadel-llm-caf\\xe9' is ignored" in machine.run("citadel-llm", verb, check=False).stderr
-        for words in ("show", "status", "check"):
-            done = machine.run("sh", "-c", f"citadel-llm {words} \"$(printf 'caf\\351')\"", check=False)
+        for verb in ("show", "status", "check"):
+            done = machine.run("sh", "-c", f"citadel-llm {verb} \"$(printf 'caf\\351')\"", check=False)
             assert (done.returncode, "there is no instance" in done.stderr) == (4, True), done.stderr
         main = "/opt/citadel/env/bin/python -I -m hxp_enterprise_llm.services.core.service_manager"
         done = machine.run("sh", "-c", f"{main} \"$(printf 'caf\\351')\"", check=False)

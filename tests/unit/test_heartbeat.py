@@ -6,6 +6,7 @@ import logging
 import logging.config
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -61,7 +62,7 @@ def test_an_error_of_the_heartbeat_reaches_the_main_process() -> None:
         with pytest.raises(json.JSONDecodeError):
             asyncio.run(run())
         far.setblocking(False)
-        messages = []
+        messages: list[Any] = []
         while not messages or "silent" not in messages[-1]:
             messages.append(json.loads(far.recv(4096)))
     assert messages[-1]["silent"].startswith("JSONDecodeError: Expecting value")

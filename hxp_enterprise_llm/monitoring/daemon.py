@@ -161,7 +161,7 @@ class Monitor:
         """Update the status line of `systemctl status`."""
         served = [f"{port.where}" for port in self._ports if port.tried.is_set() and not port.trouble]
         text = f"Serves {' and '.join(served) or 'nothing yet'}, {len(self._fleet.instances)} instances"
-        text = "; ".join(filter(None, [text, *self._problems(), self._fleet.trouble, self._store.trouble]))
+        text = "; ".join(filter(None, [text, *self._problems(), self._fleet.trouble, self._store.problem]))
         if text != self._said:
             self._said = text
             self._notifier.send(STATUS=text)

@@ -118,8 +118,8 @@ class Fleet:
             ledger = self.store.ledger(name)
             self._read_state(instance)
             kills = self._oom_kills(instance)
-            self.store.happened(name, *ledger.take_unit(instance.properties, boot, now, kills, instance.told))
-            self.store.happened(name, *self._recovered(instance, now))
+            self.store.add_events(name, *ledger.take_unit(instance.properties, boot, now, kills, instance.told))
+            self.store.add_events(name, *self._recovered(instance, now))
         if instance.state.up and not was_up:
             # systemd says ready after the model has answered; an instance that ran before the monitor has to show it.
             instance.problem = "" if instance.seen else NOT_PROBED
@@ -182,7 +182,7 @@ class Fleet:
         self._measure()
         for instance in self.instances.values():
             self._read_state(instance)
-            self.store.happened(instance.name, *self._recovered(instance, now))
+            self.store.add_events(instance.name, *self._recovered(instance, now))
             self._look(instance, now)
 
     # What is asked
@@ -213,7 +213,7 @@ class Fleet:
         return self.store.ledger(instance.name).take_state(instance.told, now) if instance.told else []
 
     def _service(self, instance: Instance) -> Service:
-        return instance.service(self.store.told(instance.name), self.store.uptime(instance.name))
+        return instance.service(self.store.ledger_or_empty(instance.name), self.store.uptime(instance.name))
 
     def _measure(self) -> None:
         now, clock = time.time(), time.monotonic()
@@ -223,7 +223,7 @@ class Fleet:
                 continue
             used = self.store.ledger(instance.name).take_usage(instance.usage)
             if used is not None:
-                self.store.used(instance.name, used, instance.usage.memory_limit_bytes, now)
+                self.store.add_memory(instance.name, used, instance.usage.memory_limit_bytes, now)
 
     def _oom_kills(self, instance: Instance) -> int | None:
         """What the kernel counts for one that a signal has ended, whose group goes with its last process."""
@@ -233,7 +233,7 @@ class Fleet:
 
     def _look(self, instance: Instance, now: float) -> None:
         for up, since, until in instance.presence.seen(instance.uptime_counts(now), instance.since, now):
-            self.store.was(instance.name, up, since, until)
+            self.store.add_period(instance.name, up, since, until)
         self._answer = None
 
     def _instance(self, name: str) -> Instance:

@@ -76,7 +76,7 @@ class ServiceCollector(Collector):
         )
         _add(states, (((one.name, state), float(one.state is state)) for one in services for state in State))
         yield states
-        ledgers = {one.name: self._fleet.store.told(one.name) for one in services}
+        ledgers = {one.name: self._fleet.store.ledger_or_empty(one.name) for one in services}
         for name, (text, count_of) in COUNTERS.items():
             counter = CounterMetricFamily(f"{PREFIX}_{name}", text, labels=["service"])
             _add(counter, (((one,), count_of(ledger)) for one, ledger in ledgers.items()))
@@ -107,7 +107,7 @@ class ServiceCollector(Collector):
         yield host
         for name, text, good in (
             ("systemd_reachable", "Whether systemd can be asked.", not self._fleet.trouble),
-            ("store_writable", "Whether what must survive a restart can be written.", not self._fleet.store.trouble),
+            ("store_writable", "Whether what must survive a restart can be written.", not self._fleet.store.problem),
         ):
             yield GaugeMetricFamily(f"citadel_llm_monitor_{name}", text, value=float(good))
 

@@ -45,7 +45,7 @@ PEAK = """INSERT INTO peak (instance, at, bytes, limit_bytes) VALUES (?, ?, ?, ?
     SET bytes = excluded.bytes, limit_bytes = excluded.limit_bytes WHERE excluded.bytes >= bytes"""
 LEDGER = """INSERT INTO ledger (instance, content) VALUES (?, ?) ON CONFLICT (instance) DO UPDATE
     SET content = excluded.content"""
-NOTHING = Ledger()
+EMPTY = Ledger()
 
 
 class Batch(NamedTuple):
@@ -60,7 +60,7 @@ class Batch(NamedTuple):
 class Store:
     """Ledgers and events of all instances. Only `write` and `close` wait for the disk; no method fails.
 
-    `trouble` is the reason why the disk cannot be written, "" while it can. `ends` has the end of the last recorded
+    `problem` is the reason why the disk cannot be written, "" while it can. `ends` has the end of the last recorded
     period of each instance (seconds since the epoch). `clock` gives the time (seconds since the epoch); with
     `migrations` and `connect` a test plays another version or a bad disk.
     """
@@ -72,7 +72,7 @@ class Store:
         connect: Connect = database.connect,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.trouble = ""
+        self.problem = ""
         self.ledgers: dict[str, Ledger] = {}
         self.ends: dict[str, float] = {}
         self._file = file
@@ -98,9 +98,9 @@ class Store:
         """The ledger of an instance, a new one if there is none."""
         return self.ledgers.setdefault(instance, Ledger())
 
-    def told(self, instance: str) -> Ledger:
+    def ledger_or_empty(self, instance: str) -> Ledger:
         """The ledger of an instance to read from; an empty one if there is none."""
-        return self.ledgers.get(instance, NOTHING)
+        return self.ledgers.get(instance, EMPTY)
 
     def uptime(self, instance: str) -> float | None:
         """The time that an instance was ready, as a share of the time that it should have run in the last 30 days.
@@ -109,17 +109,17 @@ class Store:
         """
         return self._uptime.get(instance)
 
-    def happened(self, instance: str, *what: Event | Start) -> None:
+    def add_events(self, instance: str, *events: Event | Start) -> None:
         """Record new events and starts of an instance; those at implausible times are ignored."""
-        for one in what:
-            if not plausible(one.at):
+        for event in events:
+            if not plausible(event.at):
                 continue
-            if isinstance(one, Start):
-                self._rows.append((START, (instance, one.at, one.seconds)))
+            if isinstance(event, Start):
+                self._rows.append((START, (instance, event.at, event.seconds)))
             else:
-                self._rows.append((EVENT, (instance, one.at, one.what, one.reason, one.count)))
+                self._rows.append((EVENT, (instance, event.at, event.what, event.reason, event.count)))
 
-    def was(self, instance: str, up: bool, since: float, until: float) -> None:
+    def add_period(self, instance: str, up: bool, since: float, until: float) -> None:
         """Record that an instance was ready, or should have been, from `since` to `until` (seconds since the epoch)."""
         if not (plausible(until) and 0 <= since < until):
             return
@@ -127,7 +127,7 @@ class Store:
         if len(self._periods) < WAITING:
             self._periods[instance, since] = (until, up)
 
-    def used(self, instance: str, size: int, limit: int | None, now: float) -> None:
+    def add_memory(self, instance: str, size: int, limit: int | None, now: float) -> None:
         """Record the memory that an instance uses (bytes); the maximum of each day is kept."""
         day = now - now % DAY_SEC
         if len(self._peaks) < WAITING and size >= self._peaks.get((instance, day), (0, None))[0]:
@@ -155,7 +155,7 @@ class Store:
         """Write a batch in one transaction; whether that succeeded. Waits for the disk: call it in a thread."""
         with self._writing:
             self._attempt(lambda: self._write(batch, now))
-            return not self.trouble
+            return not self.problem
 
     def close(self) -> None:
         """Wait for a running write, write what waits, and close the file."""
@@ -173,13 +173,13 @@ class Store:
                 action()
         except (sqlite3.Error, OSError) as error:
             self._disconnect()
-            if not self.trouble:
+            if not self.problem:
                 log.error("%s cannot be written (%s); keeping the figures in memory meanwhile", self._file, error)
-            self.trouble = f"{self._file} cannot be written: {error}"
+            self.problem = f"{self._file} cannot be written: {error}"
             return
-        if self.trouble:
+        if self.problem:
             log.info("%s can be written again", self._file)
-        self.trouble = ""
+        self.problem = ""
 
     def _replace(self, error: Exception) -> None:
         self._disconnect()

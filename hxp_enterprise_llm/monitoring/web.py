@@ -91,7 +91,7 @@ def application(fleet: Fleet, version: str, problems: Callable[[], Iterable[str]
     @app.get("/health", response_model=MonitorHealth, responses=not_ready(MonitorHealth, "It cannot see the services"))
     async def health() -> Response:
         """The monitor itself."""
-        reason = "; ".join(filter(None, (*problems(), fleet.trouble, fleet.store.trouble)))
+        reason = "; ".join(filter(None, (*problems(), fleet.trouble, fleet.store.problem)))
         status = Status.UNHEALTHY if fleet.trouble else Status.HEALTHY
         found = MonitorHealth(status=status, version=version, **fleet.host._asdict(), reason=reason)
         return _json(found.model_dump_json().encode(), not fleet.trouble)

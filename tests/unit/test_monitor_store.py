@@ -43,14 +43,14 @@ def test_the_store_survives_a_restart(tmp_path: Path) -> None:
     file = tmp_path / "m.sqlite"
     now = time.time()
     store = Store(file)
-    store.happened(
+    store.add_events(
         "a", *store.ledger("a").take_unit(KILLED | {"NRestarts": 3, "ExecMainExitTimestamp": now * SECOND}, 1, now)
     )
-    store.was("a", True, now - 100, now - 10)
-    store.was("a", True, now - 100, now - 1)
-    store.was("a", False, now - 1, now)
-    store.used("a", 50, 100, now)
-    store.used("a", 40, 100, now)
+    store.add_period("a", True, now - 100, now - 10)
+    store.add_period("a", True, now - 100, now - 1)
+    store.add_period("a", False, now - 1, now)
+    store.add_memory("a", 50, 100, now)
+    store.add_memory("a", 40, 100, now)
     assert flush(store)
     store.close()
     again = Store(file)
@@ -84,7 +84,7 @@ def recorded(folder: Path, *statements: str) -> Path:
 
 def opened(file: Path, **parameters: Any) -> Store:
     store = Store(file, clock=lambda: NOW, **parameters)
-    assert not store.trouble
+    assert not store.problem
     return store
 
 
@@ -139,7 +139,7 @@ def test_a_migration_that_is_interrupted_changes_nothing(tmp_path: Path) -> None
             return super().execute(sql, *parameters)
 
     store = Store(file, (*MIGRATIONS, NEXT_STEP), connecting(Full), lambda: NOW)
-    assert "full" in store.trouble
+    assert "full" in store.problem
     assert store.ledger("a").restarts == 1, "the history is read all the same"
     assert (file.read_bytes(), version_of(file)) == (before, 1)
     assert opened(file).ledger("a").restarts == 1
@@ -158,9 +158,9 @@ def test_a_newer_schema_is_written_and_not_lowered(tmp_path: Path) -> None:
     )
     store = opened(file)
     store.ledger("a").restarts = 9
-    store.happened("a", Event(at=NOW, what="restart"), Start(at=NOW, seconds=3))
-    store.was("a", True, NOW - 490, NOW + 1)
-    store.used("a", 7 * 10**9, None, NOW)
+    store.add_events("a", Event(at=NOW, what="restart"), Start(at=NOW, seconds=3))
+    store.add_period("a", True, NOW - 490, NOW + 1)
+    store.add_memory("a", 7 * 10**9, None, NOW)
     store.close()
     assert opened(file).ledger("a").restarts == 9
     assert version_of(file) == 99
@@ -206,7 +206,7 @@ def test_records_of_unknown_kinds_are_kept_and_ignored(tmp_path: Path) -> None:
 def test_a_damaged_store_is_moved_aside_and_salvaged(tmp_path: Path, damage: str) -> None:
     file = recorded(tmp_path, "CREATE TABLE wake (instance TEXT, at REAL)", "INSERT INTO wake VALUES ('a', 5)")
     store = opened(file)
-    store.happened("a", *(Event(at=NOW - n, what="restart", reason="x" * 300) for n in range(1, 1001)))
+    store.add_events("a", *(Event(at=NOW - n, what="restart", reason="x" * 300) for n in range(1, 1001)))
     store.close()
     if damage == "no database":
         file.write_bytes(b"nonsense" * 1000)
@@ -292,12 +292,12 @@ def test_a_full_disk_delays_what_is_written_and_loses_nothing(tmp_path: Path) ->
     Store(file).close()
     full = True
     store = Store(file, connect=connect)
-    store.happened("a", *(Event(at=time.time() - n, what="restart", reason="x" * 300) for n in range(500)))
+    store.add_events("a", *(Event(at=time.time() - n, what="restart", reason="x" * 300) for n in range(500)))
     store.ledger("a").restarts = 500
     assert not flush(store)
-    assert "full" in store.trouble
+    assert "full" in store.problem
     full = False
-    assert flush(store) and not store.trouble
+    assert flush(store) and not store.problem
     assert len(rows(file, "event")) == 500
     assert "500" in rows(file, "ledger")[0][1]
 
@@ -315,7 +315,7 @@ def test_a_process_killed_during_a_write_leaves_the_last_committed_state(tmp_pat
     store = opened(file, connect=connecting(Watched))
     for count in (10, 20):
         store.ledger("a").restarts = count
-        store.happened("a", *(Event(at=NOW - 1, what="restart", reason="x" * 300) for _ in range(1000)))
+        store.add_events("a", *(Event(at=NOW - 1, what="restart", reason="x" * 300) for _ in range(1000)))
         assert store.write(store.batch(), NOW)
     store.close()
     for killed, restarts, events in zip(copies, (1, 10, 20), (2, 1002, 2002), strict=True):
@@ -336,13 +336,13 @@ def test_a_stop_during_a_write_waits_for_it_and_writes_the_rest_once(tmp_path: P
             return super().execute(sql, *parameters)
 
     store = opened(file, connect=connecting(Slow))
-    store.happened("a", Event(at=NOW - 2, what="restart", reason="before the stop"))
+    store.add_events("a", Event(at=NOW - 2, what="restart", reason="before the stop"))
 
     async def stop() -> None:
         writer = Writer(store, lambda: None, record_sec=0)
         task = asyncio.create_task(writer.run())
         assert await asyncio.to_thread(begun.wait, 60)
-        store.happened("a", Event(at=NOW - 1, what="restart", reason="after it"))
+        store.add_events("a", Event(at=NOW - 1, what="restart", reason="after it"))
         task.cancel()
         assert isinstance((await asyncio.gather(task, return_exceptions=True))[0], asyncio.CancelledError)
         closing = asyncio.create_task(writer.close())
@@ -370,7 +370,7 @@ def test_a_write_that_fails_during_a_stop_is_repeated(tmp_path: Path) -> None:
             return super().execute(sql, *parameters)
 
     store = opened(file, connect=connecting(Failing))
-    store.happened("a", Event(at=NOW - 2, what="restart", reason="once"))
+    store.add_events("a", Event(at=NOW - 2, what="restart", reason="once"))
 
     async def stop() -> None:
         writer = Writer(store, lambda: None, record_sec=0)
@@ -390,7 +390,7 @@ def test_two_threads_write_one_after_the_other(tmp_path: Path) -> None:
     store = opened(file)
     batches = []
     for number in range(20):
-        store.happened("a", Event(at=NOW - number, what="restart", reason=str(number)))
+        store.add_events("a", Event(at=NOW - number, what="restart", reason=str(number)))
         batches.append(store.batch())
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         assert all(pool.map(lambda batch: store.write(batch, NOW), batches))
@@ -409,7 +409,7 @@ def test_the_history_is_read_while_the_disk_cannot_be_written(tmp_path: Path) ->
         return database.connect(file)
 
     store = Store(file, connect=connect, clock=lambda: NOW)
-    assert store.trouble and store.ledger("a").restarts == 1 and store.uptime("a") == pytest.approx(0.99)
+    assert store.problem and store.ledger("a").restarts == 1 and store.uptime("a") == pytest.approx(0.99)
     store.ledger("a").restarts += 1
     broken = False
     assert flush(store, NOW)
@@ -420,7 +420,7 @@ def test_counters_that_began_before_the_history_could_be_read_are_added_to_it(tm
     (tmp_path / "away").mkdir()
     file = recorded(tmp_path / "away")
     store = Store(tmp_path / "there/m.sqlite", clock=lambda: NOW)
-    assert store.trouble
+    assert store.problem
     same_start = {"InvocationID": "b", "NRestarts": 1}
     store.ledger("a").take_unit(KILLED | same_start | {"ExecMainExitTimestamp": (NOW + 5) * SECOND}, 1, NOW + 5)
     store.ledger("c").restarts = 3
@@ -437,11 +437,11 @@ def test_counters_that_began_before_the_history_could_be_read_are_added_to_it(tm
 
 def test_a_store_that_cannot_be_opened_is_no_end(tmp_path: Path) -> None:
     store = Store(tmp_path / "missing/m.sqlite")
-    assert "cannot be written" in store.trouble
+    assert "cannot be written" in store.problem
     store.ledger("a").restarts = 7
     assert not flush(store)
     (tmp_path / "missing").mkdir()
-    assert flush(store) and not store.trouble
+    assert flush(store) and not store.problem
     assert Store(tmp_path / "missing/m.sqlite").ledger("a").restarts == 7
 
 
@@ -463,9 +463,9 @@ def test_implausible_times_are_ignored(tmp_path: Path) -> None:
     assert figures.uptime_ratio == pytest.approx(0.99)
     assert (figures.failures, figures.starts) == ({Kind.SIGNAL: 1}, 2)
     for at in (float("nan"), float("inf"), -1.0, 0.0, 1e12):
-        store.happened("a", Event(at=at, what="restart"), Start(at=at, seconds=1))
-        store.was("a", True, NOW - 5, at)
-    store.was("a", True, float("nan"), NOW)
+        store.add_events("a", Event(at=at, what="restart"), Start(at=at, seconds=1))
+        store.add_period("a", True, NOW - 5, at)
+    store.add_period("a", True, float("nan"), NOW)
     assert flush(store, NOW)
     assert [len(rows(file, table)) for table in ("event", "start", "period")] == [3, 3, 4]
 
@@ -474,7 +474,7 @@ def test_a_clock_that_is_wrong_for_an_hour_does_not_erase_the_history(tmp_path: 
     file = tmp_path / "m.sqlite"
     store = Store(file, clock=lambda: NOW)
     for day in range(300):
-        store.happened("a", Event(at=NOW - day * DAY_SEC, what="restart"))
+        store.add_events("a", Event(at=NOW - day * DAY_SEC, what="restart"))
     assert flush(store, NOW)
     for minute in range(60):
         assert flush(store, NOW + 80 * 365 * DAY_SEC + minute * 60)
@@ -488,8 +488,8 @@ def test_what_is_old_is_forgotten(tmp_path: Path) -> None:
     now = 2e9
     for age in (KEEP_DAYS + 1, KEEP_DAYS - 1):
         at = now - age * DAY_SEC
-        store.happened("a", Event(at=at, what="restart"), Start(at=at, seconds=1))
-        store.was("a", True, at - 10, at)
-        store.used("a", 5, None, at)
+        store.add_events("a", Event(at=at, what="restart"), Start(at=at, seconds=1))
+        store.add_period("a", True, at - 10, at)
+        store.add_memory("a", 5, None, at)
     assert flush(store, now)
     assert [len(rows(file, table)) for table in ("event", "start", "period", "peak")] == [1, 1, 1, 1]

@@ -23,16 +23,16 @@ NOW = 1.8e9
 def filled(file: Path) -> Store:
     """A store in which `good` did well, `bad` did not, and both have a past that is longer ago than a day."""
     store = Store(file)
-    store.was("good", True, NOW - 10 * DAY_SEC, NOW)
-    store.happened("good", *(Start(at=NOW - 60, seconds=seconds) for seconds in (5, 6, 7)), Start(at=1, seconds=99))
-    store.used("good", 50, 100, NOW)
-    store.was("bad", True, NOW - 3 * DAY_SEC, NOW - 1000)
-    store.was("bad", False, NOW - 1000, NOW)
-    store.happened("bad", Start(at=NOW - 60, seconds=31), Event(at=NOW - 60, what="restart", count=2))
-    store.happened("bad", Event(at=NOW - 60, what="engine-died", reason="r"), Event(at=NOW - 60, what="engine-died"))
-    store.happened("bad", Event(at=NOW - 2 * DAY_SEC, what="watchdog", reason="r"))
-    store.used("bad", 97, 100, NOW - 60)
-    store.used("bad", 99, 200, NOW - 5 * DAY_SEC)
+    store.add_period("good", True, NOW - 10 * DAY_SEC, NOW)
+    store.add_events("good", *(Start(at=NOW - 60, seconds=seconds) for seconds in (5, 6, 7)), Start(at=1, seconds=99))
+    store.add_memory("good", 50, 100, NOW)
+    store.add_period("bad", True, NOW - 3 * DAY_SEC, NOW - 1000)
+    store.add_period("bad", False, NOW - 1000, NOW)
+    store.add_events("bad", Start(at=NOW - 60, seconds=31), Event(at=NOW - 60, what="restart", count=2))
+    store.add_events("bad", Event(at=NOW - 60, what="engine-died", reason="r"), Event(at=NOW - 60, what="engine-died"))
+    store.add_events("bad", Event(at=NOW - 2 * DAY_SEC, what="watchdog", reason="r"))
+    store.add_memory("bad", 97, 100, NOW - 60)
+    store.add_memory("bad", 99, 200, NOW - 5 * DAY_SEC)
     batch = store.batch()
     assert store.write(batch, NOW)
     return store
@@ -115,8 +115,8 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_uptime_is_cut_and_never_rounded_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(tmp_path / "m.sqlite")
-    store.was("a", True, 0, 999_999.9)
-    store.was("a", False, 999_999.9, 1_000_000)
+    store.add_period("a", True, 0, 999_999.9)
+    store.add_period("a", False, 999_999.9, 1_000_000)
     assert store.write(store.batch(), 1_000_000)
     found = figures.read(400, 1_000_000, [], tmp_path / "m.sqlite")
     monkeypatch.setattr(figures, "read", lambda *_: found)

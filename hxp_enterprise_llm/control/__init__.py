@@ -1,1 +1,1 @@
-"""systemd's units from outside: the service manager, its D-Bus, the order of many instances."""
+"""Instances from outside: the service manager, systemd's D-Bus, and the order of several instances."""

@@ -1,4 +1,4 @@
-"""Acting on many instances: in the order of their dependencies, and how many at once. No processes, no D-Bus."""
+"""Actions on several instances: in the order of their dependencies, some of them at once. No processes, no D-Bus."""
 
 import asyncio
 import os
@@ -9,7 +9,7 @@ from hxp_enterprise_llm.settings.errors import CitadelError, SeveralFailed
 from hxp_enterprise_llm.settings.order import dependencies, order, with_required
 
 CORES_PER_START = 2
-"""Cores that one loading instance keeps busy: the import runs on one, weights and threads on more."""
+"""Cores that a loading instance keeps busy: the import uses one, weights and threads use more."""
 
 
 def at_once_limit() -> int:
@@ -26,17 +26,17 @@ async def in_order(
     and_required: bool = False,
     at_once: int | None = None,
 ) -> None:
-    """Run `act` for each instance, in the order of their dependencies or, to stop them, in its reverse.
+    """Run `act` for each instance in the order of their dependencies, or in reverse order to stop them.
 
-    With `and_required` also for those that they require, directly or not. Independent ones run side by side, no more
-    than `at_once`. After a failure those that require the failed one are not tried. Raises the failure, or
-    SeveralFailed with all of them.
+    With `and_required` also for the instances that they require, directly or not. `act` runs for independent instances
+    at the same time, for no more than `at_once`. Instances that require a failed one are skipped. Raises the failure,
+    or SeveralFailed with all of them.
     """
     known = dependencies(root)
     requires = {name: needs for name, (needs, _) in known.items()}
     after = {name: earlier for name, (_, earlier) in known.items()}
     todo = with_required(names, requires) if and_required else set(names)
-    # A circle among others is theirs to mend.
+    # A cycle among other instances does not matter here.
     order(todo, {name: after.get(name, set()) & todo for name in todo})
     sorter: TopologicalSorter[str] = TopologicalSorter()
     for name in todo:

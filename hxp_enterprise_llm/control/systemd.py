@@ -1,4 +1,4 @@
-"""systemd over D-Bus: units' properties, and jobs whose outcome is awaited as the event that systemd sends.
+"""systemd over D-Bus: properties of units, and jobs, whose end systemd signals.
 
 The interface is org.freedesktop.systemd1(5).
 """
@@ -24,17 +24,17 @@ DENIED = {
     "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired",
 }
 UNSET = 2**64 - 1
-"""What systemd gives for a figure that it does not have."""
+"""systemd's value of a number that is not set."""
 QUESTIONS = 8
-"""How many calls of one connection may be under way at once.
+"""How many calls of one connection may wait for their answers at once.
 
-dbus-daemon refuses those beyond its max_replies_per_connection, which is 128 on the system bus, and a socket that is
-full ends the connection: dbus-fast takes EAGAIN for an error. systemd answers one after another in any case.
+dbus-daemon refuses more than its max_replies_per_connection, which is 128 on the system bus, and a full socket ends the
+connection: dbus-fast treats EAGAIN as an error. systemd answers one call after another in any case.
 """
 
 
 def unit_path(unit: str) -> str:
-    """The bus path of a unit: as _ and a code what is no letter or digit, and a first digit (sd_bus_path_encode(3))."""
+    """The bus path of a unit, with characters other than letters and digits as _ and a code (sd_bus_path_encode(3))."""
     plain = string.ascii_letters + string.digits
     encoded = (
         character if character in plain and (index or character not in string.digits) else f"_{ord(character):02x}"
@@ -44,7 +44,7 @@ def unit_path(unit: str) -> str:
 
 
 def readable(properties: Mapping[str, Variant]) -> dict[str, Any]:
-    """Properties of a unit without their types; the id of its run as systemd and INVOCATION_ID write it."""
+    """Properties of a unit without their D-Bus types; InvocationID in hexadecimal, as INVOCATION_ID is."""
     found = {name: value.value for name, value in properties.items()}
     if "InvocationID" in found:
         found["InvocationID"] = bytes(found["InvocationID"]).hex()
@@ -79,7 +79,7 @@ class Systemd:
     async def __aexit__(self, *_: object) -> None:
         if self._bus and self._gone:
             self._bus.disconnect()
-            # One that broke ends with the error, which has been told by whoever asked.
+            # A broken connection ends with an error that the caller has had already.
             await asyncio.gather(self._gone, return_exceptions=True)
 
     async def call(
@@ -102,9 +102,9 @@ class Systemd:
         if self._bus is None:
             raise RuntimeError("not connected: use it in `async with`")
         async with self._questions:
-            # On a broken connection dbus-fast would wait for ever, and stop listening to a file that it once had.
+            # On a broken connection dbus-fast would wait for ever.
             if not self._bus.connected:
-                raise SystemdUnreachable("the system bus has gone away")
+                raise SystemdUnreachable("the system bus has disconnected")
             try:
                 return await self._bus.call(message)
             except (OSError, EOFError) as error:
@@ -112,15 +112,15 @@ class Systemd:
 
     async def properties(self, unit: str) -> dict[str, Any]:
         """All properties of a unit, also those of its service (systemd loads the unit if need be)."""
-        # No interface: those of all, in one answer.
+        # Without an interface the answer has the properties of all interfaces.
         (values,) = await self.call("GetAll", "s", "", path=unit_path(unit), interface=PROPERTIES_INTERFACE)
         return readable(values)
 
     async def properties_of(self, units: Sequence[str], target: str) -> list[dict[str, Any]]:
-        """All properties of units of which many may lie idle; of those that systemd does not hold, what follows.
+        """All properties of units; of a unit that systemd has not loaded, those that follow from that.
 
-        To be asked, systemd would load each of those for every call and forget it again, for 5 ms (measured). They are
-        not running, and enabled only if `target` wants them.
+        For a call about such a unit, systemd would load and unload it, which takes 5 ms (measured). The unit does not
+        run, and is enabled only if `target` wants it.
         """
         (found,) = await self.call("ListUnitsByPatterns", "asas", [], list(units))
         held = {unit[0] for unit in found}
@@ -137,7 +137,7 @@ class Systemd:
         return list(await asyncio.gather(*map(ask, units)))
 
     async def active(self, pattern: str) -> list[str]:
-        """Names of the units that fit a pattern and run, or are on their way up or down."""
+        """Names of the units that match a pattern and run, start or stop."""
         states = ["active", "activating", "reloading", "deactivating"]
         (found,) = await self.call("ListUnitsByPatterns", "asas", states, [pattern])
         return [unit[0] for unit in found]
@@ -145,7 +145,7 @@ class Systemd:
     async def changes(self, unit: str) -> AsyncIterator[None]:
         """Yield once at the start, and then whenever a property of the unit has changed since the last time.
 
-        Raises SystemdUnreachable when the bus goes away.
+        Raises SystemdUnreachable if the bus disconnects.
         """
         path, event = unit_path(unit), asyncio.Event()
         await self._match(f"interface='{PROPERTIES_INTERFACE}',member='PropertiesChanged',path='{path}'")
@@ -160,10 +160,10 @@ class Systemd:
             del self._changed[path]
 
     async def listen(self, listener: Callable[[Message], None], *rules: str) -> None:
-        """Call `listener` with every signal from now on; `rules` are what the bus is to send (dbus-daemon(1)).
+        """Call `listener` with every signal from now on; the match `rules` say what the bus sends (dbus-daemon(1)).
 
-        It gets them at once and in their order. A connection that listens is not for jobs: it lives long, and would
-        gather the ends of all jobs of the host.
+        The calls come in the order of the signals. Do not run jobs on a connection that listens: it lives long, and
+        would keep the ends of all jobs of the host.
         """
         self._listeners.append(listener)
         for rule in rules:
@@ -171,7 +171,7 @@ class Systemd:
         await self.call("Subscribe")
 
     async def gone(self) -> None:
-        """Return when the bus has gone away."""
+        """Return when the bus has disconnected."""
         if self._gone:
             await asyncio.wait([self._gone])
 
@@ -181,13 +181,13 @@ class Systemd:
         return str(value.value)
 
     async def started(self) -> int:
-        """When this run of the manager began (microseconds since the epoch): at boot, and a re-execution keeps it."""
+        """When the manager started (microseconds since the epoch); a re-execution keeps the time."""
         body = (MANAGER_INTERFACE, "UserspaceTimestamp")
         (value,) = await self.call("Get", "ss", *body, interface=PROPERTIES_INTERFACE)
         return int(value.value)
 
     async def job(self, verb: str, unit: str) -> str:
-        """Queue `verb`Unit and wait for the end of the job; its result as systemd names it, "done" if all went well."""
+        """Queue the job `verb`Unit and wait for its end; systemd's name of the result, "done" for success."""
         await self._subscribe()
         path: str = (await self.call(f"{verb}Unit", "ss", unit, "replace"))[0]
         if path in self._ended:
@@ -197,11 +197,11 @@ class Systemd:
         gone: asyncio.Future[Any] = self._gone or asyncio.get_running_loop().create_future()
         await asyncio.wait((gone, future), return_when=asyncio.FIRST_COMPLETED)
         if not future.done():
-            raise SystemdUnreachable(f"the system bus has gone away; whether {unit} did {verb.lower()} is not known")
+            raise SystemdUnreachable(f"the system bus has disconnected; whether {unit} did {verb.lower()} is not known")
         return future.result()
 
     async def _subscribe(self) -> None:
-        """Have systemd send signals, and the bus hand the ends of jobs to this connection."""
+        """Have systemd send signals, and the bus send the ends of jobs to this connection."""
         if self._subscribed:
             return
         await self._match(f"interface='{MANAGER_INTERFACE}',member='JobRemoved'")
@@ -219,7 +219,7 @@ class Systemd:
         await asyncio.wait(filter(None, (self._gone, changed)), return_when=asyncio.FIRST_COMPLETED)
         changed.cancel()
         if not event.is_set():
-            raise SystemdUnreachable("the system bus has gone away")
+            raise SystemdUnreachable("the system bus has disconnected")
 
     async def enable(self, units: Sequence[str]) -> None:
         """Make units start at boot."""

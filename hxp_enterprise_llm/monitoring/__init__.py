@@ -1,1 +1,1 @@
-"""The monitor: what the services do, seen from systemd, the kernel and their own ports; as JSON, metrics and a page."""
+"""The monitor: the state of the instances from systemd, the kernel and their ports, as JSON, metrics and a page."""

@@ -1,4 +1,4 @@
-"""What the kernel counts for a unit: its control group's files, of version 2 and of version 1.
+"""The kernel's counts for a unit, from the files of its control group, of version 2 or version 1.
 
 The files are those of Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/ of Linux.
 """
@@ -12,7 +12,7 @@ V1_NO_LIMIT = 2**62
 
 
 class Usage(NamedTuple):
-    """Figures of one control group; None is what the kernel does not say, or that there is no limit."""
+    """Figures of one control group; None if the kernel has no such figure, or there is no limit."""
 
     memory_bytes: int | None = None
     memory_peak_bytes: int | None = None
@@ -25,7 +25,7 @@ class Usage(NamedTuple):
 
 
 def read(group: str, root: Path = CGROUPS) -> Usage:
-    """The figures of control group `group` (a unit's ControlGroup property); nothing where there is none."""
+    """The figures of control group `group` (a unit's ControlGroup property); empty if there is no such group."""
     if not group.strip("/"):
         return Usage()
     below = group.lstrip("/")
@@ -54,7 +54,7 @@ def _version_1(root: Path, below: str) -> Usage:
     limit = _number(_text(memory / "memory.limit_in_bytes"))
     nanoseconds = _number(_text(root / "cpuacct" / below / "cpuacct.usage"))
     if nanoseconds is None:
-        # systemd's own hierarchy, of version 2 and without controllers, counts where cpuacct is not mounted with cpu.
+        # Where cpuacct is not mounted with cpu, systemd's own hierarchy has the count: version 2 without controllers.
         microseconds = _entry(root / "unified" / below / "cpu.stat", "usage_usec")
         nanoseconds = None if microseconds is None else microseconds * 1000
     return Usage(
@@ -70,7 +70,7 @@ def _version_1(root: Path, below: str) -> Usage:
 
 
 def _text(file: Path) -> str:
-    """The content of a file, empty where it is not there: a controller may be off, and a unit may end meanwhile."""
+    """The content of a file, empty if it is missing: a controller may be off, and a unit may end meanwhile."""
     try:
         return file.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError):
@@ -78,7 +78,7 @@ def _text(file: Path) -> str:
 
 
 def _number(text: str) -> int | None:
-    """A count; None for "max" and for version 1's -1, which both mean no limit."""
+    """A count; None for "max" and for -1 of version 1, which both mean no limit."""
     return int(text) if text.isdigit() else None
 
 

@@ -130,7 +130,7 @@ class Monitor:
         begin = time.monotonic()
         for port in self._ports:
             await port.tried.wait()
-        while self._fleet.trouble and time.monotonic() - begin < FIRST_LOOK_SEC:
+        while self._fleet.problem and time.monotonic() - begin < FIRST_LOOK_SEC:
             await asyncio.sleep(0.02)
         await self._fleet.probed()
         self._notifier.send(READY=1)
@@ -155,13 +155,13 @@ class Monitor:
 
     def _problems(self) -> list[str]:
         """What is wrong beside the fleet and the store."""
-        return [*filter(None, [self._conflict, *(port.trouble for port in self._ports), self._changed])]
+        return [*filter(None, [self._conflict, *(port.problem for port in self._ports), self._changed])]
 
     def _say(self) -> None:
         """Update the status line of `systemctl status`."""
-        served = [f"{port.where}" for port in self._ports if port.tried.is_set() and not port.trouble]
+        served = [f"{port.where}" for port in self._ports if port.tried.is_set() and not port.problem]
         text = f"Serves {' and '.join(served) or 'nothing yet'}, {len(self._fleet.instances)} instances"
-        text = "; ".join(filter(None, [text, *self._problems(), self._fleet.trouble, self._store.problem]))
+        text = "; ".join(filter(None, [text, *self._problems(), self._fleet.problem, self._store.problem]))
         if text != self._said:
             self._said = text
             self._notifier.send(STATUS=text)

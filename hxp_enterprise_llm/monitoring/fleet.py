@@ -1,4 +1,4 @@
-"""All instances: what is told of them comes in here, and what is asked is answered from here, without waiting."""
+"""All instances: updated from systemd, state files and probes; every question is answered at once, from memory."""
 
 import asyncio
 import logging
@@ -26,7 +26,7 @@ from hxp_enterprise_llm.settings.values import HostLabels, load_host
 log = logging.getLogger("citadel-llm-monitor")
 
 FRESH_SEC = 1.0
-"""For how long an answer is good: so often, whoever asks, the kernel's files are read."""
+"""How old an answer may be: the kernel's files are read no more often, however many clients ask."""
 
 
 def _stamp(file: str) -> tuple[int, int, int] | None:
@@ -38,10 +38,11 @@ def _stamp(file: str) -> tuple[int, int, int] | None:
 
 
 class Fleet:
-    """The instances of this host. `trouble` says why systemd cannot be asked, "" while it can; `host` is
-    how people call the host.
+    """The instances of this host. `problem` says why systemd cannot be asked, else ""; `host` has the names that people
+    give the host.
 
-    `ask` asks one instance's endpoint (`probe.ask`); `root` and `groups` are where settings and control groups are.
+    `ask` probes the endpoint of one instance (`probe.ask`). `root` is the file root of settings and state files,
+    `groups` that of the control groups.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class Fleet:
         groups: Path = cgroups.CGROUPS,
     ) -> None:
         self.store = store
-        self.trouble = "systemd has not been asked yet"
+        self.problem = "systemd has not been asked yet"
         self.instances: dict[str, Instance] = {}
         self.reread: Callable[[], None] = lambda: None
         self._ask = ask
@@ -65,10 +66,10 @@ class Fleet:
         self._made = -FRESH_SEC
         self._answer: ServicesHealth | None = None
 
-    # What systemd tells (units.Listener)
+    # Called by units.UnitWatch
 
     def names(self) -> list[str]:
-        """Read the settings again; the instances that have a file."""
+        """Read the settings again; the names of the instances that have a file."""
         host = load_host(self._root)
         self._run_time = run_time_path(host, self._root)
         self.host = HostLabels.of(host)
@@ -78,7 +79,7 @@ class Fleet:
             self._instance(name)
         of_the_host = _stamp(settings.host_file(self._root))
         for instance in self.instances.values():
-            # There may be thousands of files, and every daemon-reload of the host comes here.
+            # There may be thousands of files, and every daemon-reload of the host leads here.
             read = (of_the_host, _stamp(settings.instance_file(instance.name, self._root)))
             if read == instance.read:
                 continue
@@ -93,7 +94,7 @@ class Fleet:
         return names
 
     def present(self, names: set[str]) -> None:
-        """Forget the instances that are no more."""
+        """Forget the instances that no longer exist."""
         for name in self.instances.keys() - names:
             del self.instances[name]
         for name in names:
@@ -101,15 +102,15 @@ class Fleet:
         self._answer = None
 
     def changed(self, name: str, properties: dict[str, Any], boot: int) -> None:
-        """Take in properties of a unit."""
+        """Update an instance from properties of its unit."""
         instance = self.instances.get(name)
         if instance is None:
-            # One without a settings file counts once it runs, not when somebody merely asks systemd for it.
+            # An instance without a settings file counts once it runs; systemd also signals the loading of its unit.
             if properties.get("ActiveState", "inactive") == "inactive":
                 return
             instance = self._instance(name)
         was_up = instance.state.up
-        # All of them replace those before: thousands of idle ones share what is said of them.
+        # A full set replaces the old one: thousands of idle units share one set.
         every = instance.properties.keys() <= properties.keys()
         instance.properties = properties if every else instance.properties | properties
         instance.known = "ActiveState" in instance.properties
@@ -127,23 +128,23 @@ class Fleet:
         instance.seen = instance.known
         self._look(instance, now)
 
-    def connected(self, trouble: str) -> None:
-        """The connection to systemd is there, or not: then nothing is known any more."""
-        if trouble and trouble != self.trouble:
-            log.error("%s; trying again", trouble)
-        elif self.trouble and not trouble:
+    def connected(self, problem: str) -> None:
+        """The connection to systemd works (""), or does not: then nothing is known."""
+        if problem and problem != self.problem:
+            log.error("%s; trying again", problem)
+        elif self.problem and not problem:
             log.info("following systemd, %d instances", len(self.instances))
-        self.trouble = trouble
-        if trouble:
+        self.problem = problem
+        if problem:
             for instance in self.instances.values():
                 instance.known = instance.seen = False
                 self._look(instance, time.time())
         self._answer = None
 
-    # What happens by itself
+    # Called at intervals
 
     def probe(self, instance: Instance) -> None:
-        """Ask an instance's endpoint, unless it is being asked; nobody waits for the answer."""
+        """Probe the endpoint of an instance in the background, unless a probe is running."""
         address = instance.address
         if address is None:
             instance.problem = NO_ADDRESS
@@ -166,18 +167,18 @@ class Fleet:
         self._asking[instance.name] = asyncio.create_task(ask())
 
     def probe_all(self) -> None:
-        """Ask every instance that runs, side by side."""
+        """Probe every instance that is up, all at the same time."""
         for instance in self.instances.values():
             if instance.state.up:
                 self.probe(instance)
 
     async def probed(self) -> None:
-        """Wait until those that are being asked have answered, or not."""
+        """Wait until the running probes have ended."""
         if self._asking:
             await asyncio.wait(list(self._asking.values()))
 
     def record(self) -> None:
-        """Note how everything is now, for the uptime and the peaks."""
+        """Record the present state of all instances, for uptime and memory peaks."""
         now = time.time()
         self._measure()
         for instance in self.instances.values():
@@ -185,19 +186,19 @@ class Fleet:
             self.store.add_events(instance.name, *self._recovered(instance, now))
             self._look(instance, now)
 
-    # What is asked
+    # Called by the ports
 
     def services(self) -> ServicesHealth:
         """All instances by name, at most a second old."""
         if self._answer is None or time.monotonic() - self._made >= FRESH_SEC:
             self._measure()
             found = [self._service(self.instances[name]) for name in sorted(self.instances)]
-            self._answer = overall(found, self.host, reachable=not self.trouble)
+            self._answer = overall(found, self.host, reachable=not self.problem)
             self._made = time.monotonic()
         return self._answer
 
     def targets(self) -> list[Target]:
-        """Where the instances that run have vLLM's own metrics."""
+        """The addresses at which the active instances serve vLLM's own metrics."""
         return [
             Target.at(address, one.name)
             for one in sorted(self.instances.values(), key=lambda one: one.name)
@@ -205,7 +206,7 @@ class Fleet:
         ]
 
     def _read_state(self, instance: Instance) -> None:
-        """Take in what the main process of the present run has written."""
+        """Read the state that the main process of the present run has written."""
         instance.told = present(state_file.read(self._run_time, instance.name), instance.properties)
 
     def _recovered(self, instance: Instance, now: float) -> list[Event]:
@@ -226,7 +227,7 @@ class Fleet:
                 self.store.add_memory(instance.name, used, instance.usage.memory_limit_bytes, now)
 
     def _oom_kills(self, instance: Instance) -> int | None:
-        """What the kernel counts for one that a signal has ended, whose group goes with its last process."""
+        """The kernel's count for an instance that a signal has ended, while its control group still exists."""
         if kind_of(instance.properties) is not Kind.SIGNAL:
             return None
         return cgroups.read(instance.properties.get("ControlGroup") or "", self._groups).oom_kills

@@ -46,7 +46,7 @@ COUNTERS: dict[str, tuple[str, Callable[[Ledger], float]]] = {
     "restarts": ("Restarts of the service by systemd.", lambda ledger: ledger.restarts),
     "cpu_seconds": ("CPU time that the service has used.", lambda ledger: ledger.cpu.total),
     "oom_kills": (
-        "Processes of the service that the kernel ended for want of memory.",
+        "Processes of the service that the kernel killed at the memory limit.",
         lambda ledger: ledger.oom_kills.total,
     ),
 }
@@ -58,14 +58,14 @@ def _known(service: Service, value: bool) -> Value:
 
 
 class ServiceCollector(Collector):
-    """Makes the metrics from what is known now. A figure that is not known has no sample."""
+    """Makes the metrics from what is known now. An unknown figure has no sample."""
 
     def __init__(self, fleet: Fleet, version: str) -> None:
         self._fleet = fleet
         self._version = version
 
     def collect(self) -> Iterator[Metric]:
-        """All of them."""
+        """All metrics."""
         services = self._fleet.services().services
         for name, (text, value_of) in GAUGES.items():
             gauge = GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=["service"])
@@ -106,8 +106,8 @@ class ServiceCollector(Collector):
         host.add_metric([*self._fleet.host, self._version], 1)
         yield host
         for name, text, good in (
-            ("systemd_reachable", "Whether systemd can be asked.", not self._fleet.trouble),
-            ("store_writable", "Whether what must survive a restart can be written.", not self._fleet.store.problem),
+            ("systemd_reachable", "Whether systemd can be asked.", not self._fleet.problem),
+            ("store_writable", "Whether the monitor can write its store.", not self._fleet.store.problem),
         ):
             yield GaugeMetricFamily(f"citadel_llm_monitor_{name}", text, value=float(good))
 
@@ -124,18 +124,18 @@ class Exposition:
     def __init__(self, fleet: Fleet, version: str) -> None:
         self._fleet = fleet
         self._registry = CollectorRegistry()
-        # Not registered by its names: describing them would collect once.
+        # Registered without names: to describe them would collect once.
         self._registry.register(ServiceCollector(fleet, version))
         self.made: dict[str, tuple[ServicesHealth, bytes]] = {}
 
     def text(self, accept: str) -> tuple[str, bytes]:
-        """The type and the content for an Accept header."""
+        """Content type and content for an Accept header."""
         encode, kind = choose_encoder(accept)
         made = self.made.get(kind)
         services = self._fleet.services()
         if made is None or made[0] is not services:
             if len(self.made) > len(("text", "openmetrics")) * 4:
-                # The type repeats what the header asks for: an endless supply of keys.
+                # The type repeats what the header asks for, so a client could add keys without end.
                 self.made.clear()
             made = self.made[kind] = (services, encode(self._registry))
         return kind, made[1]

@@ -1,4 +1,4 @@
-"""A port that is served as soon as it can be had, and whose clients cannot hold on to it."""
+"""A port that the monitor serves as soon as it is free, and that no client can occupy."""
 
 import asyncio
 import contextlib
@@ -13,43 +13,43 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 log = logging.getLogger("citadel-llm-monitor")
 
 AGAIN_SEC = 10.0
-"""How often a port that is taken, or an address that is not there, is tried again."""
+"""How long until the next try to bind a port that is taken, or an address that is missing."""
 CONNECTION_SEC = 10.0
-"""How long a connection may last: one request, which is answered in milliseconds."""
+"""How long a connection may last. It carries one request, answered in milliseconds."""
 REQUEST_SEC = 3.0
-"""How much of that the request may take to arrive."""
+"""How long of that the request may take to arrive."""
 CONNECTIONS = 512
-"""How many connections there may be at once. With one more, that which has been idle for longest is closed."""
+"""How many connections may be open. One more closes the connection that has been idle for longest."""
 BACKLOG = 128
-"""How many wait in the kernel: so many at most are accepted before the first of them can be closed again.
+"""How many connections may wait in the kernel. So many at most are accepted before the first can be closed.
 
-Two ports of so many connections have to stay well below LimitNOFILE of the monitor's unit.
+The connections of two ports must stay well below LimitNOFILE of the monitor's unit.
 """
 REQUEST_BYTES = 16 * 1024
 
 
 class OneRequest(H11Protocol):
-    """A connection that ends after its answer, or after some seconds: uvicorn waits for ever for half a request."""
+    """A connection that ends after its answer, or after seconds: uvicorn would wait for half a request for ever."""
 
     _end: asyncio.TimerHandle | None = None
     _began = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin the seconds; a port that has too many connections gives up the oldest that waits for a request."""
+        """Start the timer; if the port has too many connections, close the oldest that waits for a request."""
         super().connection_made(transport)
         self._began = self.loop.time()
         self._end = self.loop.call_later(REQUEST_SEC, self._request_due)
         if len(self.connections) > CONNECTIONS:
             others = (one for one in self.connections if isinstance(one, OneRequest))
-            # The new one waits too, and is the last to go.
+            # The new connection waits too; it is closed last.
             oldest = min((one for one in others if one.idle), key=lambda one: one._began)
-            # uvicorn forgets it by itself, but only in the loop's next turn.
+            # uvicorn removes it too, but only in the next turn of the loop.
             self.connections.discard(oldest)
             oldest.transport.abort()
 
     @property
     def idle(self) -> bool:
-        """Whether it has no request that is being answered."""
+        """Whether no request is being answered."""
         return self.cycle is None or self.cycle.response_complete
 
     def _request_due(self) -> None:
@@ -59,31 +59,31 @@ class OneRequest(H11Protocol):
             self._end = self.loop.call_later(CONNECTION_SEC - REQUEST_SEC, self.transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget them."""
+        """Stop the timer."""
         if self._end:
             self._end.cancel()
         super().connection_lost(exc)
 
 
 class Server(uvicorn.Server):
-    """uvicorn, with signals left to the monitor."""
+    """uvicorn without its signal handlers: the monitor has its own."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Capture none."""
+        """Capture no signal."""
         yield
 
 
 class Port:
-    """One address and port with what is served there. `trouble` says why it is not, "" while it is.
+    """An address and port with the application that is served there. `problem` says why it is not served, else "".
 
-    `key` is the setting that the port comes from, for people to change. `changed` is called when `trouble` has changed.
+    `key` is the setting of the port, for messages. `changed` is called when `problem` has changed.
     """
 
     def __init__(
         self, what: str, key: str, address: str, port: int, *, application: Any, changed: Callable[[], None]
     ) -> None:
-        self.trouble = ""
+        self.problem = ""
         self.where = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
         self.tried = asyncio.Event()
         self._what, self._key = what, key
@@ -111,12 +111,12 @@ class Port:
             return f"another program has the port; end it, or change {self._key} in /etc/default/citadel-llm; {tried}"
         return f"SERVER_IP in /etc/default/citadel-llm must be an address of this host; {tried}"
 
-    def _say(self, trouble: str) -> None:
-        if trouble and trouble != self.trouble:
-            log.error("%s", trouble)
-        elif not trouble:
+    def _say(self, problem: str) -> None:
+        if problem and problem != self.problem:
+            log.error("%s", problem)
+        elif not problem:
             log.info("%s on %s", self._what, self.where)
-        self.trouble = trouble
+        self.problem = problem
         self._changed()
 
     def _bind(self) -> socket.socket:

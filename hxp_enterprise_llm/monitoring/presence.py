@@ -1,13 +1,13 @@
-"""From moments at which an instance is seen up or down to the periods in between."""
+"""Periods in which an instance was up or down, from the moments at which it was seen."""
 
 LONGEST_GAP_SEC = 120.0
-"""A longer time between two looks means that the clock was set or the host was asleep: nobody knows what was then."""
+"""A longer time between two looks means that the clock was set or the host was suspended: it counts as unknown."""
 
 
 class Presence:
-    """When one instance was up, and when it was down and should not have been (seconds since the epoch).
+    """When one instance was up, and when it was down but should have been up (seconds since the epoch).
 
-    `until` is where the last period on record ends.
+    `until` is the end of the last recorded period.
     """
 
     def __init__(self, until: float = 0.0) -> None:
@@ -17,9 +17,9 @@ class Presence:
         self._fresh = True
 
     def seen(self, up: bool | None, since: float, now: float) -> list[tuple[bool, float, float]]:
-        """Take in how it is now, None for "off, as it should be or nobody knows"; the periods to record for that.
+        """Update with the present state, None for "down as it should be" and for unknown; the periods to record.
 
-        `since` is when the unit last changed: the first look after a pause of the monitor reaches back that far.
+        `since` is when the unit last changed: the first period after a pause of the monitor begins then.
         """
         found = []
         if self._fresh:

@@ -1,4 +1,4 @@
-"""Asking an instance's own endpoint whether it answers."""
+"""Probes of the endpoints of instances."""
 
 import asyncio
 import errno
@@ -10,17 +10,17 @@ import httpx
 from hxp_enterprise_llm.settings.address import Address
 
 ANSWER_SEC = 3.0
-"""How long an instance has to answer from the first byte to the last header; nobody waits for it meanwhile."""
+"""How long an instance may take until the last header of its answer; no client of the monitor waits for that."""
 
 
 def client() -> httpx.AsyncClient:
-    """One for all instances: each question has a connection of its own, so that no answer can spoil the next."""
-    # Certificates are not verified: their names are not addresses of this host, what is asked never leaves it, carries
-    # no secret, and an instance that would lie can do so with its own certificate. Those to trust would cost memory.
+    """One client for all instances. Each probe has its own connection, so that no answer can spoil the next one."""
+    # Certificates are not verified: their names are not addresses of this host, and a probe neither leaves the host nor
+    # carries a secret. A false instance has the true certificate. Trusted certificates would take memory.
     unverified = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     unverified.check_hostname = False
     unverified.verify_mode = ssl.CERT_NONE
-    # The environment's proxies are for other hosts.
+    # Proxies in the environment are for other hosts.
     return httpx.AsyncClient(
         timeout=ANSWER_SEC,
         trust_env=False,
@@ -30,9 +30,9 @@ def client() -> httpx.AsyncClient:
 
 
 async def ask(asker: httpx.AsyncClient, address: Address) -> str | None:
-    """Ask for /health; "" if the answer is 200, else what is wrong. The body is never read. Raises nothing.
+    """Request /health; "" if the answer is 200, else what is wrong. Does not read the body. Raises nothing.
 
-    None is that it could not be asked, for want of a descriptor here: that says nothing of the instance.
+    None if the monitor has no file descriptor for the request, which says nothing about the instance.
     """
     url = f"{address.url}/health"
     try:
@@ -43,16 +43,16 @@ async def ask(asker: httpx.AsyncClient, address: Address) -> str | None:
     except httpx.ConnectError as error:
         return None if _ours(error) else f"{url} cannot be reached"
     except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
-        return None if _ours(error) else f"{url} answers something that is no HTTP"
+        return None if _ours(error) else f"{url} does not answer in HTTP"
 
 
 def _ours(error: BaseException) -> bool:
-    """Whether an error comes of this process's or this host's lack of descriptors."""
+    """Whether an error comes from a lack of file descriptors in this process or on this host."""
     return any(isinstance(one, OSError) and one.errno in (errno.EMFILE, errno.ENFILE) for one in _causes(error))
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it was made of: httpx, httpcore and anyio each wrap it once."""
+    """An error and its causes: httpx, httpcore and anyio each wrap it once."""
     while error:
         yield error
         if isinstance(error, BaseExceptionGroup):

@@ -1,4 +1,4 @@
-"""All citadel-llm@ units as systemd tells of them: by its signals, and never by asking at intervals."""
+"""All citadel-llm@ units, followed by systemd's signals rather than by polling."""
 
 import asyncio
 import logging
@@ -28,19 +28,19 @@ WANTED = {
     "ControlGroup", "MainPID", "NRestarts", "StatusText", "Result", "ExecMainStatus", "ExecMainCode",
     "ExecMainStartTimestamp", "ExecMainExitTimestamp", "Job", "MemoryMax", "CPUQuotaPerSecUSec", "TasksMax",
 }  # fmt: skip
-"""Properties that are kept; those of a unit are some three hundred (org.freedesktop.systemd1(5))."""
+"""Properties that are kept; a unit has about three hundred (org.freedesktop.systemd1(5))."""
 IDLE: dict[str, Any] = dict.fromkeys(WANTED) | {
     "ActiveState": "inactive", "SubState": "dead", "UnitFileState": "disabled", "StatusText": "",
 }  # fmt: skip
 IDLE_ENABLED = IDLE | {"UnitFileState": "enabled"}
-"""Those of a unit that systemd does not hold: it neither runs, nor has it failed."""
+"""Properties of a unit that systemd has not loaded: it neither runs nor has failed."""
 SILENT = {"ActiveState", "SubState", "InvocationID"}
-"""With a change of these others may have changed that systemd sends no signal of, such as ControlGroup."""
+"""After a change of these, properties may have changed of which systemd sends no signal, such as ControlGroup."""
 FIRST_PAUSE_SEC, LONGEST_PAUSE_SEC = 1.0, 30.0
 AGAIN_SEC = 5.0
-"""How long after a question that systemd has not answered it is asked again."""
+"""How long until the next try to read a unit's properties after systemd has not answered."""
 TOGETHER_SEC = 0.05
-"""How long changes are gathered before units are asked for what is sent in no signal."""
+"""How long changes are collected before the properties that come in no signal are read."""
 RULES = (
     f"interface='{PROPERTIES_INTERFACE}',member='PropertiesChanged',path_namespace='{UNITS}'",
     f"interface='{MANAGER_INTERFACE}',member='Reloading'",
@@ -51,19 +51,19 @@ RULES = (
 
 
 class Listener(Protocol):
-    """Who is told."""
+    """What `UnitWatch` calls."""
 
     def names(self) -> list[str]:
-        """Read the settings files again; the instances that have one."""
+        """Read the settings files again; the names of the instances that have one."""
 
     def changed(self, name: str, properties: dict[str, Any], boot: int) -> None:
-        """Properties of an instance's unit, all of them or those that changed; `boot` tells runs of the host apart."""
+        """Properties of an instance's unit, all or the changed ones; `boot` differs for each boot of the host."""
 
     def present(self, names: set[str]) -> None:
-        """Which instances there are: with a settings file, enabled, or not stopped."""
+        """The names of all instances: those with a settings file, enabled, or not stopped."""
 
-    def connected(self, trouble: str) -> None:
-        """The connection to systemd is there (""), or it is not, and why."""
+    def connected(self, problem: str) -> None:
+        """The connection to systemd works (""), or why it does not."""
 
 
 def plain(properties: dict[str, Any]) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def plain(properties: dict[str, Any]) -> dict[str, Any]:
 
 
 def instance_at(path: str) -> str | None:
-    """The instance whose unit has a bus path, None for other units."""
+    """The instance of the unit with this bus path, None for other units."""
     if not path.startswith(PATH_PREFIX):
         return None
     unit = re.sub("_([0-9a-f]{2})", lambda code: chr(int(code[1], 16)), path.removeprefix(f"{UNITS}/"))
@@ -81,7 +81,7 @@ def instance_at(path: str) -> str | None:
 
 
 class UnitWatch:
-    """Follows the units for as long as `run` runs, and connects again when the bus or systemd was away."""
+    """Follows the units while `run` runs, and connects again after the bus or systemd has disconnected."""
 
     def __init__(self, listener: Listener, connect: Callable[[], Systemd] = Systemd) -> None:
         self._listener = listener
@@ -101,15 +101,15 @@ class UnitWatch:
                 async with self._connect() as systemd:
                     pause = await self._until_gone(systemd, pause)
             except CitadelError as error:
-                self._trouble(str(error))
+                self._lost(str(error))
             except Exception:
                 log.exception("following systemd went wrong")
-                self._trouble("systemd's answers are not understood, see the journal")
+                self._lost("systemd's answers cannot be read; see the journal")
             await asyncio.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE_SEC)
 
     async def _until_gone(self, systemd: Systemd, pause: float) -> float:
-        """Follow until the bus goes away; how long to wait before trying again."""
+        """Follow until the bus disconnects; how long to wait before the next try."""
         loop = asyncio.get_running_loop()
         begin = loop.time()
         tasks = [asyncio.create_task(self._follow(systemd)), asyncio.create_task(systemd.gone())]
@@ -117,16 +117,16 @@ class UnitWatch:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
-            raise SystemdUnreachable("the system bus has gone away")
+            raise SystemdUnreachable("the system bus has disconnected")
         except CitadelError as error:
-            self._trouble(str(error))
+            self._lost(str(error))
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         return FIRST_PAUSE_SEC if loop.time() - begin > LONGEST_PAUSE_SEC else pause
 
-    def _trouble(self, text: str) -> None:
+    def _lost(self, text: str) -> None:
         self._listener.connected(text)
 
     async def _follow(self, systemd: Systemd) -> None:
@@ -134,14 +134,14 @@ class UnitWatch:
         self._wake.set()
         lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         await systemd.listen(lambda message: self._on_signal(message, lost), *RULES)
-        # The start of this run of the host's service manager.
+        # The start of the manager identifies this boot.
         self._boot = await systemd.started()
         while True:
             wake = asyncio.create_task(self._wake.wait())
             await asyncio.wait((wake, lost), return_when=asyncio.FIRST_COMPLETED)
             wake.cancel()
             if lost.done():
-                raise SystemdUnreachable("systemd has left the bus")
+                raise SystemdUnreachable("systemd has disconnected from the bus")
             await asyncio.sleep(TOGETHER_SEC)
             self._wake.clear()
             if self._everything:
@@ -155,10 +155,10 @@ class UnitWatch:
         return names
 
     async def _all(self, systemd: Systemd) -> set[str]:
-        """Tell which instances there are, and of those that lie idle that they do; the others, which are to be asked.
+        """Report all instances, and the properties of those that systemd has not loaded; the names of the others.
 
-        To be asked, systemd would load each idle one for the question and forget it again, for 5 ms (measured) in which
-        it does nothing else: there may be thousands.
+        To answer about such a unit, systemd would load and unload it, which blocks it for 5 ms (measured); there may be
+        thousands.
         """
         signals = dict(self._signals)
         pattern = [unit_name("*")]
@@ -171,7 +171,7 @@ class UnitWatch:
         self._listener.present(names)
         self._signals = {name: count for name, count in self._signals.items() if name in names}
         self._unanswered = {name: why for name, why in self._unanswered.items() if name in names}
-        # One that a signal has told of meanwhile is held now.
+        # A unit that sent a signal meanwhile is loaded now.
         idle = {name for name in names - held.keys() if self._signals.get(name) == signals.get(name)}
         for name in idle:
             self._unanswered.pop(name, None)
@@ -192,7 +192,7 @@ class UnitWatch:
         if self._signals.get(name, 0) == signals:
             self._listener.changed(name, properties, self._boot)
         else:
-            # A signal overtook the answer, which may be the older of the two.
+            # A signal came before the answer, and may be newer.
             self._again(name)
 
     def _once_more(self, name: str) -> None:

@@ -20,7 +20,7 @@ NOT_READY, MISSING = 503, 404
 
 
 def policy(page: str) -> str:
-    """A Content-Security-Policy that allows a page its own inline style and script, and to ask where it came from."""
+    """A Content-Security-Policy that allows a page its inline style and script, and requests to its own origin."""
 
     def hashes(tag: str) -> str:
         inline = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
@@ -47,13 +47,13 @@ class HeadAsGet:
         self._application = application
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand a request on."""
-        # FastAPI would describe HEAD as an operation of its own, and want another name for each.
+        """Pass a request on."""
+        # FastAPI would describe HEAD as a separate operation that needs another name.
         await self._application({**scope, "method": "GET"} if scope.get("method") == "HEAD" else scope, receive, send)
 
 
 class Answers:
-    """The JSON of all services, made once for each state of things."""
+    """The JSON of all services, made once for each change."""
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
@@ -61,7 +61,7 @@ class Answers:
         self._content = b""
 
     def all(self) -> tuple[ServicesHealth, bytes]:
-        """What is known, and its JSON."""
+        """The health of all services, and its JSON."""
         now = self._fleet.services()
         if now is not self._of:
             self._of, self._content = now, now.model_dump_json().encode()
@@ -73,7 +73,7 @@ def application(fleet: Fleet, version: str, problems: Callable[[], Iterable[str]
 
     `problems` gives what is wrong with the monitor beside fleet and store.
     """
-    # Its pages of documentation would fetch scripts from elsewhere.
+    # The documentation pages of FastAPI fetch scripts from other hosts.
     app = FastAPI(
         title="citadel-llm monitor",
         version=version,
@@ -88,13 +88,13 @@ def application(fleet: Fleet, version: str, problems: Callable[[], Iterable[str]
     def not_ready(model: type, text: str) -> dict[int | str, dict[str, Any]]:
         return {NOT_READY: {"model": model, "description": text}}
 
-    @app.get("/health", response_model=MonitorHealth, responses=not_ready(MonitorHealth, "It cannot see the services"))
+    @app.get("/health", response_model=MonitorHealth, responses=not_ready(MonitorHealth, "It cannot ask systemd"))
     async def health() -> Response:
         """The monitor itself."""
-        reason = "; ".join(filter(None, (*problems(), fleet.trouble, fleet.store.problem)))
-        status = Status.UNHEALTHY if fleet.trouble else Status.HEALTHY
+        reason = "; ".join(filter(None, (*problems(), fleet.problem, fleet.store.problem)))
+        status = Status.UNHEALTHY if fleet.problem else Status.HEALTHY
         found = MonitorHealth(status=status, version=version, **fleet.host._asdict(), reason=reason)
-        return _json(found.model_dump_json().encode(), not fleet.trouble)
+        return _json(found.model_dump_json().encode(), not fleet.problem)
 
     @app.get(
         "/health/services",
@@ -102,7 +102,7 @@ def application(fleet: Fleet, version: str, problems: Callable[[], Iterable[str]
         responses=not_ready(ServicesHealth, "An enabled or running service is not ready"),
     )
     async def services() -> Response:
-        """All services: 200 if every one that is enabled or running is ready."""
+        """All services: 200 if each that is enabled or running is ready."""
         found, content = answers.all()
         return _json(content, found.status is Status.HEALTHY)
 
@@ -125,7 +125,7 @@ def application(fleet: Fleet, version: str, problems: Callable[[], Iterable[str]
 
     @app.get("/health/targets")
     async def targets() -> list[Target]:
-        """The services that run, as Prometheus' HTTP service discovery reads it: each has vLLM's own /metrics."""
+        """The services that run, in the format of Prometheus' HTTP service discovery: each has vLLM's own /metrics."""
         return fleet.targets()
 
     page = PAGE.read_text(encoding="utf-8")

@@ -1,1 +1,1 @@
-"""What processes tell each other: state.json, reload requests, credentials, names of the worker."""
+"""What processes exchange: state.json, reload requests, credentials, and the names of the worker."""

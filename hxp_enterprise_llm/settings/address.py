@@ -1,4 +1,4 @@
-"""Where an instance's API is."""
+"""The address of an instance's API."""
 
 import ipaddress
 from typing import Annotated, Literal
@@ -17,7 +17,7 @@ def authority(host: str, port: int) -> str:
 
 
 class Address(BaseModel):
-    """The address that it listens on, as HOST and PORT have it, and what it speaks there."""
+    """The scheme, address and port on which an instance listens, from HOST, PORT and TLS_CERT_FILE."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -27,20 +27,20 @@ class Address(BaseModel):
 
     @classmethod
     def of(cls, config: ServiceConfigSchema) -> "Address":
-        """Where the settings put it."""
+        """The address in the settings of an instance."""
         return cls(scheme="https" if config.tls_cert_file else "http", host=config.host, port=config.port)
 
     @property
     def tls(self) -> bool:
-        """Whether it speaks HTTPS."""
+        """Whether the scheme is HTTPS."""
         return self.scheme == "https"
 
     @property
     def authority(self) -> str:
-        """Where this host reaches it: address and port as in a URL."""
+        """Address and port as in a URL, for clients on this host."""
         return authority(self.host, self.port)
 
     @property
     def url(self) -> str:
-        """What paths of the API are appended to, on this host."""
+        """The base URL of the API, for clients on this host."""
         return f"{self.scheme}://{self.authority}"

@@ -1,7 +1,7 @@
-"""Files of API keys: what API_KEY_FILE names. `citadel-llm key` writes them, a model's main process reads them.
+"""Key files, which API_KEY_FILE names: `citadel-llm key` writes them, the main process of an instance reads them.
 
-A line is `sha256:DIGEST NAME DATE` for a key that `citadel-llm key add` has made and of which only the digest is kept,
-or a key as it is, written by hand. A digest without salt is enough for keys that are drawn at random (256 bits).
+A line is `sha256:DIGEST NAME DATE` for a key from `citadel-llm key add`, of which only the digest is kept, or a key
+written by hand. A digest without salt is enough for random keys of 256 bits.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ BYTES = 32
 
 
 class ApiKey(NamedTuple):
-    """One key: its name and date (both empty for one written by hand), and the SHA-256 digest of it."""
+    """One key: its name and date, both empty for a key written by hand, and its SHA-256 digest."""
 
     name: str
     made: str
@@ -23,9 +23,9 @@ class ApiKey(NamedTuple):
 
 
 def read(text: str) -> list[ApiKey]:
-    """The keys of a file, in its order; empty lines and those that begin with # are none.
+    """The keys of a file, in order, without empty lines and comments, which start with #.
 
-    Raises ValueError, which does not repeat the line, for one that is no key.
+    Raises ValueError for a line that is not a key; the message does not repeat the line.
     """
     keys = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -38,16 +38,16 @@ def read(text: str) -> list[ApiKey]:
         elif re.fullmatch(r"[!-~]+", written) and not written.startswith("sha256:"):
             keys.append(ApiKey("", "", digest(written)))
         else:
-            raise ValueError(f"line {number} is no key: write one a line, in ASCII, without spaces")
+            raise ValueError(f"line {number} is not a key: write one key per line, in ASCII, without spaces")
     return keys
 
 
 def digest(key: str) -> str:
-    """What a key is compared by."""
+    """The SHA-256 digest of a key, by which keys are compared."""
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def new(name: str) -> tuple[str, str]:
-    """A new key, and the line of the file that stands for it."""
+    """A new key, and its line for the file."""
     key = secrets.token_urlsafe(BYTES)
     return key, f"sha256:{digest(key)} {name} {datetime.now(UTC):%Y-%m-%d}"

@@ -1,4 +1,4 @@
-"""Settings files to the schema: the one way for programs to learn what an instance is configured to be."""
+"""From settings files to the schema: where programs get the configuration of an instance."""
 
 import os
 
@@ -42,7 +42,7 @@ def load(name: str, root: str = "/", file: str | None = None) -> tuple[ServiceCo
     settings = load_instance(name, host, root, file)
     own = instance_file(name, root)
     faults = [*host.faults, *(fault._replace(file=own) for fault in settings.faults)]
-    # The schema has the same defaults; each value that is given takes room in every instance that the monitor knows.
+    # The schema has the same defaults, and the monitor keeps the values of every instance in memory.
     values = {key.lower(): value for key, value in settings.understood.items() if value is not None}
     values = {key: value for key, value in values.items() if value != DEFAULTS[key]}
     fatal = [fault for fault in faults if fault.fatal]
@@ -58,7 +58,7 @@ def load(name: str, root: str = "/", file: str | None = None) -> tuple[ServiceCo
     understood = None
     if values.keys() >= REQUIRED:
         understood = ServiceConfigSchema.model_construct(name=name, environment=settings.environment, **values)
-        # What contradicts a value that is refused anyway may not once that is mended.
+        # A contradiction with a refused value may disappear once that value is corrected.
         refused = [key for key in INSTANCE_KEYS if any(fault.text.startswith(f"{key}=") for fault in fatal)]
         fatal += [
             Fault(own, 0, sentence)
@@ -69,9 +69,9 @@ def load(name: str, root: str = "/", file: str | None = None) -> tuple[ServiceCo
 
 
 def api_key_file(name: str, root: str = "/") -> str | None:
-    """What instance `name` has as its API_KEY_FILE, also where other keys of it are refused: a key can be revoked then.
+    """The API_KEY_FILE of instance `name`, even if other keys of it are refused: an API key can then be revoked.
 
-    Raises SettingsRefused where this one may be refused too.
+    Raises SettingsRefused if API_KEY_FILE itself is, or may be, refused.
     """
     file: str | None
     file, faults = read_alone(instance_file(name, root), INSTANCE_KEYS["API_KEY_FILE"])

@@ -1,7 +1,7 @@
-"""Root's files that a service needs and its user may not read: which there are, and how they are read for it.
+"""Files that a service needs and that only root can read: API keys, certificate, private key, token of the hub.
 
-They reach a start as systemd credentials, by the generator's drop-in, and a reload through `reload_command`.
-Standard library only, see `settings_file`.
+A start gets them as systemd credentials through the generator's drop-in, a reload through
+`protocol.reload_request`. Standard library only, see `grammar`.
 """
 
 import errno
@@ -21,20 +21,20 @@ KEYS = {
     "tls-key": "TLS_KEY_FILE",
     HUB_TOKEN: "HUB_TOKEN_FILE",
 }
-"""The credentials by the name that systemd knows them by, and the key of the settings that names the file of each."""
+"""The name of each credential in systemd, and the key of the settings that names its file."""
 LARGEST_BYTES = 1 << 20
-"""What systemd takes as a credential."""
+"""The largest credential that systemd accepts (bytes)."""
 DIRECTORY = "/etc/citadel-llm"
-"""Where files of keys are, unless the settings say otherwise."""
+"""The directory of key files, unless the settings name others."""
 MISSING = "not there"
-"""What a service gets for a file that is not there. It is neither a key, nor PEM, nor a token: no file can mean it."""
+"""What a service gets for a missing file. It is no key, no PEM and no token, so no file can be mistaken for it."""
 
 
 def lock(root: str = "/") -> int:
-    """Let one at a time read keys and write them back, or hand them over; others wait until it closes this descriptor.
+    """Lock settings files and key files for a change or a handover; others wait until this descriptor is closed.
 
-    The lock is on the directory of keys, whichever files they are in: no rename replaces it, and since nobody but root
-    may open it, nobody else can hold the lock and so keep a key from being revoked. Raises OSError.
+    The lock is on the directory of keys, whichever files hold them: no rename replaces it, and only root can open it,
+    so no other user can hold the lock and prevent the revocation of a key. Raises OSError.
     """
     directory = os.path.join(root, DIRECTORY.lstrip("/"))
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -43,7 +43,7 @@ def lock(root: str = "/") -> int:
 
 
 def files(values: Mapping[str, Any]) -> dict[str, str]:
-    """The files of one instance's settings, by the name of the credential."""
+    """The files that the settings of one instance name, by the name of the credential."""
     named = {name: str(values[key]) for name, key in KEYS.items() if values[key]}
     if not values["ALLOW_DOWNLOAD"]:
         named.pop(HUB_TOKEN, None)
@@ -51,7 +51,7 @@ def files(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def can_be_loaded(file: str) -> bool:
-    """Whether systemd can load a file, or may be able to when the service starts: it may come with a mount."""
+    """Whether systemd can load a file. A missing file may appear with a mount before the service starts."""
     try:
         _check(os.stat(file))
     except FileNotFoundError:
@@ -62,7 +62,7 @@ def can_be_loaded(file: str) -> bool:
 
 
 def read(file: str) -> bytes:
-    """The content of a file, or MISSING if it cannot be had."""
+    """The content of a file, or MISSING if it cannot be read."""
     try:
         return content(file)
     except OSError:
@@ -70,8 +70,8 @@ def read(file: str) -> bytes:
 
 
 def content(file: str) -> bytes:
-    """The content of a file, which a link may lead to. Raises OSError, also if it is no regular one or too large."""
-    # Looked at first: opening a device can have an effect. Then again, for another may be there by now.
+    """The content of a file, also through a link. Raises OSError, also for a file that is not regular or too large."""
+    # Before opening, since opening a device can have an effect; and after, since the file may have been replaced.
     _check(os.stat(file))
     with os.fdopen(os.open(file, READING), "rb") as stream:
         _check(os.fstat(stream.fileno()))

@@ -1,6 +1,6 @@
-"""The errors of this library: each with a stable code, and the exit status that an entry point gives it.
+"""The errors of this library, each with a stable code and the exit status of an entry point that it ends.
 
-Libraries raise these; only the unit's main process and the command line exit.
+Libraries raise these errors; only the main process of a unit and the command line exit.
 """
 
 from collections.abc import Sequence
@@ -14,40 +14,40 @@ if TYPE_CHECKING:
 
 
 class ExitStatus(IntEnum):
-    """Exit statuses of the command line and of the unit's main process; those from 64 are the names of sysexits.h."""
+    """Exit statuses of the command line and of the main process; from 64 on, the names are those of sysexits.h."""
 
     DONE = 0
     FAILED = 1
     USAGE = 2
     NOT_RUNNING = 3  # as systemctl status
     NO_SUCH_INSTANCE = 4
-    UNAVAILABLE = 69  # the port is taken, the address or a GPU is missing
+    UNAVAILABLE = 69  # the port is in use, the address or a GPU is missing
     SOFTWARE = 70  # the engine died
-    OUT_OF_MEMORY = 71  # the kernel ended the engine for want of memory
-    TEMPORARY = 75  # the engine hung and was ended
+    OUT_OF_MEMORY = 71  # the kernel killed the engine: out of memory
+    TEMPORARY = 75  # the engine hung and was stopped
     CONFIG = 78  # settings refused or model missing; systemd does not retry
 
 
 class CitadelError(Exception):
-    """Base of every error that this library raises on purpose. The message says what to do next."""
+    """Base of every error that this library raises. The message says what to do next."""
 
     code = "failed"
     exit_status = ExitStatus.FAILED
 
     def __init__(self, message: str) -> None:
-        # A message may name a file whose name is not UTF-8, and everything it is sent to is.
+        # A message may contain a file name that is not UTF-8; systemd, the journal and terminals expect UTF-8.
         super().__init__(printable(message))
 
     @property
     def fields(self) -> dict[str, str]:
-        """What a log record of this error carries besides its words; see `journal`."""
+        """The additional fields of a log record of this error; see `system.journal`."""
         return {"reason": self.code}
 
 
 class SettingsRefused(CitadelError):
-    """A settings file has faults; `faults` holds all of them.
+    """A settings file has errors; `faults` holds all of them.
 
-    `understood` are the settings without what is refused, for who looks for what else is wrong with them.
+    `understood` are the settings without the refused values, in which further checks look for further errors.
     """
 
     code = "settings-refused"
@@ -59,56 +59,56 @@ class SettingsRefused(CitadelError):
 
 
 class ModelMissing(CitadelError):
-    """The model that the settings name is not on this host, or is not one that the service can read."""
+    """The model in the settings is not on this host, or the service cannot read it."""
 
     code = "model-missing"
     exit_status = ExitStatus.CONFIG
 
 
 class PortTaken(CitadelError):
-    """Something else listens on the instance's port."""
+    """Another process listens on the port of the instance."""
 
     code = "port-taken"
     exit_status = ExitStatus.UNAVAILABLE
 
 
 class AddressMissing(CitadelError):
-    """The address to listen on is not, or not yet, one of this host."""
+    """The address to listen on is not, or not yet, an address of this host."""
 
     code = "address-missing"
     exit_status = ExitStatus.UNAVAILABLE
 
 
 class EngineHung(CitadelError):
-    """vLLM runs but gets nowhere."""
+    """vLLM runs but makes no progress."""
 
     code = "engine-hung"
     exit_status = ExitStatus.TEMPORARY
 
 
 class EngineDied(CitadelError):
-    """vLLM, or one of its processes, ended by itself."""
+    """vLLM, or one of its processes, ended unexpectedly."""
 
     code = "engine-died"
     exit_status = ExitStatus.SOFTWARE
 
 
 class OutOfMemory(CitadelError):
-    """The kernel ended a process of the service, because it needed more than MEMORY_LIMIT_GB."""
+    """The kernel killed a process of the service, because the service needed more than MEMORY_LIMIT_GB."""
 
     code = "out-of-memory"
     exit_status = ExitStatus.OUT_OF_MEMORY
 
 
 class GpuMissing(CitadelError):
-    """A GPU that the settings name is not there."""
+    """A GPU in the settings is missing on this host."""
 
     code = "gpu-missing"
     exit_status = ExitStatus.UNAVAILABLE
 
 
 class NoSuchInstance(CitadelError):
-    """An instance without a settings file."""
+    """The instance has no settings file."""
 
     code = "no-such-instance"
     exit_status = ExitStatus.NO_SUCH_INSTANCE
@@ -118,28 +118,28 @@ class NoSuchInstance(CitadelError):
 
 
 class NotRunning(CitadelError):
-    """An instance does not run, and what was asked for is for one that does."""
+    """The instance is not running, and the requested action needs a running instance."""
 
     code = "not-running"
     exit_status = ExitStatus.NOT_RUNNING
 
 
 class SystemdUnreachable(CitadelError):
-    """There is no systemd to talk to, or no bus to reach it by."""
+    """systemd is not running, or there is no bus to reach it."""
 
     code = "systemd-unreachable"
 
 
 class NotPermitted(CitadelError):
-    """The user may not do that."""
+    """The user lacks the permission for the action."""
 
     code = "not-permitted"
 
 
 class JobFailed(CitadelError):
-    """systemd could not do what it was asked to; the message has the unit's own reason.
+    """A job of systemd failed; the message has the unit's own reason.
 
-    `status` is the exit status of the unit's main process, if it had one.
+    `status` is the exit status of the main process, if the unit had one.
     """
 
     code = "job-failed"
@@ -151,7 +151,7 @@ class JobFailed(CitadelError):
 
 
 class DependencyCycle(CitadelError):
-    """Instances that require each other in a circle, so that none can be first; `circle` begins and ends with one."""
+    """Instances require each other in a cycle, so none can start first; `circle` starts and ends with the same one."""
 
     code = "dependency-cycle"
     exit_status = ExitStatus.CONFIG
@@ -159,11 +159,11 @@ class DependencyCycle(CitadelError):
     def __init__(self, circle: Sequence[str]) -> None:
         self.circle = tuple(circle)
         way = " → ".join(circle)
-        super().__init__(f"these instances wait for each other in a circle: {way}; take one out of REQUIRES or AFTER")
+        super().__init__(f"these instances wait for each other in a cycle: {way}; remove one from REQUIRES or AFTER")
 
 
 class SeveralFailed(CitadelError):
-    """More than one instance failed; `errors` has each."""
+    """More than one instance failed; `errors` holds the error of each."""
 
     code = "several-failed"
 

@@ -1,4 +1,4 @@
-"""The grammar of a settings file: text to keys and values, or faults.
+"""The grammar of a settings file: from text to keys and values, or to errors.
 
 A line is accepted only if systemd's EnvironmentFile=, python-dotenv and a POSIX shell read the same value from it:
 
@@ -7,8 +7,8 @@ A line is accepted only if systemd's EnvironmentFile=, python-dotenv and a POSIX
     KEY='anything printable but a quote, a backslash or a dollar'
     KEY="anything printable but a quote, a backslash, a dollar or a backtick"
 
-This module and its neighbour `settings_keys` use the standard library alone: the systemd generator runs them with
-Debian's own Python, as root, at a moment of the boot when /opt may not be mounted.
+This module, `keys` and `values` use only the standard library: the systemd generator runs them as root with Debian's
+Python, early in the boot, when /opt may not be mounted.
 """
 
 import errno
@@ -20,21 +20,22 @@ from typing import NamedTuple
 MAX_BYTES = 64 * 1024
 MAX_LINES = 1000
 MAX_LINE = 4096
-"""A settings file is refused beyond these (bytes, lines, characters of a line): ours are under 4 KiB, and the generator
-reads all of them at every boot."""
+"""Limits of a settings file (bytes, lines, characters of a line). The files of the package are under 4 KiB, and the
+generator reads every file at every boot."""
 
 MAX_FAULTS = 100
-"""Nobody mends more at once, and a message takes longer to make than a line to read."""
+"""Errors after which a file is not read further: nobody corrects more at once, and each message takes more time than
+reading a line."""
 
 READING = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-"""How root opens what may be no file: a FIFO does not hold up the boot until somebody writes to it, and a terminal does
-not become that of the process."""
+"""Flags with which root opens a path that may not be a regular file: a FIFO without a writer does not block the boot,
+and a terminal does not become the controlling terminal."""
 
 
 class Fault(NamedTuple):
-    """One thing wrong with a settings file.
+    """One error in a settings file, or a warning if it is not `fatal`.
 
-    `line` counts from 1 and is 0 where the fault is of the file as a whole.
+    `line` counts from 1; 0 stands for the file as a whole.
     """
 
     file: str
@@ -48,7 +49,7 @@ class Fault(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A key with its value, and the line (from 1) that set it."""
+    """A key with its value and its line, counted from 1."""
 
     key: str
     value: str
@@ -56,9 +57,9 @@ class Entry(NamedTuple):
 
 
 class SettingsText(NamedTuple):
-    """What a settings file says: the last entry of each key, and the faults met on the way.
+    """The content of a settings file: the last entry of each key, and the errors and warnings.
 
-    A key whose last line is refused has no entry. `whole` is false if not all of the file was read.
+    A key whose last line is refused has no entry. `whole` is false if part of the file was not read.
     """
 
     entries: dict[str, Entry]
@@ -77,30 +78,31 @@ _LINE = re.compile(
     [ \t]*""",
     re.VERBOSE,
 )
-# systemd 252 joins a comment that ends in a backslash with the next line, a shell does not.
+# systemd 252 joins a comment that ends in a backslash with the next line; a shell does not.
 _BLANK = re.compile(r"[ \t]*(?:#(?:.*[^\\])?)?")
-COMMENT = "put the comment on a line of its own: systemd makes it part of the value, dotenv and a shell drop it"
-GLUED_COMMENT = "put the comment on a line of its own: dotenv drops it, systemd and a shell make it part of the value"
+COMMENT = "put the comment on a line of its own: systemd keeps it in the value, dotenv and a shell drop it"
+GLUED_COMMENT = "put the comment on a line of its own: dotenv drops it, systemd and a shell keep it in the value"
 # A shell drops NUL, dotenv keeps it.
-CONTROL = "contains a control character: systemd, dotenv and a shell do not all keep every one of them; delete it"
-CR_LF = "ends in CR LF: a shell makes CR part of the value, systemd and dotenv drop it; use dos2unix"
-LINK = "is a symbolic link, and who may write its target would write the settings; copy the file here instead"
+CONTROL = "contains a control character, which systemd, dotenv and a shell treat differently; delete it"
+CR_LF = "ends in CR LF: a shell keeps the CR in the value, systemd and dotenv drop it; use dos2unix"
+LINK = "is a symbolic link; whoever can write its target could change the settings; copy the file here instead"
 _NO_CHARACTERS = "".join(chr(plane << 16 | last) for plane in range(17) for last in (0xFFFE, 0xFFFF))
-"""Code points that Unicode keeps free, with U+FDD0 to U+FDEF: systemd throws away a whole file that has one."""
+"""Noncharacters of Unicode, besides U+FDD0 to U+FDEF: systemd ignores a whole file that contains one."""
 _UNPRINTABLE = re.compile(rf"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufdd0-\ufdef{_NO_CHARACTERS}]")
 
 _NOT_PRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-"""Control characters but for tab and line feed, and surrogates."""
+"""Surrogates, and control characters except tab and line feed."""
 
 
 def read(path: str) -> SettingsText:
-    """Read the settings file at `path`; every fault is in the result, none is raised.
+    """Read the settings file at `path`; all errors are in the result, none is raised.
 
-    Who may write the settings decides what root does: limits, users, files handed to the service. So a symbolic link
-    is refused, and a file that others than root may write. (Who owns the directory could replace any file in it.)
+    Whoever can write the settings controls root's actions: limits, users, files handed to the service. So symbolic
+    links are refused, and files that other users than root can write. (The owner of the directory could replace any
+    file in it.)
     """
     try:
-        # Looked at first: opening a device can have an effect, such as starting a watchdog.
+        # Before opening: opening a device can have an effect, such as starting a watchdog.
         _check_kind(os.lstat(path).st_mode)
         descriptor = os.open(path, READING | os.O_NOFOLLOW)
         try:
@@ -122,23 +124,23 @@ def read(path: str) -> SettingsText:
 
 
 class _Refused(Exception):
-    """What is wrong with a file as a whole."""
+    """An error of a file as a whole."""
 
 
 def _check_kind(mode: int) -> None:
     if stat.S_ISLNK(mode):
         raise _Refused(LINK)
     if not stat.S_ISREG(mode):
-        raise _Refused("is not a regular file; write the settings into a plain file")
+        raise _Refused("is not a regular file; write the settings to a regular file")
 
 
 def _check_writers(file: os.stat_result, directory: os.stat_result) -> None:
     if file.st_uid not in (0, directory.st_uid):
-        # The number: at boot nobody answers who it is, systemd itself waits for the generator.
-        raise _Refused(f"belongs to user number {file.st_uid}, who could change what root does; chown root it")
-    # The group's bits are also the bound of an access list.
+        # The number, since at boot no service can give the name: systemd waits for the generator.
+        raise _Refused(f"belongs to user number {file.st_uid}, who could control root through it; chown root it")
+    # The bits of the group are also the mask of an access list.
     if file.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise _Refused("may be written by others than root, who could change what root does; chmod 644 it")
+        raise _Refused("can be written by other users, who could control root through it; chmod 644 it")
 
 
 def parse(path: str, content: bytes) -> SettingsText:
@@ -150,7 +152,7 @@ def parse(path: str, content: bytes) -> SettingsText:
             faults.append(Fault(path, number, f"is beyond {MAX_LINES} lines; is this a settings file?"))
             return SettingsText(entries, faults, whole=False)
         if len(faults) >= MAX_FAULTS:
-            faults.append(Fault(path, number, "is not read: too much is wrong before it"))
+            faults.append(Fault(path, number, "is not read, as the lines before it have too many errors"))
             return SettingsText(entries, faults, whole=False)
         try:
             line = raw.decode("utf-8")
@@ -158,7 +160,7 @@ def parse(path: str, content: bytes) -> SettingsText:
             faults.append(Fault(path, number, "is not UTF-8 text; is this a settings file?"))
             return SettingsText(entries, faults, whole=False)
         if line.endswith("\r"):
-            # One for the file: it is wrong as a whole.
+            # One error for the file: all its lines are alike.
             faults.append(Fault(path, number, CR_LF))
             return SettingsText(entries, faults, whole=False)
         if len(line) > MAX_LINE:
@@ -180,7 +182,7 @@ def parse(path: str, content: bytes) -> SettingsText:
         value = next(text for text in (match["plain"], match["single"], match["double"]) if text is not None)
         if key in entries:
             earlier = entries[key].line
-            faults.append(Fault(path, number, f"{key} is set on line {earlier} too; this line counts", fatal=False))
+            faults.append(Fault(path, number, f"{key} is also set on line {earlier}; this line counts", fatal=False))
         entries[key] = Entry(key, value, number)
     return SettingsText(entries, faults)
 
@@ -222,10 +224,10 @@ def _cannot_read(error: OSError) -> str:
     if error.errno == errno.ELOOP:
         return LINK
     if error.errno == errno.ENOENT:
-        return "does not exist; create it, the package's own files beside it are examples"
+        return "does not exist; create it (the files of the package beside it are examples)"
     if error.errno == errno.EACCES:
         user = os.geteuid()
-        return f"cannot be read by user number {user}; chmod 644 it: models read their settings, which hold no secrets"
+        return f"cannot be read by user number {user}; chmod 644 it: services read their settings, which hold no secret"
     return f"cannot be read: {error.strerror}"
 
 
@@ -251,29 +253,29 @@ def shown(text: str) -> str:
 
 
 def _why_refused(line: str) -> str:
-    """Say which rule `line` breaks, what its three readers would make of it, and how to write it.
+    """The rule that `line` breaks, how its three readers differ, and how to write the line.
 
-    A value is not repeated: it may be a secret. tests/system/test_grammar.py asks the readers.
+    The value is not repeated: it may be a secret. tests/system/test_grammar.py compares this with the readers.
     """
     stripped = line.strip(" \t")
     if stripped.startswith("#"):
-        return "a comment ends in no backslash: it hides the next line from systemd, not from dotenv and a shell"
+        return "a comment cannot end in a backslash: systemd then skips the next line, dotenv and a shell do not"
     if stripped.startswith(";"):
-        return "a comment starts with #: systemd skips a line with ;, dotenv may read it, a shell gives the file up"
+        return "a comment starts with #: systemd skips a line with ;, dotenv may read it, a shell rejects the file"
     if re.match(r"export[ \t]", stripped):
-        return "leave out the word export: systemd ignores the line with it, dotenv and a shell read it"
+        return "leave out the word export: systemd ignores a line with it, dotenv and a shell read it"
     key, equals, value = stripped.partition("=")
     if not equals:
-        return "is not KEY=value: systemd and dotenv read no value from it, a shell runs it as a command"
+        return "is not KEY=value: systemd and dotenv ignore it, a shell runs it as a command"
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
         if key != key.strip(" \t"):
             return (
-                f"write {shown(key.strip())}= with no space before the equals sign: systemd and dotenv drop it, "
-                "a shell takes the key for a command"
+                f"write {shown(key.strip())}= without a space before the equals sign: systemd and dotenv drop the "
+                "space, a shell runs the key as a command"
             )
         return (
-            "the key may hold only letters, digits and _, and does not start with a digit: systemd ignores such a "
-            "line, dotenv reads it, a shell runs it as a command"
+            "a key has letters, digits and _ only, and no digit first: systemd ignores such a line, dotenv reads it, "
+            "a shell runs it as a command"
         )
     return f"{shown(key)}: {_why_value_refused(value)}"
 
@@ -281,27 +283,30 @@ def _why_refused(line: str) -> str:
 def _why_value_refused(value: str) -> str:
     quote = value[0] if value[:1] in {"'", '"'} else ""
     if value.startswith((" ", "\t")):
-        return "no space after the equals sign: systemd and dotenv drop it, a shell takes the value for a command"
+        return "no space after the equals sign: systemd and dotenv drop it, a shell runs the value as a command"
     if "\\" in value:
         if not quote:
-            return "leave out the backslash: systemd and a shell take it away, dotenv keeps it"
+            return "leave out the backslash: systemd and a shell remove it, dotenv keeps it"
         if quote == "'":
-            return "leave out the backslash: systemd and a shell keep it, dotenv takes it for the start of an escape"
+            return "leave out the backslash: systemd and a shell keep it, dotenv reads an escape"
         return "leave out the backslash: dotenv reads \\n as a new line, systemd and a shell do not"
     if "$" in value:
         if quote == "'":
-            return "leave out the $: nothing is expanded here, nor by systemd and a shell, but by dotenv"
-        return "leave out the $: nothing is expanded here, nor by systemd, but by dotenv and a shell"
+            return "leave out the $: dotenv expands variables here, systemd and a shell do not"
+        return "leave out the $: dotenv and a shell expand variables, systemd does not"
     if quote and value.count(quote) < 2:
-        return f"the quote {quote} is not closed on this line: systemd reads on, dotenv and a shell give up"
+        return f"the quote {quote} is not closed on this line: systemd reads on, dotenv and a shell stop"
     if quote and "#" in value.rpartition(quote)[2]:
         return COMMENT if re.search(r"[ \t]#", value.rpartition(quote)[2]) else GLUED_COMMENT
     if quote == '"' and "`" in value:
-        return "leave out the backticks: a shell runs what stands in them, systemd and dotenv keep it"
+        return "leave out the backticks: a shell runs the text between them, systemd and dotenv keep it"
     if quote:
-        return f"one pair of {quote} around it all, none inside: systemd and a shell join pieces, dotenv gives up"
+        return (
+            f"write one pair of {quote} around the value and none inside: systemd and a shell join the parts, "
+            "dotenv stops"
+        )
     if re.search(r"[ \t]#", value):
         return COMMENT
     if "'" in value or '"' in value:
-        return "quotes stand around the whole value or nowhere: systemd and dotenv keep such a quote, a shell does not"
-    return "put it in single quotes: unquoted, a shell splits, expands or runs such a value, systemd and dotenv keep it"
+        return "quote the whole value or nothing: systemd and dotenv keep a quote inside, a shell removes it"
+    return "put the value in single quotes: without them a shell splits, expands or runs it, systemd and dotenv keep it"

@@ -1,4 +1,4 @@
-"""Where the services live and what they default to: the host-wide settings as a frozen model."""
+"""The host-wide settings as a frozen model: addresses, directories, accounts and defaults."""
 
 from typing import Any, Self
 
@@ -10,7 +10,7 @@ from hxp_enterprise_llm.settings.values import load_host
 
 
 def _key(field: str) -> Key:
-    """The key of /etc/default/citadel-llm that a field is: its name in capitals, some after VLLM_ or DEFAULT_."""
+    """The key in /etc/default/citadel-llm for a field: its name in capitals, in some cases after VLLM_ or DEFAULT_."""
     return next(
         HOST_KEYS[name] for prefix in ("", "VLLM_", "DEFAULT_") if (name := prefix + field.upper()) in HOST_KEYS
     )
@@ -19,7 +19,7 @@ def _key(field: str) -> Key:
 class ServiceManagerConfig(BaseModel):
     """Host-wide settings. Memory in GiB, CPU in cores, times in seconds.
 
-    The rule of each field is that of its key in `utils.settings_keys`.
+    The rule for each field is the rule for its key in `keys`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -49,7 +49,7 @@ class ServiceManagerConfig(BaseModel):
 
     @classmethod
     def load(cls, root: str = "/") -> Self:
-        """Read /etc/default/citadel-llm below `root`. Raises SettingsRefused with every fault of it."""
+        """Read /etc/default/citadel-llm below `root`. Raises SettingsRefused with all errors of the file."""
         host = load_host(root)
         fatal = [fault for fault in host.faults if fault.fatal]
         if fatal:

@@ -1,4 +1,4 @@
-"""Which instance comes before which, by REQUIRES and AFTER of their settings."""
+"""The order of instances, from REQUIRES and AFTER in their settings."""
 
 from collections.abc import Iterable, Mapping
 from graphlib import CycleError, TopologicalSorter
@@ -26,7 +26,10 @@ def dependencies(root: str = "/", drafts: Mapping[str, str] | None = None) -> di
 
 
 def order(names: Iterable[str], before: Mapping[str, Iterable[str]]) -> list[str]:
-    """`names` sorted so that each comes after those in `before` of it. Raises DependencyCycle naming the cycle."""
+    """`names` sorted so that each instance comes after the instances in its `before`.
+
+    Raises DependencyCycle, which names the cycle.
+    """
     wanted = set(names)
     try:
         everything = list(TopologicalSorter(before).static_order())
@@ -36,7 +39,7 @@ def order(names: Iterable[str], before: Mapping[str, Iterable[str]]) -> list[str
 
 
 def with_required(names: Iterable[str], requires: Mapping[str, Iterable[str]]) -> set[str]:
-    """`names` and everything that they require, directly or not."""
+    """`names` and all instances that they require, directly or indirectly."""
     found: set[str] = set()
     todo = list(names)
     while todo:

@@ -1,7 +1,7 @@
-"""Names of the units, and the instance that a unit runs: the one place that knows how one becomes the other."""
+"""Unit names: from an instance to its unit and back."""
 
 TARGET = "citadel-llm.target"
-"""Enabled instances are wanted by this unit (WantedBy= in the template)."""
+"""The unit that wants all enabled instances (WantedBy= in the template)."""
 MONITOR = "citadel-llm-monitor.service"
 LOG_TEMPLATE = "citadel-llm-log@.service"
 """Template of the units that write log files, one for each instance if LOG_TO_FILE=yes."""
@@ -9,12 +9,12 @@ PREFIX, SUFFIX = "citadel-llm@", ".service"
 
 
 def unit_name(instance: str) -> str:
-    """The unit of an instance; `*` gives the pattern of them all."""
+    """The unit of an instance; `*` gives the pattern for all units."""
     return f"{PREFIX}{instance}{SUFFIX}"
 
 
 def instance_of(unit: str) -> str | None:
-    """The instance that a unit runs, None if the unit is not of the template."""
+    """The instance of a unit, None if the unit does not belong to the template."""
     if not unit.startswith(PREFIX) or not unit.endswith(SUFFIX):
         return None
     return unit.removeprefix(PREFIX).removesuffix(SUFFIX)

@@ -1,8 +1,8 @@
-"""Settings files to typed values: the host's file and an instance's file, resolved key by key.
+"""From settings files to typed values: the host's file and an instance's file, resolved key by key.
 
-Standard library only, see `settings_file`. `utils.config` turns the result into the schema, and is the door for whoever
-runs or watches an instance. Read from here is what the schema has not: the host's own values, where a value comes from
-(`show`, `--explain`), and values whether or not a file is refused (the generator; `create`, for a free port).
+Standard library only, see `grammar`. `config` turns the result into the schema, for programs that run or watch an
+instance. This module has what the schema lacks: the values of the host, the origin of each value (`show`, `--explain`),
+and the values of refused files (the generator, and `create` for a free port).
 """
 
 import os
@@ -23,11 +23,11 @@ HOST_FILE = "citadel-llm"
 PREFIX = "citadel-llm-"
 BUILT_IN = "built-in"
 MODELS = "/var/lib/citadel-llm/models"
-"""Where a model lies that MODEL names by its hub id: in the directory of that name."""
+"""The directory of models. A model that MODEL names by its hub id is in the subdirectory of that name."""
 
 
 class HostSettings(NamedTuple):
-    """Every host-wide key with its value and where that came from (the file, or built-in), and the file's faults."""
+    """The value of every host-wide key, its origin (the file, or built-in), and the errors of the file."""
 
     values: dict[str, Any]
     origins: dict[str, str]
@@ -50,9 +50,10 @@ class HostLabels(NamedTuple):
 
 
 class InstanceSettings(NamedTuple):
-    """Every key of one instance with its value and where that came from (a file, or built-in), the engine's
-    environment, and what was wrong with the files. `understood` are the values of refused settings too, None for what
-    is refused of them.
+    """The value of every key of one instance, its origin (a file, or built-in), the environment of the engine, and the
+    errors of the file.
+
+    `understood` has the values also of a refused file, and None for each key that is refused.
     """
 
     name: str
@@ -78,7 +79,7 @@ def instance_file(name: str, root: str = "/") -> str:
 
 
 def instance_names(root: str = "/") -> list[str]:
-    """Names of all instances that have a settings file, sorted."""
+    """The names of all instances with a settings file, sorted."""
     try:
         with os.scandir(os.path.join(root, DIRECTORY)) as files:
             names = [file.name.removeprefix(PREFIX) for file in files if file.name.startswith(PREFIX)]
@@ -88,12 +89,12 @@ def instance_names(root: str = "/") -> list[str]:
 
 
 def built_in_host() -> HostSettings:
-    """The host's settings where no file says any."""
+    """The settings of a host without a settings file."""
     return HostSettings({key.name: _default(key) for key in HOST_KEYS.values()}, dict.fromkeys(HOST_KEYS, BUILT_IN), [])
 
 
 def load_host(root: str = "/") -> HostSettings:
-    """Read the host-wide file. A missing file means the built-in values; a refused one too, and says why."""
+    """Read the host-wide file. If it is missing or refused, the values are the built-in ones."""
     file = host_file(root)
     text = read(file) if os.path.lexists(file) else SettingsText({}, [])
     faults = list(text.faults)
@@ -106,22 +107,22 @@ def load_host(root: str = "/") -> HostSettings:
 
 
 def one_port_for_both(host: HostSettings) -> str:
-    """What is wrong, with file and line, if HEALTH_PORT and METRICS_PORT are one port; else empty."""
+    """The error, with file and line, if HEALTH_PORT and METRICS_PORT are the same port; else empty."""
     if host.values["HEALTH_PORT"] != host.values["METRICS_PORT"]:
         return ""
     key, other = "METRICS_PORT", "HEALTH_PORT"
     if host.origins[key] == BUILT_IN:
         key, other = other, key
     return (
-        f"{host.origins[key]}: {key}={host.values[key]} is the {other} too ({host.origins[other]}); the monitor serves "
-        "health there and no metrics until one of them is another port"
+        f"{host.origins[key]}: {key}={host.values[key]} is also the {other} ({host.origins[other]}); the monitor "
+        "serves only health there until they differ"
     )
 
 
 def load_instance(name: str, host: HostSettings, root: str = "/", file: str | None = None) -> InstanceSettings:
-    """Read one instance's file over the host's settings.
+    """Read the file of one instance on top of the host's settings.
 
-    Never raises for the content: with `refused` set, every value is the host's or the built-in one.
+    No content raises an error: if the file is refused, every value is the host's or the built-in one.
     """
     file = file or instance_file(name, root)
     text = read(file)
@@ -152,9 +153,9 @@ def load_instance(name: str, host: HostSettings, root: str = "/", file: str | No
 
 
 def read_alone(file: str, key: Key) -> tuple[Any, list[Fault]]:
-    """The value of one key of a settings file, however wrong its other lines and other files are.
+    """The value of one key of a settings file, whatever errors its other lines and other files have.
 
-    With faults where the line of this key is wrong, or may be one of those that are: there is no value then.
+    If the line of this key is refused, or may be among the refused lines, there are errors and no value.
     """
     text = read(file)
     entry = text.entries.get(key.name)
@@ -163,7 +164,7 @@ def read_alone(file: str, key: Key) -> tuple[Any, list[Fault]]:
 
 
 def _value(key: Key, entry: Entry | None, file: str, faults: list[Fault]) -> Any:
-    if entry is None or not entry.value:  # KEY= is the same as no line
+    if entry is None or not entry.value:  # KEY= means the same as no line
         return _default(key)
     try:
         given = key.parse(entry.value)
@@ -194,12 +195,12 @@ def _why_ignored(key: str, known: dict[str, Key], prefixes: tuple[str, ...], sug
     if key in known:
         return ""
     if prefixes and key in HOST_KEYS:
-        return f"{key} belongs in {HOST_FILE}; ignored here"
+        return f"{key} belongs in {HOST_FILE} and is ignored here"
     if prefixes and key.startswith(prefixes):
         return ""
     advice = ""
     if suggest:
-        # Imported here: rare, and the generator counts its milliseconds.
+        # Imported here: rarely needed, and the start-up time of the generator counts at boot.
         import difflib
 
         near = difflib.get_close_matches(key, known, n=1)
@@ -212,7 +213,7 @@ def _unknown_keys(
 ) -> list[Fault]:
     faults: list[Fault] = []
     for entry in entries.values():
-        # A file with more of them is no settings file, and each suggestion takes as long as ten lines.
+        # A file with more unknown keys is no settings file, and each suggestion takes as long as ten lines.
         why = _why_ignored(entry.key, known, prefixes, suggest=len(faults) < 10)
         if why:
             faults.append(Fault(file, entry.line, why, fatal=False))

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from chat_model import install_chat_model
 from needs import MODEL_WHEELS
+from waiting import until
 
 from .conftest import CHAT, TINY_MODEL, Host
 
@@ -183,12 +184,10 @@ def test_what_is_started_by_hand_takes_in_its_file_and_is_not_too_late(host: Hos
     unit = "citadel-llm@mended"
     listen = f"import socket, time; s = socket.create_server(('127.0.0.1', {port})); time.sleep(600)"
     machine.run("systemd-run", "--quiet", "--unit=squatter", "python3", "-c", listen)
-    machine.run("sh", "-c", f"until ss -ltn | grep -q :{port}; do sleep 0.1; done", timeout=10)
+    until(lambda: f":{port} " in machine.output("ss", "-ltn"), "the port is taken")
     assert exit_status(host, "start", "mended")[0] == 1
-    end = time.monotonic() + 60
-    while machine.show(unit, "ActiveState", "NRestarts") != {"ActiveState": "failed", "NRestarts": "5"}:
-        assert time.monotonic() < end, machine.show(unit, "ActiveState", "SubState", "NRestarts", "Result")
-        time.sleep(0.5)
+    given_up = {"ActiveState": "failed", "NRestarts": "5"}
+    until(lambda: machine.show(unit, "ActiveState", "NRestarts") == given_up, "systemd gives up after five restarts")
     machine.run("systemctl", "stop", "squatter")
     file = machine.inside("/etc/default/citadel-llm-mended")
     file.write_text(file.read_text() + "MEMORY_LIMIT_GB=3\n")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import pytest
+from waiting import until
 
 from .conftest import SUMMARY, TINY_MODEL, Host
 
@@ -262,10 +263,7 @@ def test_a_main_process_that_stands_still_is_ended_by_the_watchdog(faults: Fault
     def stop() -> None:
         faults.kill_main("STOP")()
         # The model answers meanwhile.
-        begin = time.monotonic()
-        while faults.machine.show(UNIT, "NRestarts")["NRestarts"] == "0":
-            assert time.monotonic() - begin < 90, "the watchdog did not bite"
-            time.sleep(1)
+        until(lambda: faults.machine.show(UNIT, "NRestarts")["NRestarts"] != "0", "the watchdog ends the main process")
 
     row = faults.seen("SIGSTOP of the main process", stop, within=150)
     table.append(row)
@@ -291,10 +289,7 @@ def test_a_crash_loop_backs_off_and_is_left_to_systemd(faults: Faults, table: li
 
 def wait_until_ready(host: Host) -> None:
     """Wait until the main process too has had its answer; a waiting client may have had one just before."""
-    end = time.monotonic() + 60
-    while not host.machine.show(UNIT, "StatusText")["StatusText"].startswith("Ready"):
-        assert time.monotonic() < end, "not ready again"
-        time.sleep(0.1)
+    until(lambda: host.machine.show(UNIT, "StatusText")["StatusText"].startswith("Ready"), "the instance is ready")
 
 
 def test_a_taken_port_is_said_and_tried_again(faults: Faults, table: list[Row]) -> None:

@@ -6,13 +6,13 @@ The tables that this prints stand in SECURITY.md.
 """
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import attacks
 import pytest
+from waiting import until
 
 from .conftest import SUMMARY, TINY_MODEL, Host
 
@@ -104,10 +104,7 @@ class Pair:
             "curl", "-s", "--max-time", "60", *ask, "-d", body, f"http://127.0.0.1:{PORTS[name]}/v1/completions"
         )
         answer = self.machine.inside(f"{cache}/answer")
-        end = time.monotonic() + 30
-        while not answer.exists():
-            assert time.monotonic() < end, self.host.journal(name)[-3000:]
-            time.sleep(0.1)
+        until(answer.exists, f"the engine of {name} has answered")
         found = json.loads(answer.read_text())
         answer.unlink()
         return found

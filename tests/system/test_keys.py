@@ -5,9 +5,10 @@ import re
 import secrets
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
+from waiting import until
 
 from hxp_enterprise_llm.settings.api_keys import digest
 
@@ -118,10 +119,8 @@ def test_keys_are_made_asked_for_and_revoked(host: Host) -> None:
     for wrong in ("wrong", digest(by_hand), f"sha256:{digest(alice)}", "#"):
         assert status(host, "/v1/models", wrong) == "401"
     # The monitor needs none, and tells none.
-    end = time.monotonic() + 10
-    while not json.loads(machine.output("curl", "-s", "http://127.0.0.1:8000/health/services/locked")).get("ready"):
-        assert time.monotonic() < end, "the monitor does not say that it is ready"
-        time.sleep(0.2)
+    health = "http://127.0.0.1:8000/health/services/locked"
+    until(lambda: json.loads(machine.output("curl", "-s", health)).get("ready"), "the monitor reports it as ready")
     machine.write(HEADER, f"Authorization: Bearer {by_hand}\n")
     machine.run("chmod", "600", HEADER)
     assert leaks(host, [*given, *map(digest, given)]) == []
@@ -154,7 +153,7 @@ def while_servers_change(host: Host, bob: str, carol: str) -> None:
         old = host.server("locked")
         host.settings("locked", MODEL=TINY_MODEL, PORT=PORT, KV_CACHE_GB=0.25, API_KEY_FILE=KEYS, MAX_MODEL_LEN=1000)
         machine.run("systemctl", "reload", "--no-block", "citadel-llm@locked")
-        until(lambda: " " in host.server("locked"))
+        until(lambda: " " in host.server("locked"), "two servers run")
         # The new server stands still before it has loaded.
         new = next(pid for pid in host.server("locked").split() if pid != old)
         machine.run("kill", "-STOP", new)
@@ -164,14 +163,14 @@ def while_servers_change(host: Host, bob: str, carol: str) -> None:
         finally:
             machine.run("kill", "-CONT", new)
         assert status(host, "/v1/models", carol) == "200"
-        until(lambda: machine.show("citadel-llm@locked", "ActiveState")["ActiveState"] == "active")
+        until(lambda: machine.show("citadel-llm@locked", "ActiveState")["ActiveState"] == "active", "the reload ends")
         assert host.server("locked").split() == sorted([old, new], key=int), "the old one waits for its client"
         assert [status(host, "/v1/models", key) for key in (bob, carol)] == ["401", "200"]
         seen["one retires"] = refused_after(host, "carol", carol)
         assert old in host.server("locked")
         answer, _ = silent.communicate(f"{carol}\n", timeout=10)
         assert "401" in answer, answer
-    until(lambda: host.server("locked") == new)
+    until(lambda: host.server("locked") == new, "the old server is gone")
     SUMMARY.append(f"a revoked key is refused, from the command on: {seen}")
 
 
@@ -183,13 +182,6 @@ def refused_after(host: Host, name: str, key: str) -> str:
     took = time.monotonic() - begin
     assert took < 2
     return f"{took:.2f} s"
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def test_a_leak_would_be_found(host: Host) -> None:

@@ -88,6 +88,7 @@ def test_remove_stops_everything_and_purge_keeps_models_only(machine: Machine) -
     links = machine.output("find", "/etc/systemd/system", "-xtype", "l")
     assert not machine.inside("/opt/citadel").exists()
     assert not links, links
+    assert not list(machine.inside("/run/citadel-llm").iterdir()), "state of instances"
     said = machine.output("apt-get", "-qy", "purge", "citadel-llm")
     assert "the models are kept in /var/lib/citadel-llm/models" in said
     elsewhere = " ".join(f"-path {path} -prune -o" for path in ("/proc", "/run", "/root", "/var/log", "/var/lib/apt"))

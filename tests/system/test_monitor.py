@@ -4,9 +4,10 @@ import json
 
 import pytest
 from fakes import Fakes
+from waiting import until
 
 from .conftest import Host
-from .watching import HEALTH, METRICS, STORE, UNIT, get, one, said, sample, until
+from .watching import HEALTH, METRICS, STORE, UNIT, get, one, said, sample
 
 
 def test_it_is_enabled_and_started_by_the_package(host: Host) -> None:
@@ -31,9 +32,9 @@ def test_a_real_model_has_its_figures_at_once(monitor: Host) -> None:
     machine = monitor.machine
     assert one(monitor, "test")["state"] == "stopped"
     machine.run("systemctl", "start", "citadel-llm@test")
-    until(lambda: get(monitor)[0] == 200, 3)
+    until(lambda: get(monitor)[0] == 200, "all instances are ready")
     assert get(monitor)[1]["status"] == "healthy"
-    machine.run("sleep", "3")
+    until(lambda: one(monitor, "test")["cpu_cores"] is not None, "the use of the CPU is measured")
     status, test = get(monitor, "/services/test")
     print(test)
     assert (status, test["state"], test["ready"], test["port"]) == (200, "ready", True, 11499)
@@ -46,10 +47,10 @@ def test_a_real_model_has_its_figures_at_once(monitor: Host) -> None:
     assert sample(monitor, 'cpu_seconds_total{service="test"}') > 1
     machine.run("systemctl", "enable", "citadel-llm@test")
     machine.run("systemctl", "stop", "citadel-llm@test")
-    until(lambda: get(monitor)[0] == 503, 3)
+    until(lambda: get(monitor)[0] == 503, "an instance is not ready")
     assert one(monitor, "test")["state"] == "stopped"
     machine.run("systemctl", "disable", "citadel-llm@test")
-    until(lambda: get(monitor)[0] == 200, 3)
+    until(lambda: get(monitor)[0] == 200, "all instances are ready")
     assert sample(monitor, 'failures_total{result="signal",service="test"}') == 0, "a clean stop is no failure"
 
 
@@ -59,30 +60,33 @@ def test_what_happens_is_counted_once_and_remembered(fakes: Fakes, host: Host) -
     fakes.start("counted")
     before = machine.show(unit, "MainPID")["MainPID"]
     machine.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", unit)
-    seconds = until(lambda: sample(host, 'failures_total{result="signal",service="counted"}') == 1, 5)
+    seconds = until(
+        lambda: sample(host, 'failures_total{result="signal",service="counted"}') == 1, "the failure is counted"
+    )
     print(f"a killed main process is counted after {seconds:.1f} s")
-    until(lambda: one(host, "counted")["ready"], 20)
+    until(lambda: one(host, "counted")["ready"], "the instance is ready")
     found = one(host, "counted")
     assert str(found["pid"]) not in (before, "None")
     assert (found["restarts"], found["last_failure"]["kind"]) == (1, "signal")
     assert found["last_failure"]["reason"] == "systemd: signal; the main process was ended by signal 9"
     machine.run("systemctl", "kill", "--kill-whom=main", "--signal=USR1", unit)
     died = 'failures_total{result="engine-died",service="counted"}'
-    print(f"what the main process mends is counted after {until(lambda: sample(host, died) == 1, 15):.1f} s")
+    seconds = until(lambda: sample(host, died) == 1, "the recovery is counted")
+    print(f"a recovery by the main process is counted after {seconds:.1f} s")
     assert one(host, "counted")["startup_seconds"] == 1.5
     cpu = sample(host, 'cpu_seconds_total{service="counted"}')
     machine.run("systemctl", "restart", UNIT)
-    until(lambda: one(host, "counted")["ready"], 15)
+    until(lambda: one(host, "counted")["ready"], "the instance is ready")
     found = one(host, "counted")
     assert (found["ready"], found["restarts"], found["last_failure"]["kind"]) == (True, 1, "engine-died")
     assert sample(host, died) == sample(host, 'failures_total{result="signal",service="counted"}') == 1
     assert sample(host, 'cpu_seconds_total{service="counted"}') >= cpu > 0
     assert sample(host, 'last_exit_code{service="counted"}') == 137
     machine.run("systemctl", "kill", "--signal=KILL", UNIT)
-    until(lambda: machine.run("curl", "-s", HEALTH, check=False).returncode == 0, 10)
-    until(lambda: one(host, "counted")["ready"], 15)
+    until(lambda: machine.run("curl", "-s", HEALTH, check=False).returncode == 0, "the monitor answers")
+    until(lambda: one(host, "counted")["ready"], "the instance is ready")
     assert one(host, "counted")["restarts"] == 1
-    until(lambda: (one(host, "counted")["uptime_ratio"] or 0) > 0.5, 30)
+    until(lambda: (one(host, "counted")["uptime_ratio"] or 0) > 0.5, "the uptime is known")
     for user in ("root", "nobody"):
         report = machine.output("runuser", "-u", user, "--", "citadel-llm", "report", "--days", "1", "--json")
         (counted,) = (row for row in json.loads(report)["instances"] if row["name"] == "counted")
@@ -96,9 +100,9 @@ def test_a_main_process_that_the_kernel_ends_is_out_of_memory(fakes: Fakes, host
     machine = host.machine
     unit = fakes.make("greedy", RESTART_SEC=0.2, MEMORY_LIMIT_GB=0.2)
     fakes.start("greedy")
-    until(lambda: one(host, "greedy")["ready"], 10)
+    until(lambda: one(host, "greedy")["ready"], "the instance is ready")
     machine.run("systemctl", "kill", "--kill-whom=main", "--signal=USR2", unit)
-    until(lambda: one(host, "greedy")["restarts"] == 1, 60)
+    until(lambda: one(host, "greedy")["restarts"] == 1, "the restart is counted")
     failures = {
         kind: sample(host, f'failures_total{{result="{kind}",service="greedy"}}')
         for kind in ("out-of-memory", "signal")
@@ -114,7 +118,7 @@ def test_nothing_secret_is_told(fakes: Fakes, host: Host) -> None:
     machine.run("chmod", "0600", "/etc/citadel-llm/monitor.key")
     fakes.make("keyed", "telling", API_KEY_FILE="/etc/citadel-llm/monitor.key")
     fakes.start("keyed")
-    until(lambda: one(host, "keyed")["ready"], 10)
+    until(lambda: one(host, "keyed")["ready"], "the instance is ready")
     pid = machine.show("citadel-llm@keyed", "MainPID")["MainPID"]
     has = machine.output("sh", "-c", f"cat /proc/{pid}/root/run/credentials/citadel-llm@keyed.service/api-key")
     assert has == "secret-key-of-the-test", "the key is where it can be told from"
@@ -153,17 +157,17 @@ def test_one_whose_settings_have_changed_while_it_runs_is_asked_where_it_is(
     machine = host.machine
     fakes.make("edited")
     fakes.start("edited")
-    until(lambda: one(host, "edited")["ready"], 10)
+    until(lambda: one(host, "edited")["ready"], "the instance is ready")
     port = one(host, "edited")["port"]
     file = machine.inside("/etc/default/citadel-llm-edited")
     file.write_text(f"{file.read_text()}{edit}\n")
     machine.run("systemctl", "daemon-reload")
     limit = "999" if "999" in edit else "1000"
-    until(lambda: one(host, "edited")["tasks_limit"] == int(limit), 5)
+    until(lambda: one(host, "edited")["tasks_limit"] == int(limit), "the new limit is reported")
     # Long enough for the monitor to have asked again; and one that has not seen it start knows too.
     machine.run("sleep", "4")
     for _ in range(2):
         found = one(host, "edited")
         assert (found["ready"], found["port"]) == (True, port), found
         machine.run("systemctl", "restart", UNIT)
-        until(lambda: one(host, "edited")["ready"], 10)
+        until(lambda: one(host, "edited")["ready"], "the instance is ready")

@@ -4,9 +4,10 @@ import json
 
 import pytest
 from fakes import Fakes
+from waiting import until
 
 from .conftest import Host
-from .watching import HEALTH, METRICS, STORE, UNIT, get, one, said, sample, until
+from .watching import HEALTH, METRICS, STORE, UNIT, get, one, said, sample
 
 
 def test_no_instance_delays_the_answers_for_others(fakes: Fakes, host: Host) -> None:
@@ -14,7 +15,7 @@ def test_no_instance_delays_the_answers_for_others(fakes: Fakes, host: Host) -> 
     for mode in modes:
         fakes.make(f"fake-{mode}", mode)
     fakes.start(*(f"fake-{mode}" for mode in modes))
-    until(lambda: not one(host, "fake-never")["ready"], 15)
+    until(lambda: not one(host, "fake-never")["ready"], "the silent instance is not ready")
     status, _ = get(host)
     assert status == 503
     for mode in modes:
@@ -34,14 +35,19 @@ def test_a_taken_port_is_said_and_had_later(monitor: Host) -> None:
     machine.run("systemctl", "stop", UNIT)
     thief = ("systemd-run", "--unit=thief", "/usr/bin/python3", "-m", "http.server", "--bind", "127.0.0.1", "9090")
     machine.run(*thief)
-    until(lambda: machine.run("curl", "-s", "http://127.0.0.1:9090/", check=False).returncode == 0, 10)
+    until(
+        lambda: machine.run("curl", "-s", "http://127.0.0.1:9090/", check=False).returncode == 0,
+        "the other program answers",
+    )
     machine.run("systemctl", "start", UNIT)
     assert get(monitor, "")[0] == 200
     text = machine.show(UNIT, "StatusText")["StatusText"]
     assert "metrics cannot be served on 127.0.0.1:9090" in text and "change METRICS_PORT" in text
     assert "another program has the port" in said(monitor)
     machine.run("systemctl", "stop", "thief")
-    seconds = until(lambda: "build_info" in machine.run("curl", "-s", METRICS, check=False).stdout, 15)
+    seconds = until(
+        lambda: "build_info" in machine.run("curl", "-s", METRICS, check=False).stdout, "metrics are served"
+    )
     print(f"served after {seconds:.0f} s")
     assert "cannot" not in machine.show(UNIT, "StatusText")["StatusText"]
 
@@ -54,12 +60,12 @@ def test_changed_ports_take_a_restart_and_an_address_may_come_later(monitor: Hos
         file.write_text(before.replace("SERVER_IP=127.0.0.1", "SERVER_IP=10.99.0.1").replace("=8000", "=8001"))
         machine.run("systemctl", "daemon-reload")
         wanted = "SERVER_IP, HEALTH_PORT changed: systemctl restart citadel-llm-monitor"
-        until(lambda: wanted in machine.show(UNIT, "StatusText")["StatusText"], 5)
+        until(lambda: wanted in machine.show(UNIT, "StatusText")["StatusText"], "the status line asks for a restart")
         assert get(monitor, "")[0] == 200
         machine.run("systemctl", "restart", UNIT)
         assert "SERVER_IP in /etc/default/citadel-llm must be an address of this host" in said(monitor)
         machine.run("ip", "address", "add", "10.99.0.1/32", "dev", "lo")
-        until(lambda: "10.99.0.1:8001" in machine.output("ss", "-ltn"), 15)
+        until(lambda: "10.99.0.1:8001" in machine.output("ss", "-ltn"), "the new address is listened on")
     finally:
         file.write_text(before)
         machine.run("ip", "address", "del", "10.99.0.1/32", "dev", "lo", check=False)
@@ -73,7 +79,7 @@ def test_one_port_for_health_and_metrics_is_said(monitor: Host) -> None:
     file = machine.inside("/etc/default/citadel-llm")
     before = file.read_text()
     line = before.splitlines().index("METRICS_PORT=9090") + 1
-    wanted = f"/etc/default/citadel-llm:{line}: METRICS_PORT=8000 is the HEALTH_PORT too (/etc/default/citadel-llm:"
+    wanted = f"/etc/default/citadel-llm:{line}: METRICS_PORT=8000 is also the HEALTH_PORT (/etc/default/citadel-llm:"
     try:
         file.write_text(before.replace("METRICS_PORT=9090", "METRICS_PORT=8000"))
         machine.run("systemctl", "restart", UNIT)
@@ -122,11 +128,11 @@ def test_the_monitor_is_ended_while_it_writes(fakes: Fakes, host: Host, signal: 
     machine = host.machine
     fakes.make("past")
     fakes.start("past")
-    until(lambda: one(host, "past")["ready"], 60)
+    until(lambda: one(host, "past")["ready"], "the instance is ready")
     machine.run("systemctl", "kill", "--kill-whom=main", "--signal=USR1", "citadel-llm@past")
     counted = 'failures_total{result="engine-died",service="past"}'
     machine.run("systemctl", "restart", UNIT)  # which writes
-    until(lambda: sample(host, counted) >= 1, 60)
+    until(lambda: sample(host, counted) >= 1, "the failure is counted")
     machine.run("systemctl", "restart", UNIT)
     failures, before = sample(host, counted), int(host.python(COUNT, STORE))
     folder = machine.inside(STORE).parent
@@ -135,17 +141,17 @@ def test_the_monitor_is_ended_while_it_writes(fakes: Fakes, host: Host, signal: 
     machine.run("systemctl", "stop", UNIT)
     machine.run("rm", "-f", "/run/locked")
     machine.run("systemd-run", "--unit=lock", "/opt/citadel/env/bin/python", "-I", "-c", LOCK, STORE)
-    until(lambda: machine.inside("/run/locked").exists(), 60)
+    until(lambda: machine.inside("/run/locked").exists(), "the database is locked")
     machine.run("systemctl", "start", UNIT)
     machine.run("systemctl", "kill", "--kill-whom=main", "--signal=USR1", "citadel-llm@past")
     pid = machine.show(UNIT, "MainPID")["MainPID"]
     # The second thread is the one that writes.
-    until(lambda: len(list(machine.inside(f"/proc/{pid}/task").iterdir())) > 1, 60)
+    until(lambda: len(list(machine.inside(f"/proc/{pid}/task").iterdir())) > 1, "the monitor writes")
     machine.run("systemctl", "kill", "--kill-whom=main", f"--signal={signal}", UNIT)
     machine.run("rm", "/run/locked")
-    until(lambda: machine.show(UNIT, "MainPID")["MainPID"] not in (pid, "0"), 60)
+    until(lambda: machine.show(UNIT, "MainPID")["MainPID"] not in (pid, "0"), "systemd has restarted the monitor")
     machine.run("systemctl", "start", UNIT)  # waits until it is ready
-    until(lambda: sample(host, counted) == failures + 1, 60)
+    until(lambda: sample(host, counted) == failures + 1, "the new failure is counted once")
     machine.run("systemctl", "restart", UNIT)
     assert int(host.python(COUNT, STORE)) == before + 1
     assert set(folder.glob("*.damaged-*")) == damaged
@@ -157,11 +163,11 @@ def test_the_report_reads_the_store_of_a_killed_monitor(monitor: Host) -> None:
     machine = monitor.machine
     machine.run("systemctl", "restart", UNIT)
     wal = machine.inside(f"{STORE}-wal")
-    until(wal.exists, 60)
+    until(wal.exists, "the log of the database exists")
     machine.run("systemctl", "mask", "--runtime", UNIT)
     try:
         machine.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", UNIT)
-        until(lambda: machine.show(UNIT, "MainPID")["MainPID"] == "0", 60)
+        until(lambda: machine.show(UNIT, "MainPID")["MainPID"] == "0", "the monitor has ended")
         machine.run("systemctl", "stop", UNIT)
         assert wal.exists()
         for user in ("nobody", "root"):
@@ -188,7 +194,7 @@ def test_a_full_disk_is_said_and_survived(monitor: Host) -> None:
         assert (status, "cannot be written" in health["reason"]) == (200, True), health
         assert "cannot be written" in machine.show(UNIT, "StatusText")["StatusText"]
         machine.run("rm", f"{folder}/full")
-        until(lambda: get(monitor, "")[1]["reason"] == "", 25)
+        until(lambda: get(monitor, "")[1]["reason"] == "", "the store is written again")
     finally:
         machine.run("systemctl", "stop", UNIT)
         machine.run("umount", folder)
@@ -199,18 +205,18 @@ def test_the_bus_goes_away_and_comes_back(fakes: Fakes, host: Host) -> None:
     machine = host.machine
     fakes.make("bus")
     fakes.start("bus")
-    until(lambda: one(host, "bus")["ready"], 10)
+    until(lambda: one(host, "bus")["ready"], "the instance is ready")
     machine.run("systemctl", "stop", "dbus.socket", "dbus.service")
     try:
-        until(lambda: get(host, "")[0] == 503, 5)
+        until(lambda: get(host, "")[0] == 503, "the monitor reports the lost bus")
         status, found = get(host)
         assert (status, {row["state"] for row in found["services"]}) == (503, {"unknown"})
         assert "bus" in get(host, "")[1]["reason"]
     finally:
         machine.run("systemctl", "start", "dbus.socket", "dbus.service")
-    print(f"back after {until(lambda: get(host, '')[0] == 200, 40):.1f} s")
-    until(lambda: one(host, "bus")["ready"], 10)
+    print(f"back after {until(lambda: get(host, '')[0] == 200, 'the monitor follows systemd again'):.1f} s")
+    until(lambda: one(host, "bus")["ready"], "the instance is ready")
     machine.run("systemctl", "daemon-reexec")
-    until(lambda: get(host, "")[0] == 200 and one(host, "bus")["ready"], 15)
+    until(lambda: get(host, "")[0] == 200 and one(host, "bus")["ready"], "the instance is ready again")
     machine.run("systemctl", "stop", "citadel-llm@bus")
-    until(lambda: one(host, "bus")["state"] == "stopped", 5)
+    until(lambda: one(host, "bus")["state"] == "stopped", "the instance is reported as stopped")

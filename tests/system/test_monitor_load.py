@@ -1,9 +1,10 @@
 """The monitor with many instances, many clients and many settings files."""
 
 from fakes import Fakes
+from waiting import until
 
 from .conftest import Host
-from .watching import METRICS, UNIT, get, one, resident, said, until
+from .watching import METRICS, UNIT, get, one, resident, said
 
 
 def names(host: Host) -> set[str]:
@@ -21,18 +22,21 @@ def test_thousands_of_settings_files_are_followed_and_forgotten(fakes: Fakes, ho
     try:
         # systemd holds those that are enabled, and has to be asked for each of them.
         machine.run("systemctl", "enable", "--quiet", *held)
-        print(f"known after {until(lambda: names(host) >= idle | set(fakes.names), 60):.1f} s")
-        until(lambda: one(host, "held-0")["enabled"] and one(host, "held-149")["enabled"], 30)
+        print(f"known after {until(lambda: names(host) >= idle | set(fakes.names), 'all instances are known'):.1f} s")
+        until(
+            lambda: one(host, "held-0")["enabled"] and one(host, "held-149")["enabled"],
+            "the enabled instances are reported",
+        )
         fakes.make("later")
         fakes.start("later")
-        print(f"a later one after {until(lambda: one(host, 'later')['ready'], 10):.1f} s")
+        print(f"a later one after {until(lambda: one(host, 'later')['ready'], 'the later instance is ready'):.1f} s")
         print(f"resident with 2,150 settings files: {resident(host):.0f} MB")
     finally:
         machine.run("systemctl", "disable", "--quiet", *held)
         for name in idle:
             machine.inside(f"/etc/default/citadel-llm-{name}").unlink()
         machine.run("systemctl", "daemon-reload")
-    until(lambda: not names(host) & idle, 30)
+    until(lambda: not names(host) & idle, "the deleted instances are gone")
     print(f"resident once they are gone: {resident(host):.0f} MB")
 
 
@@ -100,7 +104,7 @@ def test_no_number_of_clients_makes_a_model_look_down(fakes: Fakes, host: Host) 
     machine = host.machine
     fakes.make("flooded")
     fakes.start("flooded")
-    until(lambda: one(host, "flooded")["ready"], 10)
+    until(lambda: one(host, "flooded")["ready"], "the instance is ready")
     before = machine.show(UNIT, "MainPID", "NRestarts")
     print(machine.output("/usr/bin/python3", "-I", "-c", FLOOD, timeout=60))
     assert one(host, "flooded")["ready"]
@@ -114,7 +118,7 @@ def test_fifty_instances(fakes: Fakes, host: Host) -> None:
     for name in names:
         fakes.make(name, MEMORY_LIMIT_GB=0.5)
     fakes.start(*names)
-    until(lambda: sum(found["ready"] for found in get(host)[1]["services"]) == 50, 20)
+    until(lambda: sum(found["ready"] for found in get(host)[1]["services"]) == 50, "50 instances are ready")
     machine.run("sleep", "12")
     times = []
     for _ in range(10):

@@ -3,12 +3,12 @@
 import json
 import math
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import until
 
 from .conftest import Host
 
@@ -44,15 +44,6 @@ class Prometheus:
         """The samples that a query has now."""
         samples: list[dict[str, Any]] = self.get("query", query=query)["result"]
         return samples
-
-
-def within(seconds: float, good: Callable[[], Any]) -> Any:
-    """The first answer that is true."""
-    end = time.monotonic() + seconds
-    while not (found := good()):
-        assert time.monotonic() < end, f"not within {seconds} s"
-        time.sleep(0.5)
-    return found
 
 
 @pytest.fixture
@@ -101,8 +92,8 @@ def test_every_panel_has_data_and_an_alert_reaches_its_reader(host: Host, promet
     host.settings("refused", MODEL="/nowhere", PORT=11498)
     # Both jobs are up, and vLLM's series carry the model's name.
     jobs = {"citadel-llm-monitor", "citadel-llm-models"}
-    within(30, lambda: {one["metric"]["job"] for one in prometheus.ask("up == 1")} == jobs)
-    within(30, lambda: prometheus.ask('citadel_llm_service_failures_total{service="refused"}'))
+    until(lambda: {one["metric"]["job"] for one in prometheus.ask("up == 1")} == jobs, "both jobs are up")
+    until(lambda: prometheus.ask('citadel_llm_service_failures_total{service="refused"}'), "the instance has metrics")
     labels = prometheus.ask('vllm:num_requests_running{job="citadel-llm-models"}')[0]["metric"]
     assert (labels["service"], labels["instance"]) == ("test", "127.0.0.1:11499")
 
@@ -127,7 +118,8 @@ def test_every_panel_has_data_and_an_alert_reaches_its_reader(host: Host, promet
         told = prometheus.get("alerts")["alerts"]
         return [one for one in told if one["labels"]["alertname"] == "CitadelLlmDown" and one["state"] == "firing"]
 
-    (alert,) = within(100, fires)
+    until(fires, "the alert fires")
+    (alert,) = fires()
     assert alert["labels"]["service"] == "refused"
     assert alert["annotations"]["summary"] == "Model refused does not answer"
     assert "`systemctl status citadel-llm@refused`" in alert["annotations"]["description"]
@@ -137,9 +129,9 @@ def test_every_panel_has_data_and_an_alert_reaches_its_reader(host: Host, promet
 
 
 def test_a_model_that_stops_is_no_target_any_more(host: Host, prometheus: Prometheus) -> None:
-    within(30, lambda: prometheus.ask('up{job="citadel-llm-models", service="test"} == 1'))
+    until(lambda: prometheus.ask('up{job="citadel-llm-models", service="test"} == 1'), "the model is a target")
     host.machine.run("systemctl", "stop", "citadel-llm@test")
-    within(30, lambda: len(prometheus.get("targets", state="active")["activeTargets"]) == 1)
+    until(lambda: len(prometheus.get("targets", state="active")["activeTargets"]) == 1, "the target is gone")
     # Prometheus ends the series of a target that is gone a few intervals later.
-    within(30, lambda: prometheus.ask('up{job="citadel-llm-models"}') == [])
+    until(lambda: prometheus.ask('up{job="citadel-llm-models"}') == [], "the series has ended")
     assert prometheus.ask('citadel_llm_service_state{service="test", state="stopped"} == 1')

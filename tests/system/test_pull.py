@@ -2,14 +2,14 @@
 
 import os
 import re
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
+from waiting import until
 
 from .conftest import TINY_MODEL, Host
 
@@ -56,7 +56,7 @@ class Hub:
         before = self.arrived()
         with ThreadPoolExecutor(1) as pool:
             future = pool.submit(self.pull, *words)
-            until(lambda: self.arrived() > before + 5e6)
+            until(lambda: self.arrived() > before + 5e6, "5 MB have arrived")
             yield future
 
     def arrived(self) -> int:
@@ -73,13 +73,6 @@ class Hub:
         return [
             int(at) for at in re.findall(r"GET big.safetensors from (\d+)", self.machine.output("cat", "/root/hub.log"))
         ]
-
-
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -183,7 +176,7 @@ def test_a_token_is_read_by_root_alone_and_shown_to_the_hub_alone(hub: Hub) -> N
     file.write_text(TOKEN + "\n")
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(hub.pull, "gated", "--token-file", TOKEN_FILE)
-        until(lambda: machine.inside(f"{MODELS}/org/.gated.partial").exists())
+        until(lambda: machine.inside(f"{MODELS}/org/.gated.partial").exists(), "the download has begun")
         pid = hub.pid("gated")
         assert machine.output("stat", "-c", "%U", f"{MODELS}/org/.gated.partial") == "agent0"
         assert machine.output("ps", "-o", "user=", "-p", pid) == "agent0"

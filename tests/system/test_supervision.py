@@ -4,6 +4,7 @@ import json
 import time
 
 import pytest
+from waiting import until
 
 from .conftest import TINY_MODEL, Host
 
@@ -14,13 +15,9 @@ STATUS_OF = f"curl -s {RETRY} -o /root/answer -w %{{http_code}} -H 'Content-Type
 REQUEST = """-d '{"prompt": "x", "max_tokens": 1}' http://127.0.0.1:11540/v1/completions"""
 
 
-def wait_for(host: Host, instance: str, name: str, value: str, seconds: float) -> float:
+def wait_for(host: Host, instance: str, name: str, value: str) -> float:
     """Wait until a property of the unit has a value; the seconds that took."""
-    begin = time.monotonic()
-    while host.machine.show(f"citadel-llm@{instance}", name)[name] != value:
-        assert time.monotonic() - begin < seconds, f"{name} is not {value} after {seconds} s"
-        time.sleep(0.2)
-    return time.monotonic() - begin
+    return until(lambda: host.machine.show(f"citadel-llm@{instance}", name)[name] == value, f"{name} is {value}")
 
 
 def test_the_start_timeout_is_extended_while_loading_progresses(host: Host) -> None:
@@ -34,10 +31,10 @@ def test_the_start_timeout_is_extended_while_loading_progresses(host: Host) -> N
 def test_a_start_that_stands_still_runs_into_the_timeout(host: Host) -> None:
     host.settings("hung", **SETTINGS, START_TIMEOUT_SEC=3)
     host.machine.run("systemctl", "start", "--no-block", "citadel-llm@hung")
-    wait_for(host, "hung", "StatusText", "Importing vLLM", 10)
+    wait_for(host, "hung", "StatusText", "Importing vLLM")
     stop = "until pkill -STOP -u agent0 -f multiprocessing.forkserver; do sleep 0.1; done"
     host.machine.run("sh", "-c", stop, timeout=20)
-    print(f"stalled start ended after {wait_for(host, 'hung', 'ExecMainStatus', '75', 30):.1f} s")
+    print(f"stalled start ended after {wait_for(host, 'hung', 'ExecMainStatus', '75'):.1f} s")
     assert "no progress for 3 s" in host.machine.show("citadel-llm@hung", "StatusText")["StatusText"]
     assert not host.machine.run("pgrep", "-u", "agent0", check=False).stdout
 
@@ -75,10 +72,8 @@ def test_a_stop_ends_in_time_though_a_stream_outlasts_the_drain(host: Host) -> N
 
 def wait_until_ready(host: Host, instance: str) -> None:
     """Wait until the main process too has had its answer; a waiting client may have had one just before."""
-    end = time.monotonic() + 60
-    while not host.machine.show(f"citadel-llm@{instance}", "StatusText")["StatusText"].startswith("Ready"):
-        assert time.monotonic() < end, "not ready again"
-        time.sleep(0.1)
+    unit = f"citadel-llm@{instance}"
+    until(lambda: host.machine.show(unit, "StatusText")["StatusText"].startswith("Ready"), "the instance is ready")
 
 
 def test_a_key_is_asked_for_and_shown_nowhere(host: Host) -> None:
@@ -130,8 +125,5 @@ def test_a_reload_whose_settings_start_no_server_goes_back(host: Host, method: s
     told = json.loads(host.machine.output("cat", "/run/citadel-llm/back/state.json"))["last_reload"]
     assert told["outcome"] == "reverted"
     assert host.machine.output("sh", "-c", f"{STATUS_OF} {REQUEST}", timeout=60) == "200"
-    begin = time.monotonic()
-    while words not in host.journal("back"):
-        assert time.monotonic() - begin < 60, host.journal("back")
-        time.sleep(1)
+    until(lambda: words in host.journal("back"), f"the journal has: {words}")
     wait_until_ready(host, "back")

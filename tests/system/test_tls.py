@@ -1,12 +1,12 @@
 """HTTPS on a booted host: from a key that only root can read to a renewal that no client notices."""
 
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import certificates as made
 import pytest
+from waiting import until
 
 from .conftest import TINY_MODEL, Host
 
@@ -23,13 +23,6 @@ Options=bind
 """
 SHOWN = f"import ssl; print(ssl.get_server_certificate(('127.0.0.1', {PORT})), end='')"
 CLIENT = Path(__file__).resolve().parent.parent / "steady_client.py"
-
-
-def until(condition: Callable[[], bool], limit: float = 20) -> None:
-    end = time.monotonic() + limit
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.2)
 
 
 class Secure:
@@ -112,7 +105,7 @@ def test_https_from_a_start_to_a_renewal_under_load(secure: Secure) -> None:
     assert secure.host.server("secure") != server
     assert secure.shown() == made.RSA_CERTIFICATE
     machine.run("touch", "/root/enough")
-    until(lambda: machine.inside("/root/asked").stat().st_size > 0, 280)
+    until(lambda: machine.inside("/root/asked").stat().st_size > 0, "the file exists")
     asked = json.loads(machine.output("cat", "/root/asked"))
     print(f"3 reloads with another certificate: {asked['counts']} answered, {len(asked['failures'])} failed")
     assert not asked["failures"], asked["failures"][:5]
@@ -144,7 +137,10 @@ def watched(secure: Secure) -> None:
     """The monitor asks it by HTTPS, as does Prometheus by its word, and knows when the certificate ends."""
     machine = secure.machine
     health = "http://127.0.0.1:8000/health"
-    until(lambda: json.loads(machine.output("curl", "-s", f"{health}/services/secure")).get("ready"))
+    until(
+        lambda: json.loads(machine.output("curl", "-s", f"{health}/services/secure")).get("ready"),
+        "the monitor reports the instance as ready",
+    )
     assert json.loads(machine.output("curl", "-s", f"{health}/services/secure"))["tls"]
     assert json.loads(machine.output("curl", "-s", f"{health}/services/secure"))["certificate_expires"] == END
     expiry = 'citadel_llm_service_certificate_expiry_seconds{service="secure"} 4.1024448e+09'

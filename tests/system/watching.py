@@ -1,8 +1,6 @@
 """What the tests of the monitor on a booted machine have in common: where it answers, and what it says."""
 
 import json
-import time
-from collections.abc import Callable
 from typing import Any
 
 from .conftest import Host
@@ -29,22 +27,6 @@ def sample(host: Host, name: str) -> float:
     """A sample of the metrics."""
     lines = host.machine.output("curl", "-s", "--max-time", "10", METRICS).splitlines()
     return float(next(line for line in lines if line.startswith(f"citadel_llm_service_{name} ")).rpartition(" ")[2])
-
-
-def until(true: Callable[[], bool], seconds: float) -> float:
-    """Wait until something is so; how long that took. A monitor that has just begun may not know of it yet."""
-    begin = time.monotonic()
-
-    def now() -> bool:
-        try:
-            return true()
-        except (KeyError, StopIteration):
-            return False
-
-    while not now():
-        assert time.monotonic() - begin < seconds, f"not so after {seconds} s"
-        time.sleep(0.1)
-    return time.monotonic() - begin
 
 
 def said(host: Host) -> str:

@@ -256,7 +256,7 @@ def test_a_link_is_not_replaced_and_a_pipe_holds_up_nobody(instance: Root) -> No
 
 @pytest.mark.parametrize("line", ["two words", "sha256:short", "sha256:" + "0" * 64 + " a", "é", "a\0b"])
 def test_a_line_that_is_no_key_is_not_repeated(line: str) -> None:
-    with pytest.raises(ValueError, match="line 2 is no key") as refused:
+    with pytest.raises(ValueError, match="line 2 is not a key") as refused:
         api_keys.read("good\n" + line)
     assert line not in str(refused.value)
 

@@ -34,7 +34,7 @@ def test_neighbours_on_one_port_a_missing_requirement_and_a_circle(root: Root) -
     root.instance("b", GOOD.format(11502) + "REQUIRES=a\n")
     circle = start.neighbours(str(root))
     assert [finding.instance for finding in circle] == ["a", "b"]
-    assert "in a circle" in circle[0].text
+    assert "in a cycle" in circle[0].text
 
 
 def test_a_port_of_the_monitor_and_one_named_in_after_that_is_not_there(root: Root) -> None:
@@ -54,12 +54,12 @@ def test_one_port_for_health_and_metrics_is_said_with_its_line(root: Root) -> No
     (found,) = start.neighbours(str(root))
     assert (found.instance, found.fatal) == ("host", True)
     assert found.text.startswith(
-        f"{root}/etc/default/citadel-llm:2: HEALTH_PORT=9090 is the METRICS_PORT too (built-in)"
+        f"{root}/etc/default/citadel-llm:2: HEALTH_PORT=9090 is also the METRICS_PORT (built-in)"
     )
     root.host("METRICS_PORT=8100\nHEALTH_PORT=8100\n")
     diagnosis = doctor.monitor(str(root))
     assert diagnosis.verdict is doctor.Verdict.ERROR
-    assert "citadel-llm:1: METRICS_PORT=8100 is the HEALTH_PORT too" in diagnosis.text
+    assert "citadel-llm:1: METRICS_PORT=8100 is also the HEALTH_PORT" in diagnosis.text
     assert "citadel-llm:2)" in diagnosis.text
 
 

@@ -179,11 +179,11 @@ def test_a_taken_port_is_had_once_it_is_free(monkeypatch: pytest.MonkeyPatch, ca
         port = port_at(number)
 
         async def scenario() -> None:
-            assert "another program has the port; end it, or change HEALTH_PORT" in port.trouble
+            assert "another program has the port; end it, or change HEALTH_PORT" in port.problem
             await asyncio.sleep(0.35)
             thief.close()
             async with asyncio.timeout(5):
-                while port.trouble:
+                while port.problem:
                     await asyncio.sleep(0.05)
             assert (await answer(number)).text == "hello"
 
@@ -195,7 +195,7 @@ def test_an_address_that_is_not_there_is_said() -> None:
     port = port_at(free_port(), "192.0.2.1")
 
     async def scenario() -> None:
-        assert "SERVER_IP in /etc/default/citadel-llm must be an address of this host" in port.trouble
+        assert "SERVER_IP in /etc/default/citadel-llm must be an address of this host" in port.problem
 
     asyncio.run(serving(port, scenario))
 
@@ -206,9 +206,9 @@ def test_an_address_that_is_not_there_is_said() -> None:
         (b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n", ""),
         (b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n", "answers 503"),
         (b"HTTP/1.1 307 There\r\nLocation: http://example.invalid/\r\n\r\n", "answers 307"),
-        (b"\xff\xfe garbage\r\n\r\n", "answers something that is no HTTP"),
-        (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 300_000, "answers something that is no HTTP"),
-        (b"", "answers something that is no HTTP"),
+        (b"\xff\xfe garbage\r\n\r\n", "does not answer in HTTP"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 300_000, "does not answer in HTTP"),
+        (b"", "does not answer in HTTP"),
         (None, "does not answer within 0.2 s"),
     ],
 )

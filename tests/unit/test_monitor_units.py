@@ -69,7 +69,7 @@ class Told:
         self.files = ["a", "broken", "idle"]
         self.seen: list[tuple[str, dict[str, Any], int]] = []
         self.there: list[set[str]] = []
-        self.troubles: list[str] = []
+        self.problems: list[str] = []
 
     def names(self) -> list[str]:
         return self.files
@@ -80,8 +80,8 @@ class Told:
     def present(self, names: set[str]) -> None:
         self.there.append(names)
 
-    def connected(self, trouble: str) -> None:
-        self.troubles.append(trouble)
+    def connected(self, problem: str) -> None:
+        self.problems.append(problem)
 
 
 def signal(member: str, *body: Any, path: str = "/", signature: str = "") -> Message:
@@ -108,7 +108,7 @@ def follow(scenario: Callable[[FakeSystemd, Told], Any]) -> None:
         systemd.units[UNIT] = {"ActiveState": "active", "InvocationID": "01ab", "NoInterest": 1}
         systemd.units["citadel-llm@broken.service"] = {"ActiveState": "inactive"}
         watch = asyncio.create_task(UnitWatch(told, systemd).run())  # type: ignore[arg-type]
-        await soon(lambda: told.troubles == [""])
+        await soon(lambda: told.problems == [""])
         await scenario(systemd, told)
         watch.cancel()
 
@@ -207,9 +207,9 @@ def test_a_connection_that_breaks_while_units_are_asked_is_made_anew(monkeypatch
         systemd.before_answer = break_once
         told.seen.clear()
         systemd.send(changed(UNIT, ActiveState="active"))
-        await soon(lambda: told.troubles[-1] == "" and len(told.troubles) > 1)
+        await soon(lambda: told.problems[-1] == "" and len(told.problems) > 1)
         # Of the second connection the fake says "no bus".
-        assert (told.troubles, systemd.connections) == (["", broken, "no bus", ""], 3)
+        assert (told.problems, systemd.connections) == (["", broken, "no bus", ""], 3)
         assert ("a", {"ActiveState": "active", "InvocationID": "01ab"}, 5) in told.seen
 
     follow(scenario)
@@ -220,10 +220,10 @@ def test_a_lost_bus_is_told_and_found_again() -> None:
 
     async def scenario(systemd: FakeSystemd, told: Told) -> None:
         systemd.end.set()
-        await soon(lambda: told.troubles[-1] == "" and len(told.troubles) > 2)
-        assert told.troubles == ["", "the system bus has gone away", "no bus", ""]
+        await soon(lambda: told.problems[-1] == "" and len(told.problems) > 2)
+        assert told.problems == ["", "the system bus has disconnected", "no bus", ""]
         systemd.send(signal("NameOwnerChanged"))
-        await soon(lambda: told.troubles[4:] == ["systemd has left the bus", ""])
+        await soon(lambda: told.problems[4:] == ["systemd has disconnected from the bus", ""])
 
     try:
         follow(scenario)

@@ -85,7 +85,7 @@ def test_independent_ones_side_by_side_but_bounded(root: Root) -> None:
 def test_a_cycle_is_named(root: Root) -> None:
     root.instance("a", GOOD + "REQUIRES=b\n")
     root.instance("b", GOOD + "AFTER=a\n")
-    with pytest.raises(DependencyCycle, match=r"in a circle: . → . → ."):
+    with pytest.raises(DependencyCycle, match=r"in a cycle: . → . → ."):
         run(Actions(), ["a"], root, and_required=True)
     # And is nobody else's business.
     root.instance("x", GOOD)

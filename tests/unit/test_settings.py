@@ -32,7 +32,7 @@ def test_all_faults_of_a_file_at_once(root: Root) -> None:
     text = str(refused.value)
     assert "citadel-llm-m:1: MEMORY_LIMIT_GB=lots is refused: write a number of gigabytes" in text
     assert "citadel-llm-m:2: PORT=80 is refused: write a port from 1024" in text
-    assert "citadel-llm-m:3: MODEL: leave out the $: nothing is expanded here" in text
+    assert "citadel-llm-m:3: MODEL: leave out the $: dotenv and a shell expand" in text
     assert refused.value.exit_status is ExitStatus.CONFIG and int(ExitStatus.CONFIG) == 78
 
 

@@ -26,30 +26,30 @@ ACCEPTED = {
     "A=a=b": "a=b",
 }
 REFUSED = {
-    "A=1 # no": "line of its own: systemd makes it part of the value, dotenv and a shell drop it",
-    "A='1'#no": "line of its own: dotenv drops it, systemd and a shell make it part of the value",
-    "A=two words": "single quotes: unquoted, a shell splits",
-    "A='open": "not closed on this line: systemd reads on, dotenv and a shell give up",
-    "A=$HOME": "nothing is expanded here, nor by systemd, but by dotenv and a shell",
-    "A='$HOME'": "nothing is expanded here, nor by systemd and a shell, but by dotenv",
+    "A=1 # no": "line of its own: systemd keeps it in the value, dotenv and a shell drop it",
+    "A='1'#no": "line of its own: dotenv drops it, systemd and a shell keep it in the value",
+    "A=two words": "single quotes: without them a shell splits",
+    "A='open": "not closed on this line: systemd reads on, dotenv and a shell stop",
+    "A=$HOME": "dotenv and a shell expand variables, systemd does not",
+    "A='$HOME'": "dotenv expands variables here, systemd and a shell do not",
     'A="`id`"': "backticks: a shell runs",
-    "A=a\\b": "backslash: systemd and a shell take it away, dotenv keeps it",
-    "A='a\\b'": "backslash: systemd and a shell keep it, dotenv takes it for the start",
+    "A=a\\b": "backslash: systemd and a shell remove it, dotenv keeps it",
+    "A='a\\b'": "backslash: systemd and a shell keep it, dotenv reads an escape",
     'A="a\\b"': "backslash: dotenv reads \\n as a new line, systemd and a shell do not",
-    "A='a' 'b'": "one pair of ' around it all, none inside: systemd and a shell join pieces, dotenv gives up",
-    "A = 1": "no space before the equals sign: systemd and dotenv drop it, a shell takes the key",
-    "A= 1": "no space after the equals sign: systemd and dotenv drop it, a shell takes the value",
-    "export A=1": "leave out the word export: systemd ignores the line with it, dotenv and a shell read it",
-    "; old": "starts with #: systemd skips a line with ;, dotenv may read it, a shell gives the file up",
-    "# joined \\": "hides the next line from systemd, not from dotenv and a shell",
-    "1A=1": "the key may hold only letters, digits and _, and does not start with a digit: systemd ignores",
-    "just text": "is not KEY=value: systemd and dotenv read no value from it, a shell runs it",
-    "A=~/x": "single quotes: unquoted, a shell splits",
-    "A=1\r": "CR LF: a shell makes CR part of the value, systemd and dotenv drop it",
-    "A='tab\x00'": "control character: systemd, dotenv and a shell do not all keep",
+    "A='a' 'b'": "one pair of ' around the value and none inside: systemd and a shell join the parts, dotenv stops",
+    "A = 1": "without a space before the equals sign: systemd and dotenv drop the space, a shell runs the key",
+    "A= 1": "no space after the equals sign: systemd and dotenv drop it, a shell runs the value",
+    "export A=1": "leave out the word export: systemd ignores a line with it, dotenv and a shell read it",
+    "; old": "starts with #: systemd skips a line with ;, dotenv may read it, a shell rejects the file",
+    "# joined \\": "systemd then skips the next line, dotenv and a shell do not",
+    "1A=1": "a key has letters, digits and _ only, and no digit first: systemd ignores",
+    "just text": "is not KEY=value: systemd and dotenv ignore it, a shell runs it",
+    "A=~/x": "single quotes: without them a shell splits",
+    "A=1\r": "CR LF: a shell keeps the CR in the value, systemd and dotenv drop it",
+    "A='tab\x00'": "control character, which systemd, dotenv and a shell treat differently",
     "A=x*": "single quotes",
     "A='x'y": "one pair",
-    "A=a'b'": "quotes stand around the whole value or nowhere: systemd and dotenv keep such a quote, a shell does not",
+    "A=a'b'": "quote the whole value or nothing: systemd and dotenv keep a quote inside, a shell removes it",
     "A=" + "x" * MAX_LINE: "is longer than 4096 characters",
 }
 
@@ -133,7 +133,7 @@ def test_a_file_that_others_may_write_is_refused(tmp_path: Path, mode: int) -> N
     file.write_text("A=1\n")
     file.chmod(mode)
     found = read(str(file))
-    assert "may be written by others than root" in found.faults[0].text
+    assert "can be written by other users" in found.faults[0].text
     assert not found.entries
     file.chmod(0o644)
     assert not read(str(file)).faults
@@ -176,7 +176,7 @@ def test_the_work_for_a_file_is_bounded() -> None:
     assert "is beyond 1000 lines" in parse("f", b"# x\n" * 2 * MAX_LINES).faults[-1].text
     many = parse("f", b"nonsense\n" * 900).faults
     assert len(many) == MAX_FAULTS + 1
-    assert "too much is wrong before it" in many[-1].text
+    assert "have too many errors" in many[-1].text
     assert len(str(parse("f", b"A" * 4000 + b" =1").faults)) < 300
 
 

@@ -61,7 +61,8 @@ class Failure(NamedTuple):
 class ServerProcess:
     """A vLLM API server with the engine and workers below it.
 
-    `method` is "fork" (from the fork server that has imported vLLM) or "spawn" (a new interpreter, as plain vLLM).
+    `method` is "fork" (from the fork server that has imported vLLM) or "spawn" (a new interpreter, as plain vLLM);
+    `target` is what the new process runs.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class ServerProcess:
         arguments: Sequence[str],
         listener: socket.socket,
         credentials: Credentials,
+        target: Callable[..., None] = serve,
     ) -> None:
         context: ForkServerContext | SpawnContext
         context = (
@@ -82,7 +84,7 @@ class ServerProcess:
         self._channel, self._far_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._channel.setblocking(False)
         self._process = context.Process(
-            target=serve,
+            target=target,
             name="APIServer",
             args=(list(arguments), method == "fork"),
             kwargs={

@@ -1,0 +1,96 @@
+"""A server's process is started, tells of its failures, and is drained and killed; real processes, without vLLM."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from hxp_enterprise_llm.protocol.credentials import Credentials
+from hxp_enterprise_llm.supervisor import processes
+from hxp_enterprise_llm.supervisor.server_process import Failure, ServerProcess
+from hxp_enterprise_llm.supervisor.stop import StopPlan
+
+pytestmark = pytest.mark.starts_processes
+
+
+def server(arguments: list[str], _forked: bool, *, channel: socket.socket, **_: Any) -> None:
+    """Send messages, then live on with a child as an engine would."""
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    for message in arguments:
+        channel.send(message.encode())
+    time.sleep(600)
+
+
+def run(test: Callable[[ServerProcess], Awaitable[None]], *messages: dict[str, Any]) -> None:
+    """Run a test with a server that sends these messages; kill it in the end."""
+
+    async def started() -> None:
+        with socket.socket() as listener:
+            one = ServerProcess("spawn", list(map(json.dumps, messages)), listener, Credentials(), server)
+            await one.start()
+            while len(one.processes()) < 2:
+                await asyncio.sleep(0.01)
+            pids = [process.pid for process in one.processes()]
+            try:
+                await test(one)
+            finally:
+                await asyncio.gather(one.kill(), one.kill())
+            assert one.gone
+            assert processes.family(pids[0], pids) == []
+
+    asyncio.run(asyncio.wait_for(started(), 60))
+
+
+HEARTBEAT = {"in_flight": 1, "connections": 1, "open": True, "taken": 1, "progress": [0.0]}
+
+
+def test_a_server_without_heartbeats_is_replaced_for_the_error_of_its_heartbeat() -> None:
+    async def test(one: ServerProcess) -> None:
+        assert (await one.ended()).endswith("can send no heartbeats any more: KeyError: 'open'")
+
+    run(test, HEARTBEAT, {"silent": "KeyError: 'open'"})
+
+
+def test_a_server_that_ignores_its_end_is_given_up_as_the_plan_says() -> None:
+    async def test(one: ServerProcess) -> None:
+        while one.heartbeat is None:
+            await asyncio.sleep(0.01)
+        now = time.monotonic()
+        assert not await one.drain(StopPlan(now, now + 0.1, now + 0.2, now + 60, now + 60)), "a request is in flight"
+        assert len(one.processes()) == 2
+
+    run(test, HEARTBEAT)
+
+
+def test_the_first_failure_is_the_cause_unless_a_later_one_is_final() -> None:
+    async def test(one: ServerProcess) -> None:
+        while one.heartbeat is None:
+            await asyncio.sleep(0.01)
+        assert one.failure == Failure("ValueError: too long", True)
+
+    told = [
+        ("RuntimeError: a", False),
+        ("RuntimeError: b", False),
+        ("ValueError: too long", True),
+        ("OSError: c", True),
+    ]
+    run(test, *({"failed": {"text": text, "final": final}} for text, final in told), HEARTBEAT)
+
+
+def test_the_end_of_a_killed_server_names_the_signal() -> None:
+    async def test(one: ServerProcess) -> None:
+        ending = asyncio.create_task(one.ended())
+        os.kill(one.processes()[0].pid, signal.SIGKILL)
+        assert (await ending).endswith("was killed by SIGKILL")
+
+    run(test)

@@ -30,9 +30,9 @@ run `systemctl daemon-reload`. Then:
 
 `set` refuses a `MEMORY_LIMIT_GB` or `MAX_TASKS` below what a running instance uses, since systemd applies it at once.
 
-One `KEY=value` a line. A value with other characters than letters, digits and `_ . / : @ % + , = ^ -` stands in single
-or double quotes. Nothing is expanded: `$`, a backslash and, in double quotes, a backtick are refused. A comment starts
-with `#` on a line of its own. Sizes in GB are GiB (2^30 bytes).
+A line is `KEY=value`. A value with characters other than letters, digits and `_ . / : @ % + , = ^ -` must be in single
+or double quotes. Nothing is expanded: `$`, a backslash and, in double quotes, a backtick are refused. A comment is a
+separate line that starts with `#`. Sizes in GB are GiB (2^30 bytes).
 """
 
 
@@ -58,11 +58,11 @@ def page() -> str:
     prefixes = ", ".join(f"`{prefix}`" for prefix in PASSED_THROUGH)
     parts = [
         HEAD,
-        "## Of one instance\n",
+        "## Instance settings\n",
         *rows(INSTANCE_KEYS.values()),
         f"\nVariables that start with {prefixes} go to the engine as they are.",
         "Any other key is ignored with a warning.\n",
-        "## Of the host\n",
+        "## Host settings\n",
         *rows(HOST_KEYS.values()),
     ]
     return "\n".join(parts) + "\n"

@@ -26,7 +26,7 @@ def _found(config: ServiceConfigSchema, check: Callable[[], object]) -> list[Fin
     try:
         result = check()
     except SettingsRefused as error:
-        return [Finding(config.name, refused.text) for refused in error.faults]
+        return [Finding(config.name, refused.text) for refused in error.findings]
     except CitadelError as error:
         return of_error(config.name, error)
     return result if isinstance(result, list) else []

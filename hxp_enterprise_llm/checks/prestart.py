@@ -9,7 +9,7 @@ from hxp_enterprise_llm.checks import arguments, devices, model
 from hxp_enterprise_llm.checks.finding import Finding
 from hxp_enterprise_llm.settings import config as settings
 from hxp_enterprise_llm.settings.errors import CitadelError, GpuMissing, ModelMissing, SettingsRefused
-from hxp_enterprise_llm.settings.grammar import Fault
+from hxp_enterprise_llm.settings.grammar import SettingsFinding
 from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 
 log = logging.getLogger(__name__)
@@ -31,14 +31,14 @@ def prepare(name: str, root: str = "/", file: str | None = None) -> tuple[Servic
     `file` is a draft of the settings file to read instead of the file in place.
     Raises SettingsRefused, or ModelMissing or GpuMissing if nothing else is wrong; logs the warnings.
     """
-    before: tuple[Fault, ...] = ()
+    before: tuple[SettingsFinding, ...] = ()
     try:
         config, warnings = settings.load(name, root, file)
     except SettingsRefused as error:
         if error.understood is None:
             raise
         # The other settings may have errors too.
-        config, warnings, before = error.understood, [], error.faults
+        config, warnings, before = error.understood, [], error.findings
     directory, found = of_service(config)
     for warning in [*warnings, *(finding.text for finding in found if not finding.fatal)]:
         log.warning("%s", warning)
@@ -49,5 +49,5 @@ def prepare(name: str, root: str = "/", file: str | None = None) -> tuple[Servic
         raise other("\n".join(finding.text for finding in fatal))
     if before or fatal:
         own = settings.instance_file(name, root)
-        raise SettingsRefused([*before, *(Fault(own, 0, finding.text) for finding in fatal)], config)
+        raise SettingsRefused([*before, *(SettingsFinding(own, 0, finding.text) for finding in fatal)], config)
     return config, directory

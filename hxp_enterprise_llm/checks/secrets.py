@@ -40,7 +40,7 @@ def findings(config: ServiceConfigSchema) -> list[Finding]:
     try:
         given = credentials.judge(config, contents)
     except SettingsRefused as error:
-        return [*found, *(Finding(config.name, fault.text) for fault in error.faults)]
+        return [*found, *(Finding(config.name, finding.text) for finding in error.findings)]
     left = (given.expires - time.time()) / DAY_SEC
     if given.certificate and left < RENEW_DAYS:
         text = f"TLS_CERT_FILE={config.tls_cert_file} expires in {left:.0f} days; renew it, then citadel-llm reload"

@@ -9,7 +9,7 @@ import psutil
 
 from hxp_enterprise_llm.settings import config
 from hxp_enterprise_llm.settings.errors import CitadelError, NotPermitted, SettingsRefused
-from hxp_enterprise_llm.settings.grammar import Fault, quoted, shown
+from hxp_enterprise_llm.settings.grammar import SettingsFinding, quoted, shown
 from hxp_enterprise_llm.settings.keys import is_instance_name
 from hxp_enterprise_llm.settings.values import instance_file, instance_names, load_host, load_instance
 
@@ -82,4 +82,6 @@ def _check(draft: Path, name: str, root: str) -> None:
     try:
         config.load(name, root, file=str(draft))
     except SettingsRefused as error:
-        raise SettingsRefused([Fault(f"citadel-llm create {name}", 0, fault.text) for fault in error.faults]) from None
+        raise SettingsRefused(
+            [SettingsFinding(f"citadel-llm create {name}", 0, finding.text) for finding in error.findings]
+        ) from None

@@ -109,7 +109,7 @@ def monitor(root: str = "/", ask: Callable[[str], bytes] = health) -> Diagnosis:
     `ask` gives what a URL answers.
     """
     host = load_host(root)
-    errors = [str(fault) for fault in host.faults if fault.fatal] or [*filter(None, [one_port_for_both(host)])]
+    errors = [str(finding) for finding in host.findings if finding.fatal] or [*filter(None, [one_port_for_both(host)])]
     if errors:
         return Diagnosis("monitor", Verdict.ERROR, "; ".join(errors))
     url = f"http://{authority(host.values['SERVER_IP'], host.values['HEALTH_PORT'])}/health"

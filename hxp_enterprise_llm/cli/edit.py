@@ -27,7 +27,7 @@ from hxp_enterprise_llm.settings.errors import (
     SettingsRefused,
     SystemdUnreachable,
 )
-from hxp_enterprise_llm.settings.grammar import Fault, key_of, quoted, read, shown
+from hxp_enterprise_llm.settings.grammar import SettingsFinding, key_of, quoted, read, shown
 from hxp_enterprise_llm.settings.keys import GIBIBYTE, INSTANCE_KEYS
 from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 from hxp_enterprise_llm.settings.values import why_ignored
@@ -106,7 +106,9 @@ def check_use(new: ServiceConfigSchema, service: Service) -> None:
         too_low.append(f"MAX_TASKS={new.max_tasks} is refused: it has {tasks} tasks now")
     if too_low:
         advice = f"write more, or stop it first: citadel-llm stop {new.name}"
-        raise SettingsRefused([Fault(config.instance_file(new.name), 0, f"{text}; {advice}") for text in too_low])
+        raise SettingsRefused(
+            [SettingsFinding(config.instance_file(new.name), 0, f"{text}; {advice}") for text in too_low]
+        )
 
 
 def effects(values: Values, old: ServiceConfigSchema | None, new: ServiceConfigSchema) -> dict[str, Effect]:
@@ -158,7 +160,9 @@ def _check(new: ServiceConfigSchema, made: Path, running: bool) -> list[str]:
         refused = [finding for finding in errors if finding.text not in known]
         if refused:
             own = config.instance_file(new.name)
-            raise SettingsRefused([Fault(own, 0, finding.text.removeprefix(f"{own}: ")) for finding in refused])
+            raise SettingsRefused(
+                [SettingsFinding(own, 0, finding.text.removeprefix(f"{own}: ")) for finding in refused]
+            )
     return [finding.text for finding in found]
 
 
@@ -188,10 +192,10 @@ def draft(name: str, values: Values, root: str = "/") -> Iterator[Path]:
     file = Path(config.instance_file(name, root))
     text = read(str(file))
     if not text.whole:
-        raise SettingsRefused(text.faults)
+        raise SettingsRefused(text.findings)
     ignored = [why for key, value in values.items() if value is not None and (why := why_ignored(key))]
     if ignored:
-        raise SettingsRefused([Fault(str(file), 0, why) for why in ignored])
+        raise SettingsRefused([SettingsFinding(str(file), 0, why) for why in ignored])
     workspace = file.with_name(WORKSPACE)
     with files.failures_of(file):
         shutil.rmtree(workspace, ignore_errors=True)
@@ -201,7 +205,7 @@ def draft(name: str, values: Values, root: str = "/") -> Iterator[Path]:
             after = _edited(str(file), before, values, workspace / "edited")
             if _others(before, values) != _others(after, values):
                 # A quote that is not closed, or CR: python-dotenv takes several lines for one.
-                raise SettingsRefused([fault for fault in text.faults if fault.fatal])
+                raise SettingsRefused([finding for finding in text.findings if finding.fatal])
             made = workspace / file.name
             files.write(made, after, file)
             config.load(name, root, str(made))
@@ -225,7 +229,9 @@ def _edited(file: str, text: str, values: Values, copy: Path) -> str:
         try:
             set_key(copy, key, quoted(value), quote_mode="never")
         except ValueError as error:
-            raise SettingsRefused([Fault(file, 0, f"{shown(key)}={shown(value)} is refused: {error}")]) from None
+            raise SettingsRefused(
+                [SettingsFinding(file, 0, f"{shown(key)}={shown(value)} is refused: {error}")]
+            ) from None
     return copy.read_text(encoding="utf-8").replace(blank, "")
 
 

@@ -180,7 +180,7 @@ class ServiceManager:
         try:
             settings, warnings = config.load(name, self._root)
         except SettingsRefused as error:
-            return Service.seen(name, None, [str(finding) for finding in error.faults], properties, told)
+            return Service.seen(name, None, [str(finding) for finding in error.findings], properties, told)
         return Service.seen(name, settings, [str(warning) for warning in warnings], properties, told)
 
     def _told(self, name: str, properties: Mapping[str, Any]) -> "InstanceState | None":

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hxp_enterprise_llm.engine.model_files import weights_bytes
 from hxp_enterprise_llm.settings.errors import SettingsRefused
-from hxp_enterprise_llm.settings.grammar import Fault
+from hxp_enterprise_llm.settings.grammar import SettingsFinding
 from hxp_enterprise_llm.settings.keys import GIBIBYTE, HIGH_GAP_BYTES, memory_high
 from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 from hxp_enterprise_llm.settings.values import instance_file
@@ -59,7 +59,7 @@ def cache_gb(config: ServiceConfigSchema, model: str) -> float | None:
 
 def _refused(config: ServiceConfigSchema, text: str) -> SettingsRefused:
     """The error for one finding about an instance's settings as a whole."""
-    return SettingsRefused([Fault(instance_file(config.name), 0, text)])
+    return SettingsRefused([SettingsFinding(instance_file(config.name), 0, text)])
 
 
 def threads(config: ServiceConfigSchema, model: str) -> int:

@@ -48,11 +48,11 @@ class KernelLog:
         self._file = os.open(KERNEL_LOG, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         self._said = 0
 
-    def say(self, fault: object) -> None:
+    def say(self, finding: object) -> None:
         """Log one sentence, or count it if there have been enough."""
         self._said += 1
         if self._said <= KERNEL_LOG_LINES:
-            self._write(str(fault))
+            self._write(str(finding))
 
     def close(self) -> None:
         """Say how many sentences were left out."""
@@ -67,8 +67,8 @@ class KernelLog:
             os.write(self._file, b"<4>citadel-llm-generator: " + line + b"\n")
 
 
-def to_standard_error(fault: object) -> None:
-    print(f"citadel-llm-generator: {fault}", file=sys.stderr)
+def to_standard_error(finding: object) -> None:
+    print(f"citadel-llm-generator: {finding}", file=sys.stderr)
 
 
 def main(arguments: list[str]) -> int:
@@ -116,15 +116,15 @@ def dry_run(root: str, report: Report) -> int:
 def explain(names: list[str], root: str, report: Report) -> int:
     """Print each directive of these instances, or of all, with the keys that it comes from and where those are set."""
     host = load_host(root)
-    for fault in host.faults:
-        report(fault)
+    for finding in host.findings:
+        report(finding)
     for name in names or instance_names(root):
         if not is_instance_name(name) or not os.path.lexists(instance_file(name, root)):
             report(f"there is no instance {name!r}; citadel-llm list names those there are")
             return NO_SUCH_INSTANCE
         settings = load_instance(name, host, root)
-        for fault in settings.faults:
-            report(fault)
+        for finding in settings.findings:
+            report(finding)
         print(f"# {unit_name(name)}{', whose file is refused' if settings.refused else ''}")
         for section, directives in sections(settings, host).items():
             print(f"[{section}]")

@@ -221,8 +221,8 @@ def drop_ins(root: str, report: Report) -> Iterator[tuple[str, str]]:
             # Not foreseen, so of any kind; no other instance may pay for it.
             report(f"{instance_file(name, root)}: {_kind(error)}; the unit's own limits hold")
             continue
-        for fault in settings.faults:
-            report(fault)
+        for finding in settings.findings:
+            report(finding)
         addresses.add(str(settings.values["HOST"]))
         yield unit_name(name), text
     try:
@@ -243,8 +243,8 @@ def _of_the_host(root: str, report: Report) -> HostSettings:
     except Exception as error:
         report(f"the settings of the host: {_kind(error)}; the built-in values hold")
         return built_in_host()
-    for fault in host.faults:
-        report(fault)
+    for finding in host.findings:
+        report(finding)
     return host
 
 

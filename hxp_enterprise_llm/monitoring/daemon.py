@@ -73,7 +73,7 @@ class Monitor:
         self._fleet.reread = self._reread
         self._writer = Writer(store, self._fleet.record, record_sec)
         host = load_host(root)
-        for finding in host.faults:
+        for finding in host.findings:
             log.warning("%s", finding)
         self._conflict = one_port_for_both(host)
         if self._conflict:

@@ -88,7 +88,7 @@ class Fleet:
                 instance.config, warnings = settings.load(instance.name, self._root)
                 instance.findings = tuple(str(warning) for warning in warnings)
             except SettingsRefused as error:
-                instance.config, instance.findings = None, tuple(str(finding) for finding in error.faults)
+                instance.config, instance.findings = None, tuple(str(finding) for finding in error.findings)
             except OSError as error:
                 instance.config, instance.findings = None, (str(error),)
         return names

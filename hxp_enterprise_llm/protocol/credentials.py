@@ -9,7 +9,7 @@ from pathlib import Path
 from hxp_enterprise_llm.settings import api_keys
 from hxp_enterprise_llm.settings.credential_files import API_KEY, HUB_TOKEN, KEYS, LARGEST_BYTES, MISSING, files
 from hxp_enterprise_llm.settings.errors import SettingsRefused
-from hxp_enterprise_llm.settings.grammar import Fault
+from hxp_enterprise_llm.settings.grammar import SettingsFinding
 from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 from hxp_enterprise_llm.settings.values import instance_file
 from hxp_enterprise_llm.system import tls
@@ -61,15 +61,15 @@ def judge(config: ServiceConfigSchema, contents: Mapping[str, str], running: boo
     A file without a key keeps a model from starting, and closes one that is `running` to all: its last key was revoked.
     Raises SettingsRefused with what is wrong: a model whose files are not good does not serve everybody instead.
     """
-    faults: list[str] = []
+    errors: list[str] = []
     keys: tuple[str, ...] = ()
     expires, given = 0.0, {}
     for name, file in files_of(config).items():
         content = contents.get(name)
         if content is None:
-            faults.append(f"{KEYS[name]}={file} is new to systemd: run systemctl daemon-reload")
+            errors.append(f"{KEYS[name]}={file} is new to systemd: run systemctl daemon-reload")
         elif content == MISSING:
-            faults.append(f"{KEYS[name]}={file} is not there, no file, or larger than {MEGABYTE} MB; put it there")
+            errors.append(f"{KEYS[name]}={file} is not there, no file, or larger than {MEGABYTE} MB; put it there")
         else:
             given[name] = content
     if API_KEY in given:
@@ -83,15 +83,15 @@ def judge(config: ServiceConfigSchema, contents: Mapping[str, str], running: boo
         except ValueError as error:
             said = str(error)
         if said:
-            faults.append(f"API_KEY_FILE={config.api_key_file} {said}")
+            errors.append(f"API_KEY_FILE={config.api_key_file} {said}")
     if {"tls-cert", "tls-key"} <= given.keys():
         try:
             tls.server(given["tls-cert"], given["tls-key"])
             expires = tls.expires(given["tls-cert"], given["tls-key"])
         except tls.CertificateRefused as error:
-            faults.append(f"{error.key}={getattr(config, error.key.lower())} {error}")
+            errors.append(f"{error.key}={getattr(config, error.key.lower())} {error}")
     if HUB_TOKEN in given and not given[HUB_TOKEN].strip():
-        faults.append(f"HUB_TOKEN_FILE={config.hub_token_file} is empty; write the token into it, and nothing else")
-    if faults:
-        raise SettingsRefused([Fault(instance_file(config.name), 0, text) for text in faults])
+        errors.append(f"HUB_TOKEN_FILE={config.hub_token_file} is empty; write the token into it, and nothing else")
+    if errors:
+        raise SettingsRefused([SettingsFinding(instance_file(config.name), 0, text) for text in errors])
     return Credentials(keys, given.get("tls-cert", ""), given.get("tls-key", ""), expires)

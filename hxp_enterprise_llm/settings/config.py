@@ -5,7 +5,7 @@ import os
 from pydantic import ValidationError
 
 from hxp_enterprise_llm.settings.errors import NoSuchInstance, SettingsRefused
-from hxp_enterprise_llm.settings.grammar import Fault, shown
+from hxp_enterprise_llm.settings.grammar import SettingsFinding, shown
 from hxp_enterprise_llm.settings.keys import INSTANCE_KEYS, is_instance_name
 from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 from hxp_enterprise_llm.settings.values import (
@@ -22,7 +22,7 @@ DEFAULTS = {name: field.default for name, field in ServiceConfigSchema.model_fie
 __all__ = ["api_key_file", "exists", "host_file", "instance_file", "instance_names", "load", "require"]
 
 
-def load(name: str, root: str = "/", file: str | None = None) -> tuple[ServiceConfigSchema, list[Fault]]:
+def load(name: str, root: str = "/", file: str | None = None) -> tuple[ServiceConfigSchema, list[SettingsFinding]]:
     """Read the settings of instance `name` and the warnings about them.
 
     `file` is a draft of its settings file to read instead; messages name the file that the draft is for.
@@ -31,7 +31,7 @@ def load(name: str, root: str = "/", file: str | None = None) -> tuple[ServiceCo
     if not is_instance_name(name):
         raise SettingsRefused(
             [
-                Fault(
+                SettingsFinding(
                     f"'{shown(name)}'",
                     0,
                     "is not an instance name: up to 64 letters, digits, . _ and -, a letter or digit first",
@@ -41,17 +41,17 @@ def load(name: str, root: str = "/", file: str | None = None) -> tuple[ServiceCo
     host = load_host(root)
     settings = load_instance(name, host, root, file)
     own = instance_file(name, root)
-    faults = [*host.faults, *(fault._replace(file=own) for fault in settings.faults)]
+    findings = [*host.findings, *(finding._replace(file=own) for finding in settings.findings)]
     # The schema has the same defaults, and the monitor keeps the values of every instance in memory.
     values = {key.lower(): value for key, value in settings.understood.items() if value is not None}
     values = {key: value for key, value in values.items() if value != DEFAULTS[key]}
-    fatal = [fault for fault in faults if fault.fatal]
+    fatal = [finding for finding in findings if finding.fatal]
     if not fatal:
         try:
-            return ServiceConfigSchema(name=name, environment=settings.environment, **values), faults
+            return ServiceConfigSchema(name=name, environment=settings.environment, **values), findings
         except ValidationError as error:
             fatal = [
-                Fault(own, 0, sentence)
+                SettingsFinding(own, 0, sentence)
                 for problem in error.errors()
                 for sentence in problem["msg"].removeprefix("Value error, ").splitlines()
             ]
@@ -59,11 +59,11 @@ def load(name: str, root: str = "/", file: str | None = None) -> tuple[ServiceCo
     if values.keys() >= REQUIRED:
         understood = ServiceConfigSchema.model_construct(name=name, environment=settings.environment, **values)
         # A contradiction with a refused value may disappear once that value is corrected.
-        refused = [key for key in INSTANCE_KEYS if any(fault.text.startswith(f"{key}=") for fault in fatal)]
+        refused = [key for key in INSTANCE_KEYS if any(finding.text.startswith(f"{key}=") for finding in fatal)]
         fatal += [
-            Fault(own, 0, sentence)
+            SettingsFinding(own, 0, sentence)
             for sentence in understood.contradictions()
-            if not any(f"{key}=" in sentence for key in refused) and sentence not in {fault.text for fault in fatal}
+            if not any(f"{key}=" in sentence for key in refused) and sentence not in {finding.text for finding in fatal}
         ]
     raise SettingsRefused(fatal, understood)
 
@@ -74,9 +74,9 @@ def api_key_file(name: str, root: str = "/") -> str | None:
     Raises SettingsRefused if API_KEY_FILE itself is, or may be, refused.
     """
     file: str | None
-    file, faults = read_alone(instance_file(name, root), INSTANCE_KEYS["API_KEY_FILE"])
-    if faults:
-        raise SettingsRefused(faults)
+    file, findings = read_alone(instance_file(name, root), INSTANCE_KEYS["API_KEY_FILE"])
+    if findings:
+        raise SettingsRefused(findings)
     return file
 
 

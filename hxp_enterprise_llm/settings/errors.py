@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
-from hxp_enterprise_llm.settings.grammar import Fault, printable
+from hxp_enterprise_llm.settings.grammar import SettingsFinding, printable
 
 if TYPE_CHECKING:
     from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
@@ -45,7 +45,7 @@ class CitadelError(Exception):
 
 
 class SettingsRefused(CitadelError):
-    """A settings file has errors; `faults` holds all of them.
+    """A settings file has errors; `findings` holds all of them.
 
     `understood` are the settings without the refused values, in which further checks look for further errors.
     """
@@ -53,9 +53,9 @@ class SettingsRefused(CitadelError):
     code = "settings-refused"
     exit_status = ExitStatus.CONFIG
 
-    def __init__(self, faults: Sequence[Fault], understood: "ServiceConfigSchema | None" = None) -> None:
-        self.faults, self.understood = tuple(faults), understood
-        super().__init__("\n".join(str(fault) for fault in self.faults))
+    def __init__(self, findings: Sequence[SettingsFinding], understood: "ServiceConfigSchema | None" = None) -> None:
+        self.findings, self.understood = tuple(findings), understood
+        super().__init__("\n".join(str(finding) for finding in self.findings))
 
 
 class ModelMissing(CitadelError):

@@ -23,7 +23,7 @@ MAX_LINE = 4096
 """Limits of a settings file (bytes, lines, characters of a line). The files of the package are under 4 KiB, and the
 generator reads every file at every boot."""
 
-MAX_FAULTS = 100
+MAX_FINDINGS = 100
 """Errors after which a file is not read further: nobody corrects more at once, and each message takes more time than
 reading a line."""
 
@@ -32,7 +32,7 @@ READING = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 and a terminal does not become the controlling terminal."""
 
 
-class Fault(NamedTuple):
+class SettingsFinding(NamedTuple):
     """One error in a settings file, or a warning if it is not `fatal`.
 
     `line` counts from 1; 0 stands for the file as a whole.
@@ -63,7 +63,7 @@ class SettingsText(NamedTuple):
     """
 
     entries: dict[str, Entry]
-    faults: list[Fault]
+    findings: list[SettingsFinding]
     whole: bool = True
 
 
@@ -113,12 +113,14 @@ def read(path: str) -> SettingsText:
         finally:
             os.close(descriptor)
     except OSError as error:
-        return SettingsText({}, [Fault(path, 0, _cannot_read(error))], whole=False)
+        return SettingsText({}, [SettingsFinding(path, 0, _cannot_read(error))], whole=False)
     except _Refused as refused:
-        return SettingsText({}, [Fault(path, 0, str(refused))], whole=False)
+        return SettingsText({}, [SettingsFinding(path, 0, str(refused))], whole=False)
     if len(content) > MAX_BYTES:
         return SettingsText(
-            {}, [Fault(path, 0, f"is larger than {MAX_BYTES // 1024} KiB; is it a settings file?")], whole=False
+            {},
+            [SettingsFinding(path, 0, f"is larger than {MAX_BYTES // 1024} KiB; is it a settings file?")],
+            whole=False,
         )
     return parse(path, content)
 
@@ -146,45 +148,49 @@ def _check_writers(file: os.stat_result, directory: os.stat_result) -> None:
 def parse(path: str, content: bytes) -> SettingsText:
     """Parse the bytes of a settings file; `path` is only for messages."""
     entries: dict[str, Entry] = {}
-    faults: list[Fault] = []
+    findings: list[SettingsFinding] = []
     for number, raw in enumerate(content.split(b"\n"), start=1):
         if number > MAX_LINES:
-            faults.append(Fault(path, number, f"is beyond {MAX_LINES} lines; is this a settings file?"))
-            return SettingsText(entries, faults, whole=False)
-        if len(faults) >= MAX_FAULTS:
-            faults.append(Fault(path, number, "is not read, as the lines before it have too many errors"))
-            return SettingsText(entries, faults, whole=False)
+            findings.append(SettingsFinding(path, number, f"is beyond {MAX_LINES} lines; is this a settings file?"))
+            return SettingsText(entries, findings, whole=False)
+        if len(findings) >= MAX_FINDINGS:
+            findings.append(SettingsFinding(path, number, "is not read, as the lines before it have too many errors"))
+            return SettingsText(entries, findings, whole=False)
         try:
             line = raw.decode("utf-8")
         except UnicodeDecodeError:
-            faults.append(Fault(path, number, "is not UTF-8 text; is this a settings file?"))
-            return SettingsText(entries, faults, whole=False)
+            findings.append(SettingsFinding(path, number, "is not UTF-8 text; is this a settings file?"))
+            return SettingsText(entries, findings, whole=False)
         if line.endswith("\r"):
             # One error for the file: all its lines are alike.
-            faults.append(Fault(path, number, CR_LF))
-            return SettingsText(entries, faults, whole=False)
+            findings.append(SettingsFinding(path, number, CR_LF))
+            return SettingsText(entries, findings, whole=False)
         if len(line) > MAX_LINE:
-            faults.append(Fault(path, number, f"is longer than {MAX_LINE} characters; is this a settings file?"))
+            findings.append(
+                SettingsFinding(path, number, f"is longer than {MAX_LINE} characters; is this a settings file?")
+            )
             entries.pop(key_of(line), None)
             continue
         if _UNPRINTABLE.search(line):
-            faults.append(Fault(path, number, CONTROL))
+            findings.append(SettingsFinding(path, number, CONTROL))
             entries.pop(key_of(line), None)
             continue
         if _BLANK.fullmatch(line):
             continue
         match = _LINE.fullmatch(line)
         if match is None:
-            faults.append(Fault(path, number, _why_refused(line)))
+            findings.append(SettingsFinding(path, number, _why_refused(line)))
             entries.pop(key_of(line), None)
             continue
         key = match["key"]
         value = next(text for text in (match["plain"], match["single"], match["double"]) if text is not None)
         if key in entries:
             earlier = entries[key].line
-            faults.append(Fault(path, number, f"{key} is also set on line {earlier}; this line counts", fatal=False))
+            findings.append(
+                SettingsFinding(path, number, f"{key} is also set on line {earlier}; this line counts", fatal=False)
+            )
         entries[key] = Entry(key, value, number)
-    return SettingsText(entries, faults)
+    return SettingsText(entries, findings)
 
 
 def quoted(value: str) -> str:
@@ -197,7 +203,7 @@ def quoted(value: str) -> str:
             text = parse("", f"KEY={form}".encode())
         except UnicodeEncodeError:
             break
-        if not text.faults and "KEY" in text.entries and text.entries["KEY"].value == value:
+        if not text.findings and "KEY" in text.entries and text.entries["KEY"].value == value:
             return form
     raise ValueError(f"{_why_no_line_can_hold(value)}; a line of a settings file cannot hold it")
 

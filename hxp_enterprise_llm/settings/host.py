@@ -51,7 +51,7 @@ class ServiceManagerConfig(BaseModel):
     def load(cls, root: str = "/") -> Self:
         """Read /etc/default/citadel-llm below `root`. Raises SettingsRefused with all errors of the file."""
         host = load_host(root)
-        fatal = [fault for fault in host.faults if fault.fatal]
+        fatal = [finding for finding in host.findings if finding.fatal]
         if fatal:
             raise SettingsRefused(fatal)
         return cls(**{field: host.values[_key(field).name] for field in cls.model_fields})

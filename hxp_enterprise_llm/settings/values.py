@@ -8,7 +8,7 @@ and the values of refused files (the generator, and `create` for a free port).
 import os
 from typing import Any, NamedTuple, Self
 
-from hxp_enterprise_llm.settings.grammar import MAX_FAULTS, Entry, Fault, SettingsText, read, shown
+from hxp_enterprise_llm.settings.grammar import MAX_FINDINGS, Entry, SettingsFinding, SettingsText, read, shown
 from hxp_enterprise_llm.settings.keys import (
     HOST_KEYS,
     INSTANCE_KEYS,
@@ -31,7 +31,7 @@ class HostSettings(NamedTuple):
 
     values: dict[str, Any]
     origins: dict[str, str]
-    faults: list[Fault]
+    findings: list[SettingsFinding]
 
 
 class HostLabels(NamedTuple):
@@ -61,13 +61,13 @@ class InstanceSettings(NamedTuple):
     values: dict[str, Any]
     origins: dict[str, str]
     environment: dict[str, str]
-    faults: list[Fault]
+    findings: list[SettingsFinding]
     understood: dict[str, Any]
 
     @property
     def refused(self) -> bool:
         """Whether a start with these settings fails."""
-        return any(fault.fatal for fault in self.faults)
+        return any(finding.fatal for finding in self.findings)
 
 
 def host_file(root: str = "/") -> str:
@@ -97,13 +97,13 @@ def load_host(root: str = "/") -> HostSettings:
     """Read the host-wide file. If it is missing or refused, the values are the built-in ones."""
     file = host_file(root)
     text = read(file) if os.path.lexists(file) else SettingsText({}, [])
-    faults = list(text.faults)
-    values = {key.name: _value(key, text.entries.get(key.name), file, faults) for key in HOST_KEYS.values()}
-    faults += _unknown_keys(file, text.entries, HOST_KEYS)
+    findings = list(text.findings)
+    values = {key.name: _value(key, text.entries.get(key.name), file, findings) for key in HOST_KEYS.values()}
+    findings += _unknown_keys(file, text.entries, HOST_KEYS)
     origins = {key: _origin(file, text.entries.get(key)) for key in HOST_KEYS}
-    if any(fault.fatal for fault in faults):
-        return built_in_host()._replace(faults=faults)
-    return HostSettings(values, origins, faults)
+    if any(finding.fatal for finding in findings):
+        return built_in_host()._replace(findings=findings)
+    return HostSettings(values, origins, findings)
 
 
 def one_port_for_both(host: HostSettings) -> str:
@@ -126,7 +126,7 @@ def load_instance(name: str, host: HostSettings, root: str = "/", file: str | No
     """
     file = file or instance_file(name, root)
     text = read(file)
-    faults = list(text.faults)
+    findings = list(text.findings)
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for key in INSTANCE_KEYS.values():
@@ -134,16 +134,16 @@ def load_instance(name: str, host: HostSettings, root: str = "/", file: str | No
         if key.host_key and not (entry and entry.value):
             values[key.name], origins[key.name] = host.values[key.host_key], host.origins[key.host_key]
         else:
-            values[key.name], origins[key.name] = _value(key, entry, file, faults), _origin(file, entry)
-        if key.required and not (entry and entry.value) and not text.faults:
-            faults.append(Fault(file, 0, f"{key.name} is missing; write {key.name}= and {allowed(key)}"))
+            values[key.name], origins[key.name] = _value(key, entry, file, findings), _origin(file, entry)
+        if key.required and not (entry and entry.value) and not text.findings:
+            findings.append(SettingsFinding(file, 0, f"{key.name} is missing; write {key.name}= and {allowed(key)}"))
     environment = {
         entry.key: entry.value
         for entry in text.entries.values()
         if entry.key not in INSTANCE_KEYS and entry.key not in HOST_KEYS and entry.key.startswith(PASSED_THROUGH)
     }
-    faults += _unknown_keys(file, text.entries, INSTANCE_KEYS, PASSED_THROUGH)
-    settings = InstanceSettings(name, file, values, origins, environment, faults, values)
+    findings += _unknown_keys(file, text.entries, INSTANCE_KEYS, PASSED_THROUGH)
+    settings = InstanceSettings(name, file, values, origins, environment, findings, values)
     if settings.refused:
         settings = settings._replace(understood=dict(values))
         for key in INSTANCE_KEYS.values():
@@ -152,29 +152,29 @@ def load_instance(name: str, host: HostSettings, root: str = "/", file: str | No
     return settings
 
 
-def read_alone(file: str, key: Key) -> tuple[Any, list[Fault]]:
+def read_alone(file: str, key: Key) -> tuple[Any, list[SettingsFinding]]:
     """The value of one key of a settings file, whatever errors its other lines and other files have.
 
     If the line of this key is refused, or may be among the refused lines, there are errors and no value.
     """
     text = read(file)
     entry = text.entries.get(key.name)
-    faults = [] if entry and text.whole else [fault for fault in text.faults if fault.fatal]
-    return (None if faults else _value(key, entry, file, faults)), faults
+    findings = [] if entry and text.whole else [finding for finding in text.findings if finding.fatal]
+    return (None if findings else _value(key, entry, file, findings)), findings
 
 
-def _value(key: Key, entry: Entry | None, file: str, faults: list[Fault]) -> Any:
+def _value(key: Key, entry: Entry | None, file: str, findings: list[SettingsFinding]) -> Any:
     if entry is None or not entry.value:  # KEY= means the same as no line
         return _default(key)
     try:
         given = key.parse(entry.value)
     except ValueError as error:
-        faults.append(Fault(file, entry.line, f"{key.name}={shown(entry.value)} is refused: write {error}"))
+        findings.append(SettingsFinding(file, entry.line, f"{key.name}={shown(entry.value)} is refused: write {error}"))
         return None
     value = key.raised(given)
     if value != given:
         text = f"{key.name}={entry.value} is too short and counts as {value:g}"
-        faults.append(Fault(file, entry.line, text, fatal=False))
+        findings.append(SettingsFinding(file, entry.line, text, fatal=False))
     return value
 
 
@@ -210,13 +210,13 @@ def _why_ignored(key: str, known: dict[str, Key], prefixes: tuple[str, ...], sug
 
 def _unknown_keys(
     file: str, entries: dict[str, Entry], known: dict[str, Key], prefixes: tuple[str, ...] = ()
-) -> list[Fault]:
-    faults: list[Fault] = []
+) -> list[SettingsFinding]:
+    findings: list[SettingsFinding] = []
     for entry in entries.values():
         # A file with more unknown keys is no settings file, and each suggestion takes as long as ten lines.
-        why = _why_ignored(entry.key, known, prefixes, suggest=len(faults) < 10)
+        why = _why_ignored(entry.key, known, prefixes, suggest=len(findings) < 10)
         if why:
-            faults.append(Fault(file, entry.line, why, fatal=False))
-        if len(faults) >= MAX_FAULTS:
+            findings.append(SettingsFinding(file, entry.line, why, fatal=False))
+        if len(findings) >= MAX_FINDINGS:
             break
-    return faults
+    return findings

@@ -18,7 +18,7 @@ from hxp_enterprise_llm.engine.model_files import weights_bytes
 from hxp_enterprise_llm.protocol.credentials import Credentials, judge
 from hxp_enterprise_llm.protocol.reload_request import KEYS, LONGEST_ANSWER, SOCKET, TAKEN, short_path
 from hxp_enterprise_llm.settings.errors import SettingsRefused
-from hxp_enterprise_llm.settings.grammar import Fault
+from hxp_enterprise_llm.settings.grammar import SettingsFinding
 from hxp_enterprise_llm.settings.keys import GIBIBYTE, memory_high
 from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 from hxp_enterprise_llm.settings.values import instance_file
@@ -176,7 +176,7 @@ def _keys(config: ServiceConfigSchema, contents: dict[str, str]) -> tuple[str, .
     """Digests of the keys in a file of keys, whatever the certificate's files hold now. Raises SettingsRefused."""
     if not config.api_key_file:
         text = "API_KEY_FILE is new: run systemctl reload; until then requests need no key"
-        raise SettingsRefused([Fault(instance_file(config.name), 0, text)])
+        raise SettingsRefused([SettingsFinding(instance_file(config.name), 0, text)])
     others = dict.fromkeys(("tls_cert_file", "tls_key_file", "hub_token_file"))
     return judge(config.model_copy(update=others), contents, running=True).key_digests
 
@@ -191,14 +191,14 @@ def check(old: ServiceConfigSchema, new: ServiceConfigSchema) -> None:
     for key in ("host", "port", "hub_token_file"):
         if getattr(new, key) != getattr(old, key):
             text = f"{key.upper()} changed, which requires a restart, not a reload"
-            raise SettingsRefused([Fault(instance_file(old.name), 0, text)])
+            raise SettingsRefused([SettingsFinding(instance_file(old.name), 0, text)])
     if bool(new.gpu_devices) != bool(old.gpu_devices):
         # A unit without GPUs sees no devices (PrivateDevices=), and systemd decides that at the start.
         text = "GPU_DEVICES changed between the CPU and GPUs, which requires a restart, not a reload"
-        raise SettingsRefused([Fault(instance_file(old.name), 0, text)])
+        raise SettingsRefused([SettingsFinding(instance_file(old.name), 0, text)])
     if launch.ports(new) is None and launch.ports(old) is not None:
         text = "VLLM_ARGS or a variable asks for further ports, which requires a restart, not a reload"
-        raise SettingsRefused([Fault(instance_file(old.name), 0, text)])
+        raise SettingsRefused([SettingsFinding(instance_file(old.name), 0, text)])
 
 
 def same_server(old: ServiceConfigSchema, new: ServiceConfigSchema) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hxp_enterprise_llm.settings.errors import EngineDied, EngineHung, SettingsRefused
-from hxp_enterprise_llm.settings.grammar import Fault
+from hxp_enterprise_llm.settings.grammar import SettingsFinding
 from hxp_enterprise_llm.supervisor import fork_server, processes
 from hxp_enterprise_llm.supervisor.process_use import memory_and_reads
 from hxp_enterprise_llm.supervisor.readiness import NotAnswered
@@ -78,7 +78,9 @@ async def bring_up(
 def _why(server: ServerProcess, end: str, file: str) -> EngineDied | SettingsRefused:
     """The error for a server that ended before it was ready."""
     if server.failure and server.failure.final:
-        return SettingsRefused([Fault(file, 0, f"vLLM refuses these settings for this model: {server.failure.text}")])
+        return SettingsRefused(
+            [SettingsFinding(file, 0, f"vLLM refuses these settings for this model: {server.failure.text}")]
+        )
     why = server.failure.text if server.failure else "the lines above say why"
     return EngineDied(f"{end} before the model was ready; {why}")
 

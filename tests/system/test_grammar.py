@@ -77,7 +77,7 @@ def test_all_three_read_what_we_read_from_every_accepted_line(host: Host) -> Non
     for number, line in enumerate(lines()):
         text = line.replace("{key}", f"K{number}") + "\n"
         found = parse("f", text.encode())
-        if not found.faults and found.entries:
+        if not found.findings and found.entries:
             (entry,) = found.entries.values()
             accepted[text] = entry
     print(f"{len(lines())} lines, {len(accepted)} accepted")
@@ -89,7 +89,7 @@ def test_all_three_read_what_we_read_from_every_accepted_line(host: Host) -> Non
 
 @pytest.mark.parametrize("text", CLAIMS)
 def test_what_the_readers_make_of_a_refused_line(host: Host, text: str) -> None:
-    assert parse("f", text.encode()).faults
+    assert parse("f", text.encode()).findings
     readings = (by_systemd(host, [text + "\n"]).get("K"), by_dotenv(text).get("K"), by_shell(text + "\n").get("K"))
     assert readings == CLAIMS[text]
 
@@ -108,7 +108,7 @@ def test_whatever_is_accepted_of_any_line_all_three_read_the_same(host: Host) ->
             asked += 1
             text = line.replace("A=", f"K{len(drawn) + len(texts)}=", 1)
             found = parse("f", text.encode("utf-8", "surrogatepass"))
-            if not found.faults and len(found.entries) == 1:
+            if not found.findings and len(found.entries) == 1:
                 texts[text] = next(iter(found.entries.values()))
         wanted = {entry.key: entry.value for entry in texts.values()}
         together = "\n".join(texts) + "\n"

@@ -26,5 +26,5 @@ def path_of(name: str) -> str:
 def made(root: Root) -> tuple[dict[str, str], list[str]]:
     """What a run writes, and what it says."""
     said: list[str] = []
-    generate(str(root.path / "run"), str(root), lambda fault: said.append(str(fault)))
+    generate(str(root.path / "run"), str(root), lambda finding: said.append(str(finding)))
     return files(root.path / "run"), said

@@ -154,7 +154,7 @@ def test_a_first_key_is_what_settings_lack_that_are_open_to_other_hosts(instance
     file.write_text("HOST=192.0.2.7\nPORT=none\n")
     with pytest.raises(SettingsRefused) as caught:
         keys.add("m", "bob", str(instance))
-    assert {fault.file for fault in caught.value.faults} == {str(file)}
+    assert {finding.file for finding in caught.value.findings} == {str(file)}
     assert sorted(path.name for path in file.parent.iterdir()) == [file.name]
 
 

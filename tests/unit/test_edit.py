@@ -96,7 +96,7 @@ def test_a_change_that_would_be_refused_changes_nothing(root: Root, before: str,
     file.write_bytes(before.encode())
     with pytest.raises(SettingsRefused) as refused:
         changed(root, **values)
-    assert {fault.file for fault in refused.value.faults} == {str(file)}
+    assert {finding.file for finding in refused.value.findings} == {str(file)}
     assert file.read_bytes() == before.encode()
     assert [entry.name for entry in root.defaults.iterdir()] == [file.name]
 

@@ -253,9 +253,9 @@ def test_where_nothing_can_be_read_or_written(tmp_path: Path) -> None:
     said: list[str] = []
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc/default").write_text("no directory")
-    generate(str(tmp_path / "run"), str(tmp_path), lambda fault: said.append(str(fault)))
+    generate(str(tmp_path / "run"), str(tmp_path), lambda finding: said.append(str(finding)))
     assert "Not a directory" in said[0]
-    generate(str(tmp_path / "etc/default/x"), str(tmp_path), lambda fault: said.append(str(fault)))
+    generate(str(tmp_path / "etc/default/x"), str(tmp_path), lambda finding: said.append(str(finding)))
     assert "cannot be written" in said[1]
     assert len(said) == 2
 

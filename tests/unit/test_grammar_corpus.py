@@ -18,7 +18,7 @@ GOOD = "MODEL=/srv/m\nPORT=11500\nMEMORY_LIMIT_GB=1\n"
 
 
 def test_the_corpus_is_large_and_has_both_kinds() -> None:
-    refused = [line for line in lines() if parse("f", line.replace("{key}", "A").encode()).faults]
+    refused = [line for line in lines() if parse("f", line.replace("{key}", "A").encode()).findings]
     print(f"{len(lines())} lines, {len(refused)} refused")
     assert len(lines()) >= 300
     assert 100 < len(refused) < len(lines()) - 50
@@ -28,7 +28,7 @@ def test_dotenv_reads_the_same_from_every_accepted_line() -> None:
     for line in lines():
         text = line.replace("{key}", "A")
         settings = parse("f", text.encode())
-        if not settings.faults:
+        if not settings.findings:
             read = dotenv_values(stream=io.StringIO(text))
             assert {key: entry.value for key, entry in settings.entries.items()} == read, text
 

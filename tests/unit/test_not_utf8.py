@@ -46,7 +46,7 @@ def test_escapes_show_the_bytes() -> None:
 def test_a_file_or_a_name_is_refused_with_the_place(not_utf8: Root) -> None:
     with pytest.raises(SettingsRefused) as refused:
         config.load("a", str(not_utf8))
-    assert [(fault.file, fault.line) for fault in refused.value.faults] == [
+    assert [(finding.file, finding.line) for finding in refused.value.findings] == [
         (str(not_utf8.defaults / "citadel-llm-a"), 3)
     ]
     with pytest.raises(SettingsRefused) as refused:

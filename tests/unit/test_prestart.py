@@ -14,7 +14,7 @@ def refused(root: Root, **settings: object) -> list[str]:
     root.instance("m", "".join(f"{key}={value}\n" for key, value in {"PORT": 11500, **settings}.items()))
     with pytest.raises(SettingsRefused) as caught:
         prepare("m", str(root))
-    return [fault.text for fault in caught.value.faults]
+    return [finding.text for finding in caught.value.findings]
 
 
 def test_flags_model_and_memory_are_told_of_at_once(root: Root, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from dotenv import dotenv_values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hxp_enterprise_llm.settings.grammar import MAX_BYTES, MAX_FAULTS, MAX_LINE, MAX_LINES, parse, quoted, read
+from hxp_enterprise_llm.settings.grammar import MAX_BYTES, MAX_FINDINGS, MAX_LINE, MAX_LINES, parse, quoted, read
 from hxp_enterprise_llm.settings.keys import arguments
 
 ACCEPTED = {
@@ -57,22 +57,22 @@ REFUSED = {
 @pytest.mark.parametrize("line", ACCEPTED)
 def test_accepted_line_is_read_as_dotenv_reads_it(line: str) -> None:
     found = parse("f", line.encode())
-    assert not found.faults
+    assert not found.findings
     assert found.entries["A"].value == ACCEPTED[line]
     assert dotenv_values(stream=io.StringIO(line))["A"] == ACCEPTED[line]
 
 
 @pytest.mark.parametrize("line", REFUSED)
 def test_refused_line_is_named_with_the_rule_it_breaks(line: str) -> None:
-    (fault,) = parse("f", b"B=1\n" + line.encode()).faults
-    assert (fault.line, fault.fatal) == (2, True)
-    assert REFUSED[line] in fault.text
+    (finding,) = parse("f", b"B=1\n" + line.encode()).findings
+    assert (finding.line, finding.fatal) == (2, True)
+    assert REFUSED[line] in finding.text
 
 
 def test_every_refusal_says_what_each_of_the_three_readers_would_do() -> None:
     for line in REFUSED:
-        (fault,) = parse("f", line.encode()).faults
-        assert len(line) > MAX_LINE or all(reader in fault.text for reader in ("systemd", "dotenv", "shell")), line
+        (finding,) = parse("f", line.encode()).findings
+        assert len(line) > MAX_LINE or all(reader in finding.text for reader in ("systemd", "dotenv", "shell")), line
 
 
 @settings(max_examples=1000)
@@ -80,7 +80,7 @@ def test_every_refusal_says_what_each_of_the_three_readers_would_do() -> None:
 def test_whatever_is_accepted_dotenv_reads_the_same(line: str) -> None:
     """tests/system/test_grammar.py asks a shell and systemd the same."""
     found = parse("f", line.encode())
-    if not found.faults:
+    if not found.findings:
         assert dotenv_values(stream=io.StringIO(line)) == {key: entry.value for key, entry in found.entries.items()}
 
 
@@ -91,14 +91,14 @@ def test_no_bytes_raise(content: bytes) -> None:
 
 def test_all_faults_at_once_and_no_value_of_them_repeated() -> None:
     found = parse("f", b"A=$SECRET1\nB=$SECRET2\n")
-    assert [fault.line for fault in found.faults] == [1, 2]
-    assert "SECRET" not in str(found.faults)
+    assert [finding.line for finding in found.findings] == [1, 2]
+    assert "SECRET" not in str(found.findings)
 
 
 def test_a_key_set_twice_is_a_warning_and_the_last_counts() -> None:
     found = parse("f", b"A=1\nA=2\n")
     assert found.entries["A"].value == "2"
-    assert [fault.fatal for fault in found.faults] == [False]
+    assert [finding.fatal for finding in found.findings] == [False]
 
 
 def test_unreadable_things_are_refused_not_raised(tmp_path: Path) -> None:
@@ -115,8 +115,8 @@ def test_unreadable_things_are_refused_not_raised(tmp_path: Path) -> None:
         "binary": "control character",
         "missing": "does not exist",
     }.items():
-        faults = read(str(tmp_path / name)).faults
-        assert words in faults[0].text, name
+        findings = read(str(tmp_path / name)).findings
+        assert words in findings[0].text, name
 
 
 def test_a_device_is_not_even_opened(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,7 +124,7 @@ def test_a_device_is_not_even_opened(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("opened")
 
     monkeypatch.setattr(os, "open", refuse)
-    assert "not a regular file" in read("/dev/null").faults[0].text
+    assert "not a regular file" in read("/dev/null").findings[0].text
 
 
 @pytest.mark.parametrize("mode", [0o666, 0o664, 0o646, 0o622])
@@ -133,10 +133,10 @@ def test_a_file_that_others_may_write_is_refused(tmp_path: Path, mode: int) -> N
     file.write_text("A=1\n")
     file.chmod(mode)
     found = read(str(file))
-    assert "can be written by other users" in found.faults[0].text
+    assert "can be written by other users" in found.findings[0].text
     assert not found.entries
     file.chmod(0o644)
-    assert not read(str(file)).faults
+    assert not read(str(file)).findings
 
 
 def test_a_file_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +151,7 @@ def test_a_file_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(os, "fstat", of_another)
     found = read(str(file))
-    assert f"belongs to user number {os.geteuid() + 7}" in found.faults[0].text
+    assert f"belongs to user number {os.geteuid() + 7}" in found.findings[0].text
     assert not found.entries
 
 
@@ -162,30 +162,32 @@ def test_a_file_that_may_not_be_read_says_what_to_do(monkeypatch: pytest.MonkeyP
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(os, "open", refuse)
-    assert f"cannot be read by user number {os.geteuid()}; chmod 644 it" in read(str(tmp_path / "file")).faults[0].text
+    assert (
+        f"cannot be read by user number {os.geteuid()}; chmod 644 it" in read(str(tmp_path / "file")).findings[0].text
+    )
 
 
 def test_a_sparse_file_of_a_terabyte_costs_nothing(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
     os.truncate(file, 2**40)
-    assert "larger than 64 KiB" in read(str(file)).faults[0].text
+    assert "larger than 64 KiB" in read(str(file)).findings[0].text
 
 
 def test_the_work_for_a_file_is_bounded() -> None:
-    assert "is beyond 1000 lines" in parse("f", b"# x\n" * 2 * MAX_LINES).faults[-1].text
-    many = parse("f", b"nonsense\n" * 900).faults
-    assert len(many) == MAX_FAULTS + 1
+    assert "is beyond 1000 lines" in parse("f", b"# x\n" * 2 * MAX_LINES).findings[-1].text
+    many = parse("f", b"nonsense\n" * 900).findings
+    assert len(many) == MAX_FINDINGS + 1
     assert "have too many errors" in many[-1].text
-    assert len(str(parse("f", b"A" * 4000 + b" =1").faults)) < 300
+    assert len(str(parse("f", b"A" * 4000 + b" =1").findings)) < 300
 
 
 @pytest.mark.parametrize("character", ["\ufdd0", "\ufdef", "\ufffe", "\uffff", "\U0001fffe", "\U0010ffff"])
 def test_what_unicode_keeps_free_is_refused(character: str) -> None:
     """systemd does not read a file that has one anywhere in a value."""
-    (fault,) = parse("f", f"K='a{character}'\n".encode()).faults
-    assert fault.line == 1 and "delete it" in fault.text
-    assert not parse("f", "K='\ufffd\ufdcf\ufdf0'\n".encode()).faults
+    (finding,) = parse("f", f"K='a{character}'\n".encode()).findings
+    assert finding.line == 1 and "delete it" in finding.text
+    assert not parse("f", "K='\ufffd\ufdcf\ufdf0'\n".encode()).findings
 
 
 @pytest.mark.parametrize("value", ["", "a b", 'say "hi"', "it's", "# x", '--hf-overrides={"a":1}', "é", "  "])
@@ -208,7 +210,7 @@ def test_quoting_gives_the_same_value_or_refuses(value: str) -> None:
     except ValueError:
         return
     found = parse("f", line.encode())
-    assert (found.faults, found.entries["A"].value) == ([], value)
+    assert (found.findings, found.entries["A"].value) == ([], value)
 
 
 @pytest.mark.parametrize(

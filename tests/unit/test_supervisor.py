@@ -13,7 +13,7 @@ from hxp_enterprise_llm.protocol.failures import Kind
 from hxp_enterprise_llm.protocol.state import InstanceState, Phase, ReloadOutcome, StateFile
 from hxp_enterprise_llm.settings.api_keys import digest
 from hxp_enterprise_llm.settings.errors import CitadelError, EngineDied, OutOfMemory, SettingsRefused
-from hxp_enterprise_llm.settings.grammar import Fault
+from hxp_enterprise_llm.settings.grammar import SettingsFinding
 from hxp_enterprise_llm.supervisor.supervisor import Supervisor
 from hxp_enterprise_llm.system import notify
 
@@ -193,7 +193,7 @@ def test_settings_that_have_gone_bad_since_the_reload_leave_the_server_that_serv
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def refuse(_: object) -> None:
-        raise SettingsRefused([Fault("file", 0, "gone")])
+        raise SettingsRefused([SettingsFinding("file", 0, "gone")])
 
     async def run() -> None:
         main, recorder = supervisor(tmp_path)
@@ -232,7 +232,7 @@ def test_a_server_that_dies_while_its_successor_loads(
             await asyncio.sleep(0)
         if starts:
             return True
-        raise SettingsRefused([Fault("file", 0, "no server")])
+        raise SettingsRefused([SettingsFinding("file", 0, "no server")])
 
     async def run() -> None:
         main, recorder = supervisor(tmp_path)

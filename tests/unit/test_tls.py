@@ -91,15 +91,15 @@ def test_what_is_no_good_is_named(certificate: str | None, key: str, setting: st
     contents = {"tls-cert": certificate, "tls-key": key}
     with pytest.raises(SettingsRefused) as refused:
         credentials.judge(config(), {name: text for name, text in contents.items() if text is not None})
-    (fault,) = refused.value.faults
-    assert f"{setting}=/{'c' if 'CERT' in setting else 'k'} " in str(fault) and said in str(fault)
-    assert "BEGIN" not in str(fault)
+    (finding,) = refused.value.findings
+    assert f"{setting}=/{'c' if 'CERT' in setting else 'k'} " in str(finding) and said in str(finding)
+    assert "BEGIN" not in str(finding)
 
 
 def test_every_fault_of_every_file_at_once() -> None:
     with pytest.raises(SettingsRefused) as refused:
         credentials.judge(config(api_key_file="/a", hub_token_file="/t", allow_download=True), {"hub-token": "\n"})  # noqa: S106
-    assert [str(fault).split(": ", 1)[1].split("=")[0] for fault in refused.value.faults] == [
+    assert [str(finding).split(": ", 1)[1].split("=")[0] for finding in refused.value.findings] == [
         "API_KEY_FILE",
         "TLS_CERT_FILE",
         "TLS_KEY_FILE",
@@ -130,8 +130,8 @@ def test_check_names_what_a_start_would_and_an_end_that_is_near(
     certificate.write_text(made.CERTIFICATE)
     key.write_text(made.OTHER_KEY)
     key.chmod(0o600)
-    (fault,) = secrets.findings(settings)
-    assert fault.fatal and "the key of another certificate" in fault.text
+    (finding,) = secrets.findings(settings)
+    assert finding.fatal and "the key of another certificate" in finding.text
     key.write_text(made.KEY)
     assert secrets.findings(settings) == []
     monkeypatch.setattr("time.time", lambda: END - 3 * 86400)

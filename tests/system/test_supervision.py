@@ -42,10 +42,10 @@ def test_a_start_that_stands_still_runs_into_the_timeout(host: Host) -> None:
 def test_a_fork_server_killed_during_the_import_is_the_reason(host: Host) -> None:
     host.settings("killed", **SETTINGS, RESTART_POLICY="no")
     host.machine.run("systemctl", "start", "--no-block", "citadel-llm@killed")
-    wait_for(host, "killed", "StatusText", "Importing vLLM", 10)
+    wait_for(host, "killed", "StatusText", "Importing vLLM")
     kill = "until pkill -KILL -u agent0 -f multiprocessing.forkserver; do sleep 0.1; done"
     host.machine.run("sh", "-c", kill, timeout=20)
-    wait_for(host, "killed", "ExecMainStatus", "70", 30)
+    wait_for(host, "killed", "ExecMainStatus", "70")
     status = host.machine.show("citadel-llm@killed", "StatusText")["StatusText"]
     assert "was killed by SIGKILL while it imported vLLM" in status
     assert not host.machine.run("pgrep", "-u", "agent0", check=False).stdout

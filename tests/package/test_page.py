@@ -313,7 +313,7 @@ def test_a_monitor_that_does_not_answer_is_said_clearly(
     browser.wait("document.getElementById('stale').innerText !== ''", seconds=12)
     told = browser.value("document.getElementById('stale').innerText")
     assert f"The monitor does not answer ({why})" in told
-    assert "What stands below is from" in told
+    assert "The table is from" in told
     assert browser.value("document.getElementById('models').className") == "past"
     assert browser.value("document.getElementById('summary').innerText") == "Not up to date"
     assert browser.value("document.querySelectorAll('#models tbody tr').length") == len(services()), "the last is kept"

@@ -133,7 +133,9 @@ class Supervisor:
         try:
             await self._serve(listener)
         except CitadelError as error:
-            if self._previous:
+            if self._plan:
+                log.warning("%s, while the service stops", error, extra=error.fields)
+            elif self._previous:
                 log.error("%s; going back to the settings before the reload", error, extra=error.fields)
                 self._now.back(*self._previous)
                 self._previous, self._went_back = None, str(error)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from hxp_enterprise_llm.generator.drop_ins import STOP_MARGIN_SEC
 from hxp_enterprise_llm.protocol import reload_request, state
 from hxp_enterprise_llm.protocol.credentials import Credentials
 from hxp_enterprise_llm.protocol.failures import Kind
@@ -272,3 +273,21 @@ def test_a_reload_may_wait_for_the_end_of_the_one_before_longer_than_systemd_wou
 
     asyncio.run(run())
     assert {"WATCHDOG": 1, "EXTEND_TIMEOUT_USEC": 11_000_000} in recorder.said
+
+
+def test_a_server_that_dies_while_the_service_stops_is_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main, recorder = supervisor(tmp_path)
+
+    async def die(_: object) -> None:
+        main._begin_stop()
+        raise EngineDied("the engine (pid 7) ended")
+
+    monkeypatch.setattr(main, "_serve", die)
+    with socket.socket() as listener:
+        asyncio.run(main._serve_or_recover(listener))
+    assert written(tmp_path).phase is Phase.STOPPING
+    (stopping,) = recorder.said
+    drain = main._now.config.drain_timeout_sec
+    assert stopping["STOPPING"] == 1 and stopping["EXTEND_TIMEOUT_USEC"] == (drain + STOP_MARGIN_SEC) * 1_000_000

@@ -44,8 +44,9 @@ fetch_wheels() {
 # A virtual environment with pip, for fetching.
 prepare_tools() {
     [ -x "$CACHE/tools/bin/pip" ] && return
+    [ "$(id -u)" != 0 ] || install_packages ca-certificates python3 python3-venv
     rm -rf "$CACHE/tools"
-    /usr/bin/python3 -m venv "$CACHE/tools" || fail "python3 -m venv failed; install python3-venv again"
+    /usr/bin/python3 -m venv "$CACHE/tools" || fail "python3 -m venv failed; install python3-venv"
 }
 
 # One hash over all sources of the package.
@@ -56,7 +57,7 @@ source_hash() {
 build_deb() {
     require_root
     mkdir -p "$CACHE" dist
-    install_packages git ca-certificates build-essential debhelper dh-virtualenv lintian python3 python3-venv libnuma1 zstd
+    install_packages git build-essential debhelper dh-virtualenv lintian python3-venv libnuma1 zstd
     local version package hash tree begun
     version=$(package_version)
     package=citadel-llm_${version}_amd64.deb

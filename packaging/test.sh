@@ -24,7 +24,7 @@ test() {
     [ "${1:-}" = unit ] || require_root
     mkdir -p "$CACHE"
     if [ "${1:-}" != unit ]; then
-        install_packages git ca-certificates python3 python3-venv shellcheck chromium fonts-dejavu-core
+        install_packages git python3-venv shellcheck chromium fonts-dejavu-core
         unpack_package prometheus
         export PATH=$CACHE/debian/prometheus/usr/bin:$PATH
     fi

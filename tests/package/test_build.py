@@ -41,6 +41,7 @@ def run(project: Path, command: str, **environment: str) -> str:
         . packaging/common.sh
         . packaging/deb.sh
         need_space() {{ :; }}
+        install_packages() {{ echo "$@" >>"$CACHE/installed"; }}
         {command}
     """
     kept = {"PATH": os.environ["PATH"], "CITADEL_BUILD_CACHE": str(project.parent / "cache")}
@@ -81,6 +82,14 @@ def test_the_index_can_be_another_or_none(project: Path) -> None:
 
 def test_a_lock_without_torch_asks_no_other_index(project: Path) -> None:
     assert "--extra-index-url" not in fetched(project, "demo")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root installs packages")
+def test_pip_itself_comes_with_the_packages_of_the_distribution(project: Path) -> None:
+    shutil.rmtree(project.parent / "cache/tools")
+    run(project, "prepare_tools")
+    assert "python3-venv" in (project.parent / "cache/installed").read_text()
+    assert (project.parent / "cache/tools/bin/pip").exists()
 
 
 def test_the_sources_are_the_same_with_and_without_git(project: Path) -> None:

@@ -28,7 +28,7 @@ install_packages() {
     [ ${#missing[@]} = 0 ] && return
     say "installing ${missing[*]}"
     # On a new machine, the package lists are empty or old.
-    if ! { apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -qy --no-install-recommends install "${missing[@]}"; } </dev/null >"$CACHE/apt.log" 2>&1; then
+    if ! { apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -qy -o DPkg::Lock::Timeout=300 --no-install-recommends install "${missing[@]}"; } </dev/null >"$CACHE/apt.log" 2>&1; then
         tail -n 5 "$CACHE/apt.log" >&2
         fail "apt-get could not install ${missing[*]}; check the network. Full output: $CACHE/apt.log"
     fi

@@ -5,9 +5,9 @@
     versions = Versions.make(package, folder)
 
 The built package is taken apart once. *old* is what was built; *new* is the same tree with a higher version, two
-changed conffiles and a changed module, so that it shows which code a process runs. Both leave the engine out (torch,
-vLLM and whatever else pip has installed, 2 GB): it lies in a folder of its own, which a test machine has as a layer
-below its root, where dpkg does not see it. What dpkg has to do is then done in seconds, by the real maintainer scripts,
+changed conffiles, a changed module (it shows which code a process runs) and a renamed one. Both leave the engine out
+(torch, vLLM and whatever else pip has installed, 2 GB): it lies in a folder of its own, which a test machine has as a
+layer below its root, where dpkg does not see it. dpkg then needs seconds, the real maintainer scripts run,
 and the models that run meanwhile are real ones. `whole` is *new* with the engine in it.
 """
 
@@ -26,6 +26,8 @@ NEW_WORDS = "Ready (next version): "
 """How the status of a process begins that runs the new code."""
 
 _MODULE = "hxp_enterprise_llm/protocol/state.py"
+_RENAMED, _NEW_NAME = "hxp_enterprise_llm/worker/server.py", "next_server"
+"""A module that main processes of the old version still need when it is gone from the disk."""
 _OLD_WORDS, _CHANGED_WORDS = 'Phase.READY: "Ready"', 'Phase.READY: "Ready (next version)"'
 
 
@@ -78,9 +80,17 @@ def _change(tree: Path, packages: Path) -> None:
     text = module.read_text()
     assert _OLD_WORDS in text
     module.write_text(text.replace(_OLD_WORDS, _CHANGED_WORDS))
-    # The byte code as environment.sh makes it: never compared with the source.
-    flags = ["-q", "-f", "--invalidation-mode", "unchecked-hash", "-s", str(tree), "-p", "/"]
-    subprocess.run([tree / "opt/citadel/env/bin/python", "-I", "-m", "compileall", *flags, module], check=True)
+    renamed = packages / _RENAMED
+    renamed.rename(renamed.with_stem(_NEW_NAME))
+    ours = packages / "hxp_enterprise_llm"
+    for module in ours.rglob("*.py"):
+        text = module.read_text()
+        module.write_text(text.replace("hxp_enterprise_llm.worker.server", f"hxp_enterprise_llm.worker.{_NEW_NAME}"))
+    for compiled in [*ours.rglob("__pycache__")]:
+        shutil.rmtree(compiled)
+    # The bytecode as environment.sh makes it: never compared with the source.
+    flags = ["-q", "--invalidation-mode", "unchecked-hash", "-s", str(tree), "-p", "/"]
+    subprocess.run([tree / "opt/citadel/env/bin/python", "-I", "-m", "compileall", *flags, ours], check=True)
 
 
 def _pack(tree: Path, package: Path) -> Path:

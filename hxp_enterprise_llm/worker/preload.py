@@ -58,7 +58,10 @@ import vllm.v1.engine.core
 import vllm.v1.executor.multiproc_executor
 import vllm.v1.executor.uniproc_executor
 
-from hxp_enterprise_llm.worker import heartbeat  # noqa: F401
+# Ours too: an upgrade of the package may move or change them before the next fork.
+import hxp_enterprise_llm.protocol.worker
+import hxp_enterprise_llm.worker.heartbeat
+import hxp_enterprise_llm.worker.server  # noqa: F401
 
 if current_platform.is_cpu():
     import vllm.model_executor.models.registry

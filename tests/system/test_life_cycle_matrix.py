@@ -142,7 +142,8 @@ def test_an_upgrade_that_restarts_nothing(cycle: Cycle) -> None:
     assert f"run the old version: {unit('alpha')} {unit('bravo')} {unit('zulu')}" in said
     kill_engine(cycle.machine, "bravo")
     assert cycle.look()["bravo"].words.startswith("Ready: ")
-    cycle.row("upgrade with `CITADEL_RESTART_ON_UPGRADE=no`", "ii", "apt names the units that run the old version",
+    cycle.row("upgrade with `CITADEL_RESTART_ON_UPGRADE=no`, then the third's engine is killed", "ii",
+              "apt names the units that run the old version",
               version="new", zulu="same", alpha="same", bravo="same", monitor="new")  # fmt: skip
 
 

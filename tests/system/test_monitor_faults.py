@@ -117,7 +117,7 @@ database.execute("ROLLBACK")
 """
 COUNT = """
 import sqlite3, sys
-rows = sqlite3.connect(sys.argv[1]).execute("SELECT SUM(count) FROM event WHERE instance = 'past'")
+rows = sqlite3.connect(sys.argv[1]).execute("SELECT SUM(count) FROM event WHERE instance = ?", sys.argv[2:])
 print(rows.fetchone()[0])
 """
 
@@ -125,16 +125,16 @@ print(rows.fetchone()[0])
 @pytest.mark.parametrize("signal", ["TERM", "KILL"])
 def test_the_monitor_is_ended_while_it_writes(fakes: Fakes, host: Host, signal: str) -> None:
     """A lock on the database keeps the monitor in the middle of its first write."""
-    machine = host.machine
-    fakes.make("past")
-    fakes.start("past")
-    until(lambda: one(host, "past")["ready"], "the instance is ready")
-    machine.run("systemctl", "kill", "--kill-whom=main", "--signal=USR1", "citadel-llm@past")
-    counted = 'failures_total{result="engine-died",service="past"}'
+    machine, name = host.machine, f"past-{signal.lower()}"
+    unit = fakes.make(name)
+    fakes.start(name)
+    until(lambda: one(host, name)["ready"], "the instance is ready")
+    machine.run("systemctl", "kill", "--kill-whom=main", "--signal=USR1", unit)
+    counted = f'failures_total{{result="engine-died",service="{name}"}}'
     machine.run("systemctl", "restart", UNIT)  # which writes
-    until(lambda: sample(host, counted) >= 1, "the failure is counted")
+    until(lambda: sample(host, counted) == 1, "the failure is counted")
     machine.run("systemctl", "restart", UNIT)
-    failures, before = sample(host, counted), int(host.python(COUNT, STORE))
+    assert (sample(host, counted), host.python(COUNT, STORE, name)) == (1, "1")
     folder = machine.inside(STORE).parent
     damaged = set(folder.glob("*.damaged-*"))
 
@@ -143,7 +143,7 @@ def test_the_monitor_is_ended_while_it_writes(fakes: Fakes, host: Host, signal: 
     machine.run("systemd-run", "--unit=lock", "/opt/citadel/env/bin/python", "-I", "-c", LOCK, STORE)
     until(lambda: machine.inside("/run/locked").exists(), "the database is locked")
     machine.run("systemctl", "start", UNIT)
-    machine.run("systemctl", "kill", "--kill-whom=main", "--signal=USR1", "citadel-llm@past")
+    machine.run("systemctl", "kill", "--kill-whom=main", "--signal=USR1", unit)
     pid = machine.show(UNIT, "MainPID")["MainPID"]
     # The second thread is the one that writes.
     until(lambda: len(list(machine.inside(f"/proc/{pid}/task").iterdir())) > 1, "the monitor writes")
@@ -151,9 +151,9 @@ def test_the_monitor_is_ended_while_it_writes(fakes: Fakes, host: Host, signal: 
     machine.run("rm", "/run/locked")
     until(lambda: machine.show(UNIT, "MainPID")["MainPID"] not in (pid, "0"), "systemd has restarted the monitor")
     machine.run("systemctl", "start", UNIT)  # waits until it is ready
-    until(lambda: sample(host, counted) == failures + 1, "the new failure is counted once")
+    until(lambda: sample(host, counted) == 2, "the new failure is counted once")
     machine.run("systemctl", "restart", UNIT)
-    assert int(host.python(COUNT, STORE)) == before + 1
+    assert host.python(COUNT, STORE, name) == "2"
     assert set(folder.glob("*.damaged-*")) == damaged
     assert "Traceback" not in said(host)
 

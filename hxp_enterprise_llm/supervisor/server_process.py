@@ -161,7 +161,7 @@ class ServerProcess:
         if self._untold:
             raise EngineDied("the server could not be sent its new keys")
         self._opened = True
-        self._tell("open")
+        self.tell("open")
         return await self._until(lambda heartbeat: heartbeat.open, "begun to accept connections", stop)
 
     async def take(self, credentials: Credentials) -> None:
@@ -177,15 +177,15 @@ class ServerProcess:
         with os.fdopen(descriptor, "w+", encoding="utf-8") as file:
             json.dump(dataclasses.asdict(credentials), file)
             file.seek(0)
-            self._untold |= not self._tell("take", file.fileno())
+            self._untold |= not self.tell("take", file.fileno())
         if not self._opened:
             return
         try:
             await self._until(lambda heartbeat: heartbeat.taken >= given, "taken its new keys")
         except EngineDied as error:
-            if self._runs():
+            if self.runs():
                 log.error("%s; killing it", error)
-                self._signal(signal.SIGKILL)
+                self.send_signal(signal.SIGKILL)
 
     async def _until(self, done: Callable[[Heartbeat], bool], what: str, stop: asyncio.Event | None = None) -> bool:
         """Wait until a heartbeat says that a command is carried out; False if `stop` is set before.
@@ -198,7 +198,7 @@ class ServerProcess:
                 return False
             if time.monotonic() - begin > COMMAND_SEC:
                 raise EngineDied(f"the server has not {what} within {COMMAND_SEC:g} s")
-            if not self._runs():
+            if not self.runs():
                 raise EngineDied(f"the server has not {what} before its end")
             await asyncio.sleep(LOOK_SEC)
         return True
@@ -210,16 +210,16 @@ class ServerProcess:
         that nobody waits for. New connections wait in the listener's queue, or go to a successor. uvicorn closes
         idle connections after VLLM_HTTP_TIMEOUT_KEEP_ALIVE.
         """
-        self._tell("leave")
+        self.tell("leave")
         begin, progress = time.monotonic(), None
-        while time.monotonic() - begin < limit and self._runs():
+        while time.monotonic() - begin < limit and self.runs():
             if patient and self.heartbeat and self.heartbeat.progress != progress:
                 begin, progress = time.monotonic(), self.heartbeat.progress
             # Without new connections their number only decreases, so that an old heartbeat does no harm.
             if self.heartbeat and not self.heartbeat.open and not self.heartbeat.connections:
                 return True
             await asyncio.sleep(LOOK_SEC)
-        return not (self._runs() and self.heartbeat and self.heartbeat.in_flight)
+        return not (self.runs() and self.heartbeat and self.heartbeat.in_flight)
 
     def processes(self) -> list[psutil.Process]:
         """All its processes: the API server, the engine, workers and their children."""
@@ -243,7 +243,7 @@ class ServerProcess:
         """Ask it to finish its requests and end, and wait as the plan says; False if it aborts a request."""
         if self._handle < 0:
             return True
-        self._signal(signal.SIGTERM)
+        self.send_signal(signal.SIGTERM)
         if await self._has_ended_within(left(plan.drained)):
             return True
         aborts = bool(self.heartbeat and self.heartbeat.in_flight)
@@ -254,7 +254,7 @@ class ServerProcess:
         try:
             await asyncio.wait_for(first_end({self._handle: 0}), seconds)
         except TimeoutError:
-            return not self._runs()
+            return not self.runs()
         return True
 
     async def kill(self) -> None:
@@ -297,22 +297,30 @@ class ServerProcess:
             self._starting.exception()
 
     @property
+    def watched_engines(self) -> set[int]:
+        """The engine processes (PIDs) whose end is the end of the server."""
+        return set(self._engines)
+
+    @property
     def gone(self) -> bool:
         """Whether it was killed and its processes have ended."""
         return self._killing is not None and self._killing.done()
 
-    def _signal(self, number: signal.Signals) -> None:
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal to the API server; nothing if it has ended."""
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._handle, number)
 
-    def _tell(self, word: str, *descriptors: int) -> bool:
+    def tell(self, word: str, *descriptors: int) -> bool:
+        """Send the server a command with file descriptors; False if that fails."""
         try:
             socket.send_fds(self._channel, [json.dumps(word).encode()], descriptors)
         except OSError:
             return False
         return True
 
-    def _runs(self) -> bool:
+    def runs(self) -> bool:
+        """Whether the API server has not ended."""
         return self._handle >= 0 and not processes.has_ended(self._handle)
 
     def _hear(self) -> None:

@@ -99,8 +99,8 @@ class Traffic:
     arriving: ClassVar[weakref.WeakSet[_Arrival]] = weakref.WeakSet()
     _talks: ClassVar[set[_Talk]] = set()
     _closing: ClassVar[set[asyncio.Task[None]]] = set()
-    _leaving = False
-    _server: Any = None  # uvicorn's
+    leaving = False
+    server: Any = None  # uvicorn's
 
     def __init__(self, app: Any) -> None:
         self._app = app
@@ -121,7 +121,7 @@ class Traffic:
             finally:
                 Traffic._talks.discard(talk)
             return
-        Traffic._server = scope["app"].state.server
+        Traffic.server = scope["app"].state.server
 
         work = _Work() if scope["method"] == "POST" else None
 
@@ -138,7 +138,7 @@ class Traffic:
         async def sent(message: Any) -> None:
             # Only POST: probes are answered while the engine hangs.
             Traffic.sent += work is not None
-            if Traffic._leaving and message["type"] == "http.response.start":
+            if Traffic.leaving and message["type"] == "http.response.start":
                 # The client opens a new connection for its next request, which the successor accepts.
                 message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
             await send(message)
@@ -172,7 +172,7 @@ class Traffic:
     @classmethod
     def connections(cls) -> int:
         """How many clients are connected, including idle clients and clients in their TLS handshake."""
-        return len(cls._server.server_state.connections) + len(cls.arriving) if cls._server else 0
+        return len(cls.server.server_state.connections) + len(cls.arriving) if cls.server else 0
 
     @classmethod
     def take(cls, credentials: Credentials) -> None:
@@ -196,7 +196,7 @@ class Traffic:
         Existing connections continue with the certificate that they were shown. Does nothing once uvicorn is shutting
         down: it has closed its sockets, and would wait for a new one for ever.
         """
-        server = cls._server
+        server = cls.server
         if server.should_exit:
             return
 
@@ -220,6 +220,6 @@ class Traffic:
     @classmethod
     def leave(cls) -> None:
         """Accept no more connections, and close each after its next answer; uvicorn closes idle ones itself."""
-        cls._leaving, cls.is_open = True, False
-        for accepting in cls._server.servers:
+        cls.leaving, cls.is_open = True, False
+        for accepting in cls.server.servers:
             accepting.close()

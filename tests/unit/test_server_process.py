@@ -16,60 +16,74 @@ from hxp_enterprise_llm.supervisor import server_process
 from hxp_enterprise_llm.supervisor.server_process import Heartbeat, ServerProcess
 
 
+class Server(ServerProcess):
+    """A server without a process. `told` has the commands with the contents of their files."""
+
+    def __init__(self) -> None:
+        super().__init__("spawn", [], socket.socket(), Credentials())
+        self.signals: list[int] = []
+        self.told: list[tuple[str, list[Any]]] = []
+        self.hears = True
+        self.family: list[Any] = []
+
+    def runs(self) -> bool:
+        return not self.signals
+
+    def send_signal(self, number: int) -> None:
+        self.signals.append(number)
+
+    def tell(self, word: str, *descriptors: int) -> bool:
+        contents = [json.loads(os.pread(descriptor, 9999, 0)) for descriptor in descriptors]
+        self.told.append((word, contents))
+        return self.hears
+
+    def processes(self) -> list[Any]:
+        return self.family
+
+
 @pytest.fixture
-def one_server(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A server without a process, and the signals that it is sent."""
+def one_server(monkeypatch: pytest.MonkeyPatch) -> Server:
     monkeypatch.setattr(server_process, "COMMAND_SEC", 0.2)
-    server = ServerProcess("spawn", [], socket.socket(), Credentials())
-    signals: list[int] = []
-    monkeypatch.setattr(server, "_runs", lambda: not signals)
-    monkeypatch.setattr(server, "_signal", signals.append)
-    return SimpleNamespace(it=server, signals=signals)
+    return Server()
 
 
 def heartbeat(taken: int) -> Heartbeat:
     return Heartbeat(time.monotonic(), 0, 0, True, taken, [])
 
 
-def test_a_server_that_loads_hears_of_its_keys_before_it_opens(one_server: Any) -> None:
+def test_a_server_that_loads_hears_of_its_keys_before_it_opens(one_server: Server) -> None:
     async def run() -> None:
-        await one_server.it.take(Credentials(("k",)))
-        one_server.it.heartbeat = heartbeat(2)
-        await one_server.it.open(asyncio.Event())
+        await one_server.take(Credentials(("k",)))
+        one_server.heartbeat = heartbeat(2)
+        await one_server.open(asyncio.Event())
 
     asyncio.run(run())
-    told = []
-    for _ in range(2):
-        word, descriptors, _, _ = socket.recv_fds(one_server.it._far_end, 99, 1)
-        told.append(json.loads(word))
-        for descriptor in descriptors:
-            with os.fdopen(descriptor) as file:
-                assert json.load(file)["key_digests"] == ["k"]
-    assert told == ["take", "open"]
+    assert [word for word, _ in one_server.told] == ["take", "open"]
+    ((_, [credentials]), _) = one_server.told
+    assert credentials["key_digests"] == ["k"]
     assert one_server.signals == []
 
 
-def test_a_server_that_does_not_take_its_keys_is_ended(one_server: Any) -> None:
+def test_a_server_that_does_not_take_its_keys_is_ended(one_server: Server) -> None:
     async def run() -> None:
-        one_server.it.heartbeat = heartbeat(1)
-        await one_server.it.open(asyncio.Event())
-        await one_server.it.take(Credentials(("k",)))
+        one_server.heartbeat = heartbeat(1)
+        await one_server.open(asyncio.Event())
+        await one_server.take(Credentials(("k",)))
 
     asyncio.run(run())
     assert one_server.signals == [9]
 
 
-def test_what_imports_is_no_engine(one_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_imports_is_no_engine(one_server: Server) -> None:
     """Before the fork the fork server stands for the server; it must not end with that."""
-    importing = SimpleNamespace(pid=os.getpid(), name=lambda: "VLLM::ForkServer")
-    monkeypatch.setattr(one_server.it, "processes", lambda: [importing])
-    one_server.it.watch_engines()
-    assert one_server.it._engines == {}
+    one_server.family = [SimpleNamespace(pid=os.getpid(), name=lambda: "VLLM::ForkServer")]
+    one_server.watch_engines()
+    assert one_server.watched_engines == set()
 
 
 @pytest.mark.parametrize(("patient", "seconds"), [(True, 0.6), (False, 0.3)])
 def test_a_patient_leave_lasts_while_tokens_come(
-    one_server: Any, monkeypatch: pytest.MonkeyPatch, patient: bool, seconds: float
+    one_server: Server, monkeypatch: pytest.MonkeyPatch, patient: bool, seconds: float
 ) -> None:
     """They come for 0.4 s, and the limit is 0.3."""
     clock: SimpleNamespace = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
@@ -77,32 +91,32 @@ def test_a_patient_leave_lasts_while_tokens_come(
     async def tick(_: float) -> None:
         clock.now += 0.05
         tokens = min(int(clock.now / 0.1), 4)
-        one_server.it.heartbeat = Heartbeat(clock.now, 1, 1, False, 1, [tokens])
+        one_server.heartbeat = Heartbeat(clock.now, 1, 1, False, 1, [tokens])
 
     monkeypatch.setattr(server_process, "time", clock)
     monkeypatch.setattr("asyncio.sleep", tick)
-    assert asyncio.run(one_server.it.leave(0.3, patient=patient)) is False
+    assert asyncio.run(one_server.leave(0.3, patient=patient)) is False
     assert clock.now >= seconds
     assert (clock.now > 0.35) is patient
 
 
-def test_a_server_that_cannot_be_told_never_opens(one_server: Any) -> None:
-    one_server.it._channel.close()
+def test_a_server_that_cannot_be_told_never_opens(one_server: Server) -> None:
+    one_server.hears = False
 
     async def run() -> None:
-        await one_server.it.take(Credentials(("k",)))
-        await one_server.it.open(asyncio.Event())
+        await one_server.take(Credentials(("k",)))
+        await one_server.open(asyncio.Event())
 
     with pytest.raises(EngineDied, match="could not be sent"):
         asyncio.run(run())
 
 
-def test_a_stop_does_not_wait_for_a_server_to_open(one_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_does_not_wait_for_a_server_to_open(one_server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_process, "COMMAND_SEC", 3600)
 
     async def run() -> bool:
         stop = asyncio.Event()
-        opening = asyncio.create_task(one_server.it.open(stop))
+        opening = asyncio.create_task(one_server.open(stop))
         await asyncio.sleep(0)
         stop.set()
         return bool(await asyncio.wait_for(opening, 10))

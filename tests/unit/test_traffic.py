@@ -24,9 +24,9 @@ PART, REST = {"type": "http.request", "more_body": True}, {"type": "http.request
 
 @pytest.fixture(autouse=True)
 def nothing_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("requests", 0), ("sent", 0), ("_leaving", False), ("key_digests", ())):
+    for name, value in (("requests", 0), ("sent", 0), ("leaving", False), ("key_digests", ())):
         monkeypatch.setattr(Traffic, name, value)
-    for name in ("taken", "_tls", "_server", "is_open"):
+    for name in ("taken", "server", "is_open"):
         monkeypatch.setattr(Traffic, name, getattr(Traffic, name))
 
 
@@ -83,7 +83,7 @@ def test_who_leaves_closes_after_the_answer(monkeypatch: pytest.MonkeyPatch) -> 
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
-    monkeypatch.setattr(Traffic, "_leaving", True)
+    monkeypatch.setattr(Traffic, "leaving", True)
     asyncio.run(Traffic(application)(scope("GET", "/v1/models"), None, send))
     assert sent[0]["headers"] == [(b"a", b"b"), (b"connection", b"close")]
 
@@ -116,7 +116,7 @@ def at_a_real_server(tls: bool, do: Callable[[socket.socket], Awaitable[None]]) 
         server.lifespan = config.lifespan_class(config)
         private, listener = (socket.create_server(("127.0.0.1", 0)) for _ in range(2))
         await server.startup(sockets=[private])
-        Traffic._server = server
+        Traffic.server = server
         Traffic.take(Credentials((), made.CERTIFICATE, made.KEY) if tls else Credentials())
         await Traffic.open(listener)
         scopes = SimpleNamespace(state=SimpleNamespace(server=server))
@@ -267,7 +267,7 @@ def test_a_request_whose_key_is_revoked_before_it_came_in_full_is_not_worked_on(
 
 
 def test_a_server_that_is_ending_opens_no_door_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Traffic, "_server", SimpleNamespace(should_exit=True, servers=[]))
+    monkeypatch.setattr(Traffic, "server", SimpleNamespace(should_exit=True, servers=[]))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         asyncio.run(Traffic.open(listener))
-    assert Traffic._server.servers == []
+    assert Traffic.server.servers == []

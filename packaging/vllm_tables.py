@@ -4,12 +4,13 @@ Importing vLLM takes seconds at every start; what it accepts changes only with t
 """
 
 import argparse
+import dataclasses
 import inspect
 import json
 from collections.abc import Iterable
 from typing import Any
 
-from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.entrypoints.launchers.cli_args import LoRAParserAction, make_arg_parser
 from vllm.model_executor.models import ModelRegistry
 from vllm.utils.argparse_utils import FlexibleArgumentParser, human_readable_int, human_readable_int_or_auto
 
@@ -24,13 +25,21 @@ KINDS = {
 }
 
 
-def kind(read: Any) -> tuple[str, bool]:
-    """What a value of the flag must be, a key of flags.KINDS, and whether it may be "None" instead."""
+def unwrapped(read: Any) -> tuple[Any, bool]:
+    """The type that optional_type and parse_type of vLLM wrap, and whether its value may be "None" instead."""
     optional = False
     while getattr(read, "__name__", "") in ("_optional_type", "_parse_type"):
         optional |= read.__name__ == "_optional_type"
         read = inspect.getclosurevars(read).nonlocals["return_type"]
-    return KINDS.get(read, "text"), optional
+    return read, optional
+
+
+def fields_of(read: Any) -> list[str] | None:
+    """The fields of the dataclass that a flag's JSON object becomes (vllm/engine/arg_utils.py, parse_dataclass)."""
+    if getattr(read, "__name__", "") != "parse_dataclass":
+        return None
+    (dataclass,) = read.__defaults__
+    return sorted(field.name for field in dataclasses.fields(dataclass) if field.init)
 
 
 def action_of(action: argparse.Action) -> str:
@@ -48,14 +57,15 @@ def entry(action: argparse.Action) -> dict[str, Any]:
         # argparse adds the --no- forms itself.
         negative = {f"--no-{name.removeprefix('--')}" for name in names if name.startswith("--")}
         names = [name for name in names if name not in negative]
-    what, optional = kind(action.type)
+    read, optional = unwrapped(action.type)
     return {
         "names": names,
         "dest": action.dest,
         "action": action_of(action),
         "nargs": action.nargs,
-        "kind": what,
+        "kind": "lora" if isinstance(action, LoRAParserAction) else KINDS.get(read, "text"),
         "optional": optional,
+        "fields": fields_of(read),
         "choices": sorted(map(str, action.choices)) if action.choices else None,
     }
 

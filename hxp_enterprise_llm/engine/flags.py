@@ -40,6 +40,7 @@ IMPOSSIBLE = {
 REFUSED = {name: f"set {key}= instead" for name, key in OURS.items()} | IMPOSSIBLE
 NUMBER = re.compile(r"-\d+|-\d*\.\d+")
 """What argparse takes for a negative number instead of a flag."""
+NUMBER_WITH_SUFFIX = re.compile(r"[0-9][kKmMgGtT]\b")
 SUFFIXES = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 """Of vLLM's human-readable numbers (vllm/utils/argparse_utils.py, human_readable_int)."""
 
@@ -122,7 +123,45 @@ def _json(text: str) -> Any:
         raise argparse.ArgumentTypeError(f"{text!r} is not JSON ({error})") from None
 
 
-KINDS = {"int": int, "float": float, "size": _size, "size-or-auto": _size_or_auto, "json": _json, "text": str}
+def _object_of(fields: Sequence[str]) -> Any:
+    """The type of a flag that takes a JSON object, by the fields that vLLM knows of it."""
+
+    def read(text: str) -> Any:
+        try:
+            content = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            if text.lstrip().startswith("{") and NUMBER_WITH_SUFFIX.search(text):
+                # vLLM reads 4k within JSON too.
+                return {}
+            raise argparse.ArgumentTypeError(f"{text!r} is not JSON ({error})") from None
+        if not isinstance(content, dict):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")
+        for key in content:
+            if key not in fields:
+                raise argparse.ArgumentTypeError(f"there is no {key!r}; there are {', '.join(fields)}")
+        return content
+
+    return read
+
+
+def _lora(text: str) -> Any:
+    if not text or ("=" in text and "," not in text):
+        return text
+    content = _object_of(("base_model_name", "is_3d_lora_weight", "name", "path"))(text)
+    if not {"name", "path"} <= content.keys():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither NAME=PATH nor a JSON object with name and path")
+    return content
+
+
+KINDS: dict[str, Any] = {
+    "int": int,
+    "float": float,
+    "size": _size,
+    "size-or-auto": _size_or_auto,
+    "json": _json,
+    "lora": _lora,
+    "text": str,
+}
 
 
 def _optional(kind: Any) -> Any:
@@ -144,13 +183,16 @@ def _parser(known: Sequence[dict[str, Any]]) -> _Parser:
         elif flag["action"] == "boolean":
             parser.add_argument(*names, dest=dest, action=argparse.BooleanOptionalAction)
         else:
-            kind: Any = str if flag["choices"] else KINDS[flag["kind"]]
-            options: dict[str, Any] = {"type": _optional(kind) if flag["optional"] and kind is not str else kind}
+            kind = _object_of(flag["fields"]) if flag["fields"] else KINDS[flag["kind"]]
+            read = _optional(kind) if flag["optional"] else kind
+            options: dict[str, Any] = {"type": read}
+            if flag["choices"]:
+                options["choices"] = [read(choice) for choice in flag["choices"]]
             if flag["action"] == "store":
                 options["nargs"] = flag["nargs"]
             if flag["nargs"] == "?":
                 options["const"] = True
-            parser.add_argument(*names, dest=dest, action=flag["action"], choices=flag["choices"], **options)
+            parser.add_argument(*names, dest=dest, action=flag["action"], **options)
     return parser
 
 
@@ -203,14 +245,13 @@ def _undotted(words: Sequence[str]) -> list[str]:
     objects: dict[str, dict[str, Any]] = {}
     rest = iter(words)
     for word in rest:
-        flag, equals, value = word.partition("=")
+        flag, equals, given = word.partition("=")
         if not word.startswith("-") or "." not in flag:
             plain.append(word)
             continue
-        if not equals:
-            value = next(rest, "")
-            if not value:
-                raise ValueError(f"argument {flag}: expected one argument")
+        value = given if equals else next(rest, None)
+        if value is None:
+            raise ValueError(f"argument {flag}: expected one argument")
         name, *keys = flag.removesuffix("+").split(".")
         content: Any = value.split(",") if flag.endswith("+") else _json_or_text(value)
         for key in reversed(keys):

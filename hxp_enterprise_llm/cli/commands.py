@@ -119,18 +119,15 @@ def _written(value: Any) -> str:
 @click.argument("name")
 @click.option("--model", required=True, help="Directory of the model, or its hub id.")
 @click.option("--port", type=int, help="Port of the API; by default the first free port.")
-@click.option("--set", "others", multiple=True, metavar="KEY=VALUE", help="Another setting; can be repeated.")
-def create(name: str, model: str, port: int | None, others: tuple[str, ...]) -> None:
+@click.option(
+    "--set", "others", type=Assignment(), multiple=True, metavar="KEY=VALUE", help="Another setting; can be repeated."
+)
+def create(name: str, model: str, port: int | None, others: tuple[tuple[str, str], ...]) -> None:
     """Create an instance: write its settings file. The instance is not started."""
     from hxp_enterprise_llm.cli import create
     from hxp_enterprise_llm.cli.checks import before_a_start
 
-    values = {"MODEL": model, "PORT": str(port or create.free_port())}
-    for word in others:
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise click.UsageError(f"--set {word}: write KEY=VALUE")
-        values[key] = value
+    values = {"MODEL": model, "PORT": str(port or create.free_port())} | dict(others)
     file = create.create(name, values)
     ServiceManager().settings_changed()
     click.echo(f"{file}: written, PORT={values['PORT']}")

@@ -36,16 +36,19 @@ from hxp_enterprise_llm.supervisor import reload
 WORKSPACE = ".citadel-llm-draft"
 """Directory for the copy and for python-dotenv's temporary file, beside the settings: a rename stays on one file
 system. The name is fixed, so that the next command deletes what a killed one has left."""
-OF_SYSTEMD = {"MAX_TASKS", "RESTART_POLICY", "RESTART_SEC", "REQUIRES", "AFTER", "RELOAD_METHOD"}
-"""Keys that only systemd acts on, or only a reload: nothing of them is in a server that runs."""
+NOT_IN_A_SERVER = {"MAX_TASKS", "RESTART_POLICY", "RESTART_SEC", "REQUIRES", "AFTER", "RELOAD_METHOD"}
+"""Keys that only systemd or a reload reads; a running server does not depend on them."""
+LIMITS = {"MEMORY_LIMIT_GB", "CPU_CORES"}
+"""Keys that are a limit of the unit, and from which a new server derives the size of its cache or its threads."""
 Values = Mapping[str, str | None]
 """New values by key; None removes the line of a key."""
 
 
 class Effect(StrEnum):
-    """When a changed setting takes effect."""
+    """When a changed setting takes effect. Partly: the limit of the unit now, the rest with a reload."""
 
     NOW = "now"
+    PARTLY = "partly"
     RELOAD = "reload"
     RESTART = "restart"
     START = "start"
@@ -53,11 +56,12 @@ class Effect(StrEnum):
 
 EFFECTS = {
     Effect.NOW: "in effect",
+    Effect.PARTLY: "the limit is in effect; for the KV cache and the threads: citadel-llm reload {name}",
     Effect.RELOAD: "takes effect with: citadel-llm reload {name}",
     Effect.RESTART: "takes effect with: citadel-llm restart {name}",
     Effect.START: "takes effect when the instance starts: citadel-llm start {name}",
 }
-"""What the command says for each."""
+"""The message of the command for each effect."""
 
 
 class Change(NamedTuple):
@@ -117,7 +121,7 @@ def effects(values: Values, old: ServiceConfigSchema | None, new: ServiceConfigS
 
 
 def _effect(key: str, old: ServiceConfigSchema | None, new: ServiceConfigSchema) -> Effect:
-    if key in OF_SYSTEMD:
+    if key in NOT_IN_A_SERVER:
         return Effect.NOW
     if old is None:
         return Effect.RESTART
@@ -129,7 +133,7 @@ def _effect(key: str, old: ServiceConfigSchema | None, new: ServiceConfigSchema)
         reload.check(old, old.model_copy(update={field: value}))
     except SettingsRefused:
         return Effect.RESTART
-    return Effect.RELOAD
+    return Effect.PARTLY if key in LIMITS else Effect.RELOAD
 
 
 def _in_place(name: str) -> ServiceConfigSchema | None:

@@ -1,4 +1,4 @@
-"""Root's own files: read and replaced by one process at a time, each complete or unchanged."""
+"""Settings files and key files, changed by one process at a time and replaced completely or not at all."""
 
 import os
 import secrets

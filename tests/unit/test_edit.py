@@ -138,7 +138,8 @@ OLD = ServiceConfigSchema(name="a", model="/srv/m", port=11400, environment={"OM
     [
         ("MAX_TASKS", {"max_tasks": 500}, Effect.NOW),
         ("RESTART_SEC", {"restart_sec": 1.0}, Effect.NOW),
-        ("MEMORY_LIMIT_GB", {"memory_limit_gb": 5.0}, Effect.RELOAD),
+        ("MEMORY_LIMIT_GB", {"memory_limit_gb": 5.0}, Effect.PARTLY),
+        ("KV_CACHE_GB", {"kv_cache_gb": 0.5}, Effect.RELOAD),
         ("VLLM_ARGS", {"vllm_args": ("--seed", "1")}, Effect.RELOAD),
         ("OMP_X", {"environment": {}}, Effect.RELOAD),
         ("API_KEY_FILE", {"api_key_file": "/etc/citadel-llm/a.keys"}, Effect.RELOAD),

@@ -1,9 +1,11 @@
-"""What may stand for an instance: names on the command line, files in /etc/default."""
+"""Names of instances and keys on the command line, and of files in /etc/default."""
 
+import click
 import pytest
 
 from hxp_enterprise_llm.cli import strays
 from hxp_enterprise_llm.cli.commands import NAME
+from hxp_enterprise_llm.cli.names import Assignment, SettingKey
 
 from .conftest import Root
 
@@ -36,3 +38,19 @@ def test_files_that_can_be_no_instance_are_told_from_leftovers(root: Root) -> No
 def test_without_the_directory_there_is_nothing_to_warn_of(root: Root) -> None:
     root.defaults.rmdir()
     assert strays.warnings(str(root)) == []
+
+
+def test_an_assignment_is_a_key_and_a_value() -> None:
+    assert Assignment().convert("VLLM_ARGS=--seed=1", None, None) == ("VLLM_ARGS", "--seed=1")
+    for wrong in ("PORT", "1=2", "a b=c", "=1"):
+        with pytest.raises(click.BadParameter):
+            Assignment().convert(wrong, None, None)
+
+
+def test_the_shell_completes_keys() -> None:
+    command = click.Command("set", params=[click.Argument(["values"], type=Assignment())])
+    context = click.Context(command)
+    offered = Assignment().shell_complete(context, command.params[0], "MAX_")
+    assert [item.value for item in offered] == ["MAX_TASKS=", "MAX_MODEL_LEN="]
+    offered = SettingKey().shell_complete(context, command.params[0], "VLLM")
+    assert [item.value for item in offered] == ["VLLM_ARGS"]

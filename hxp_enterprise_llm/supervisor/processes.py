@@ -116,7 +116,7 @@ async def first_end(handles: dict[int, int]) -> int:
 
 
 def how_child_ended(pid: int) -> str:
-    """How a child of this process ended, in words, without reaping it; "ended" if nobody knows any more."""
+    """How a child of this process ended, in words, without reaping it; "ended" once it is reaped."""
     try:
         result = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:

@@ -63,7 +63,7 @@ class Requests:
         self._accepting: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        """Start to listen."""
+        """Start listening."""
         self._path.unlink(missing_ok=True)
         with short_path(str(self._path.parent)) as directory:
             self._socket.bind(f"{directory}/{SOCKET}")
@@ -74,7 +74,7 @@ class Requests:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop to listen; a waiting client is told that the service has stopped."""
+        """Stop listening; a waiting client is told that the service has stopped."""
         if self._accepting:
             self._accepting.cancel()
             await asyncio.gather(self._accepting, return_exceptions=True)
@@ -103,7 +103,7 @@ class Requests:
             try:
                 await self._answer(request)
             except Exception as error:
-                # Whatever it is: later requests, which may revoke a key, must still be carried out.
+                # Any error: later requests, which may revoke a key, must still be carried out.
                 log.exception("A request for a reload failed")
                 request.answer(f"the request failed: {error}")
             finally:
@@ -173,7 +173,7 @@ class InEffect:
 
 
 def _keys(config: ServiceConfigSchema, contents: dict[str, str]) -> tuple[str, ...]:
-    """Digests of the keys in a file of keys, whatever the certificate's files hold now. Raises SettingsRefused."""
+    """Digests of the keys in a file of keys, without reading the certificate's files. Raises SettingsRefused."""
     if not config.api_key_file:
         text = "API_KEY_FILE is new: run systemctl reload; until then requests need no key"
         raise SettingsRefused([SettingsFinding(instance_file(config.name), 0, text)])

@@ -256,7 +256,7 @@ class Supervisor:
             if ended:
                 self._went_back = str(failure)
                 raise ended
-            log.error("%s; the server with the settings before the reload goes on", failure, extra=failure.fields)
+            log.error("%s; still serving with the settings before the reload", failure, extra=failure.fields)
             if not self._plan:
                 self._tell(Phase.READY, *_reverted(str(failure)), READY=1)
         return server

@@ -72,7 +72,7 @@ TRANSIENT = (
     Pattern(ValueError, r"Available memory on node"),
     # vllm/config/parallel.py: a GPU that the driver has not found yet, or has lost
     Pattern(ValueError, r"World size .* is larger than the number of available GPUs"),
-    # vllm/model_executor/models/registry.py: vLLM looks at the model's class in another process, which may be killed
+    # vllm/model_executor/models/registry.py: vLLM inspects the model's class in another process, which may be killed
     Pattern(ValueError, r"failed to be inspected"),
     # vllm/transformers_utils/config.py: so end all errors, also of a hub that cannot be reached
     Pattern(ValueError, r"Invalid repository ID or local directory specified"),

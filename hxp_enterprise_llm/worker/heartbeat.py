@@ -69,7 +69,7 @@ def tell_end(channel: socket.socket, text: str, final: bool) -> None:
 async def beat(channel: socket.socket, listener: socket.socket) -> None:
     """Send a heartbeat a second and carry out the main process's commands with `listener`; never returns.
 
-    Tells the main process of an error of its own before it raises it: the engine may be healthy all the same.
+    Before it raises an error of its own, it sends the error to the main process: the engine may still be healthy.
     """
     try:
         await _beat(channel, listener)

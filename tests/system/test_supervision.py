@@ -112,7 +112,10 @@ def test_a_key_file_that_cannot_be_honoured_is_no_open_door(host: Host) -> None:
 
 @pytest.mark.parametrize(
     ("method", "words"),
-    [("beside", "the settings before the reload goes on"), ("restart", "going back to the settings before the reload")],
+    [
+        ("beside", "still serving with the settings before the reload"),
+        ("restart", "going back to the settings before the reload"),
+    ],
 )
 def test_a_reload_whose_settings_start_no_server_goes_back(host: Host, method: str, words: str) -> None:
     host.settings("back", **SETTINGS, RELOAD_METHOD=method)

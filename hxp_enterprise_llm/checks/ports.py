@@ -11,10 +11,10 @@ from hxp_enterprise_llm.checks.finding import Finding
 from hxp_enterprise_llm.settings.errors import ExitStatus
 from hxp_enterprise_llm.settings.keys import EVERY_ADDRESS
 from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
-from hxp_enterprise_llm.settings.units import unit_name
+from hxp_enterprise_llm.settings.units import PREFIX, SUFFIX, unit_name
 from hxp_enterprise_llm.settings.values import HostSettings, one_port_for_both
 
-OUR_UNIT = re.compile(r"\bcitadel-llm@([^/\n]+)\.service\b")
+OUR_UNIT = re.compile(rf"\b{re.escape(PREFIX)}([^/\n]+){re.escape(SUFFIX)}\b")
 """The unit of an instance in a line of /proc/PID/cgroup."""
 PROC = Path("/proc")
 

@@ -6,7 +6,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from hxp_enterprise_llm.settings import keys
-from hxp_enterprise_llm.settings.units import unit_name
+from hxp_enterprise_llm.settings.units import PREFIX, SUFFIX
 from hxp_enterprise_llm.settings.values import instance_names
 
 
@@ -17,8 +17,7 @@ class InstanceName(click.ParamType[str]):
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The name of the instance: `test` also for citadel-llm@test.service and citadel-llm@test."""
-        template = unit_name("").removesuffix(".service")
-        return value.removeprefix(template).removesuffix(".service") if value.startswith(template) else value
+        return value.removeprefix(PREFIX).removesuffix(SUFFIX) if value.startswith(PREFIX) else value
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """The instances that have a settings file."""

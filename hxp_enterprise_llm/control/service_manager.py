@@ -228,7 +228,7 @@ class ServiceManager:
                 raise JobFailed(f"{name}: {service.state} again: {service.reason}", service.exit_status)
             return
         (service,) = await self._look(systemd, [name])
-        why = service.reason or f"see: journalctl -u citadel-llm@{name}"
+        why = service.reason or f"see: journalctl -u {unit_name(name)}"
         raise JobFailed(f"{name}: {verb.lower()} {result}: {why}", service.exit_status)
 
     async def _reloaded(self, systemd: "Systemd", name: str, result: str, before: "LastReload | None") -> None:
@@ -244,7 +244,7 @@ class ServiceManager:
             why = "the server could not start with the new settings; still serving with the old ones"
             raise JobFailed(f"{name}: reload failed: {why}: {reload.reason}", ExitStatus.CONFIG)
         if result != "done":
-            raise JobFailed(f"{name}: reload {result}; see: journalctl -u citadel-llm@{name}")
+            raise JobFailed(f"{name}: reload {result}; see: journalctl -u {unit_name(name)}")
         if reload and reload.waited:
             log.warning("%s: requests waited during the reload: %s", name, reload.waited)
 

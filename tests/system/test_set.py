@@ -137,8 +137,7 @@ def test_a_change_that_a_start_would_refuse_is_not_made(host: Host) -> None:
     assert content(host) == before
     # A model that `pull` has yet to fetch has to be named first.
     assert set_(host, "MODEL=org/name") == {"MODEL": "start"}
-    left = machine.output("sh", "-c", "ls -A /etc/default | grep citadel-llm-edited.")
-    assert "draft" not in machine.output("ls", "-A", "/etc/default") and left == ""
+    assert [file.name for file in machine.inside("/etc/default").glob("*citadel-llm-[ed]*")] == ["citadel-llm-edited"]
 
 
 def test_a_killed_change_leaves_the_old_file_or_the_new_one(host: Host) -> None:
@@ -151,7 +150,7 @@ def test_a_killed_change_leaves_the_old_file_or_the_new_one(host: Host) -> None:
     assert content(host).startswith(f"MODEL={TINY_MODEL}\nPORT={PORT}\nOMP_X=")
     set_(host, "OMP_X=2")
     assert content(host) == f"MODEL={TINY_MODEL}\nPORT={PORT}\nOMP_X=2\n"
-    assert "draft" not in host.machine.output("ls", "-A", "/etc/default")
+    assert not host.machine.inside("/etc/default/.citadel-llm-draft").exists()
 
 
 def test_two_at_once_lose_nothing(host: Host) -> None:

@@ -83,6 +83,7 @@ def change(name: str, values: Values, only_try: bool = False) -> Change:
         if made.read_bytes() == file.read_bytes():
             return Change(file, {}, [])
         new, _ = config.load(name, file=str(made))
+        changed = _changed(file, made, values)
         old, service = _in_place(name), _running(name)
         warnings = _check(new, made, running=service is not None)
         if service:
@@ -93,7 +94,16 @@ def change(name: str, values: Values, only_try: bool = False) -> Change:
         with suppress(SystemdUnreachable):
             # Without systemd, as in a chroot, the next boot reads the settings.
             ServiceManager().settings_changed()
-    return Change(file, effects(values, old, new) if service else dict.fromkeys(values, Effect.START), warnings)
+    return Change(file, effects(changed, old, new) if service else dict.fromkeys(changed, Effect.START), warnings)
+
+
+def _changed(file: Path, made: Path, values: Values) -> Values:
+    """Those of the values whose lines differ between a settings file and its draft."""
+
+    def lines(of: Path, key: str) -> list[str]:
+        return [line for line in of.read_text(encoding="utf-8").splitlines() if key_of(line) == key]
+
+    return {key: value for key, value in values.items() if lines(file, key) != lines(made, key)}
 
 
 def check_use(new: ServiceConfigSchema, service: Service) -> None:
@@ -153,27 +163,31 @@ def _running(name: str) -> Service | None:
 
 
 def _check(new: ServiceConfigSchema, made: Path, running: bool) -> list[str]:
-    """What a start with the new settings would find: warnings. Raises SettingsRefused for errors that are new.
+    """The warnings that a start with the new settings would give. Raises SettingsRefused for errors that are new.
 
-    A model that `citadel-llm pull` has yet to fetch is a warning: pull reads its name from the settings.
+    Of two instances with one port, the check may name the other instance, so errors of all instances count. A model
+    that `citadel-llm pull` has yet to fetch is a warning: pull reads its name from the settings.
     """
     found = _findings(new.name, running, str(made))
     errors = [finding for finding in found if finding.fatal and finding.status is ExitStatus.CONFIG]
     if errors:
-        known = {finding.text for finding in _findings(new.name, running)} | {_to_be_pulled(new)}
-        refused = [finding for finding in errors if finding.text not in known]
+        known = {(finding.instance, finding.text) for finding in _findings(new.name, running)}
+        known.add((new.name, _to_be_pulled(new)))
+        refused = [finding for finding in errors if (finding.instance, finding.text) not in known]
         if refused:
-            own = config.instance_file(new.name)
-            raise SettingsRefused(
-                [SettingsFinding(own, 0, finding.text.removeprefix(f"{own}: ")) for finding in refused]
-            )
-    return [finding.text for finding in found]
+            raise SettingsRefused([_of_the_settings(new.name, finding) for finding in refused])
+    return [finding.text for finding in found if finding.instance == new.name]
 
 
 def _findings(name: str, running: bool, file: str | None = None) -> list[Finding]:
-    drafts = {name: file} if file else {}
-    around = [finding for finding in start.neighbours(drafts=drafts) if finding.instance == name]
-    return [*start.findings(name, running, file), *around]
+    """What the check finds for instance `name`, and between all instances."""
+    return [*start.findings(name, running, file), *start.neighbours(drafts={name: file} if file else {})]
+
+
+def _of_the_settings(name: str, finding: Finding) -> SettingsFinding:
+    own = config.instance_file(name)
+    text = finding.text.removeprefix(f"{own}: ")
+    return SettingsFinding(own, 0, text if finding.instance == name else f"{finding.instance}: {text}")
 
 
 def _to_be_pulled(new: ServiceConfigSchema) -> str:

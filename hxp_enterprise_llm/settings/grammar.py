@@ -254,7 +254,7 @@ def _escape(found: re.Match[str]) -> str:
 
 def shown(text: str) -> str:
     """The part of a key or a value that a message repeats."""
-    text = printable(text)
+    text = printable(text).replace("\n", "\\n")
     return text if len(text) <= 60 else text[:57] + "..."
 
 

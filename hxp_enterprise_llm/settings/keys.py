@@ -270,7 +270,7 @@ class Key(NamedTuple):
 
 
 def allowed(key: Key) -> str:
-    """What the key's rule says to somebody who got it wrong."""
+    """What values the rule of a key allows, in words."""
     try:
         key.parse("'\0")
     except ValueError as error:

@@ -84,7 +84,7 @@ def test_a_lock_without_torch_asks_no_other_index(project: Path) -> None:
     assert "--extra-index-url" not in fetched(project, "demo")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root installs packages")
+@pytest.mark.needs("root")
 def test_pip_itself_comes_with_the_packages_of_the_distribution(project: Path) -> None:
     shutil.rmtree(project.parent / "cache/tools")
     run(project, "prepare_tools")

@@ -126,7 +126,8 @@ def _received(channel: socket.socket) -> tuple[dict[str, str], bool]:
 class InEffect:
     """The settings that an instance serves with, and those that its next server will have.
 
-    `reread` reads the settings again. `due` is set while the settings of the last reload wait for their server.
+    `reread` reads the settings again. `wanted` are the settings and the model of the next server. `due` is set while
+    the settings of the last reload wait for their server.
     """
 
     def __init__(
@@ -137,7 +138,7 @@ class InEffect:
         reread: Callable[[], tuple[ServiceConfigSchema, str]],
     ) -> None:
         self.config, self.model, self.credentials = config, model, credentials
-        self._wanted, self.due = (config, model), asyncio.Event()
+        self.wanted, self.due = (config, model), asyncio.Event()
         self._reread = reread
         # Those of the last start or reload. A reload without any change starts another server; a reload after
         # `citadel-llm key revoke` has a change.
@@ -156,7 +157,7 @@ class InEffect:
         given = judge(config, request.contents, running=True)
         another = given == self._reloaded or model != self.model or not same_server(self.config, config)
         if another:
-            self._wanted = config, model
+            self.wanted = config, model
         self.config, self.credentials, self._reloaded = _with_files(self.config, config), given, given
         return another
 
@@ -164,7 +165,7 @@ class InEffect:
         """Put the settings of the last reload in effect; returns the settings and the model before."""
         self.due.clear()
         before = self.config, self.model
-        self.config, self.model = self._wanted
+        self.config, self.model = self.wanted
         return before
 
     def back(self, config: ServiceConfigSchema, model: str) -> None:

@@ -45,7 +45,8 @@ class Supervisor:
     """Runs one instance.
 
     `state` reports its phase to other programs. `reread` reads the settings again for a reload, `unit` is the
-    environment that systemd gave, and `run_time` the unit's run-time directory.
+    environment that systemd gave, and `run_time` the unit's run-time directory. `now` has the settings in effect,
+    `servers` those that run. `run` is the whole life of the instance; the other public methods are its steps.
     """
 
     def __init__(
@@ -60,11 +61,11 @@ class Supervisor:
         unit: Mapping[str, str],
         run_time: Path,
     ) -> None:
-        self._now = reload.InEffect(config, model, credentials, reread)
+        self.now = reload.InEffect(config, model, credentials, reread)
         # The main process probes the model with a key of its own.
         self._key = secrets.token_urlsafe()
         self._notifier = notifier
-        self._servers: list[ServerProcess] = []
+        self.servers: list[ServerProcess] = []
         # Restored if no server can start with the settings of a reload.
         self._previous: tuple[ServiceConfigSchema, str] | None = None
         self._went_back = self._waited = ""  # reasons, reported when the next server is ready
@@ -72,7 +73,7 @@ class Supervisor:
         self._begin = 0.0
         self._retiring = Retirement()
         self._plan: StopPlan | None = None
-        self._stop, self._reloads = asyncio.Event(), reload.Requests(run_time, self._asked)
+        self._stop, self._reloads = asyncio.Event(), reload.Requests(run_time, self.carry_out)
         self._undisturbed = False  # no start, reload or stop is in progress, which would report its own phase
         self._recoveries = Recoveries()
         self._was_ready = False
@@ -94,23 +95,23 @@ class Supervisor:
         """Serve until SIGTERM or SIGINT. Raises CitadelError with the reason of any other end."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._begin_stop)
+            loop.add_signal_handler(number, self.begin_stop)
         loop.add_signal_handler(signal.SIGHUP, log.warning, "SIGHUP does nothing; use systemctl reload")
-        listener = listen(self._now.config)
+        listener = listen(self.now.config)
         try:
             async with self._reloads:
                 while not self._stop.is_set():
-                    await self._serve_or_recover(listener)
+                    await self.serve_or_recover(listener)
         finally:
             listener.close()
             await self._retiring.cut(left(self._plan.ended) if self._plan else None)
         self._tell(Phase.STOPPED)
 
-    def _begin_stop(self) -> None:
+    def begin_stop(self) -> None:
         """Make the plan of the stop; a second signal changes nothing."""
         if self._plan:
             return
-        limit = self._now.config.drain_timeout_sec
+        limit = self.now.config.drain_timeout_sec
         plan = self._plan = StopPlan.of(limit, time.monotonic())
         self._undisturbed = False
         self._stop.set()
@@ -129,36 +130,37 @@ class Supervisor:
         if killing.done():
             killing.result()
 
-    async def _serve_or_recover(self, listener: socket.socket) -> None:
+    async def serve_or_recover(self, listener: socket.socket) -> None:
+        """Serve until the end of this turn, and recover from a failure that a new server can cure."""
         try:
-            await self._serve(listener)
+            await self.serve(listener)
         except CitadelError as error:
             if self._plan:
                 log.warning("%s, while the service stops", error, extra=error.fields)
             elif self._previous:
                 log.error("%s; going back to the settings before the reload", error, extra=error.fields)
-                self._now.back(*self._previous)
+                self.now.back(*self._previous)
                 self._previous, self._went_back = None, str(error)
             elif self._was_ready:
                 # A server has started with these settings, so that they are not the reason.
-                await self._recover(error if isinstance(error, RECOVERABLE) else EngineDied(str(error)))
+                await self.recover(error if isinstance(error, RECOVERABLE) else EngineDied(str(error)))
             else:
                 raise
 
-    async def _serve(self, listener: socket.socket) -> None:
+    async def serve(self, listener: socket.socket) -> None:
         """Serve until a stop, or a reload that needs a new start. Raises CitadelError on any other end."""
-        server = await self._new_server(listener)
+        server = await self.new_server(listener)
         try:
-            if not await self._start(server):
+            if not await self.start(server):
                 return
             while True:
-                await self._until_something_happens(server)
+                await self.until_something_happens(server)
                 if self._plan:
                     listener.close()
                     await self._drain(self._plan, server)
                     return
-                before = self._now.turn()
-                if apart := reload.apart(*before, self._now.config, self._now.model):
+                before = self.now.turn()
+                if apart := reload.apart(*before, self.now.config, self.now.model):
                     self._previous, self._waited = before, apart
                     self._tell(Phase.RELOADING, f"the old server leaves first: {apart}; new requests wait")
                     self._retiring.begin(server, before[0].drain_timeout_sec)
@@ -167,33 +169,34 @@ class Supervisor:
                     if self._plan:
                         await self._drain(self._plan, None)
                     return
-                server = await self._replace(server, *before, listener)
+                server = await self.replace(server, *before, listener)
         except EngineDied as error:
             raise self._with_reason(error) from None
         finally:
             await self._kill(server)
 
-    async def _new_server(self, listener: socket.socket) -> ServerProcess:
-        config, model = self._now.config, self._now.model
+    async def new_server(self, listener: socket.socket) -> ServerProcess:
+        """A server with the settings now in effect. Raises EngineDied if its process cannot be started."""
+        config, model = self.now.config, self.now.model
         self._begin = time.monotonic()
-        keys = self._now.credentials.and_key(digest(self._key))
+        keys = self.now.credentials.and_key(digest(self._key))
         try:
             await fork_server.use(launch.environment(config, model, self._unit))
             server = ServerProcess(config.start_method, launch.arguments(config, model), listener, keys)
         except OSError as error:
             raise EngineDied(f"the server could not be started: {error}") from error
-        self._servers = [server, *(other for other in self._servers if not other.gone)]
+        self.servers = [server, *(other for other in self.servers if not other.gone)]
         return server
 
-    async def _start(self, server: ServerProcess) -> bool:
+    async def start(self, server: ServerProcess) -> bool:
         """Start the server, wait for its first answer and open it to clients; False if a stop came first."""
-        config, size = self._now.config, weights_bytes(self._now.model) / 1e6
+        config, size = self.now.config, weights_bytes(self.now.model) / 1e6
         self._tell_step(Phase.IMPORTING)
         ready = await bring_up(
             server,
             self._stop,
             config.start_timeout_sec,
-            on_import=lambda: self._tell_step(Phase.LOADING, f"{self._now.model} ({size:.0f} MB)"),
+            on_import=lambda: self._tell_step(Phase.LOADING, f"{self.now.model} ({size:.0f} MB)"),
             answer=lambda: first_answer(server.url, config.api_name, self._key),
             feed=lambda progress: self._notifier.feed(config.start_timeout_sec if progress else 0),
             file=instance_file(config.name),
@@ -204,12 +207,12 @@ class Supervisor:
         if not await server.open(self._stop):
             return False
         # READY=1 would end, for systemd, a reload that was requested while a dead engine was replaced.
-        reloading = self._was_ready and self._now.due.is_set()
+        reloading = self._was_ready and self.now.due.is_set()
         self._previous, self._was_ready = None, True
         took = time.monotonic() - self._begin
-        address = Address.of(self._now.config)
+        address = Address.of(self.now.config)
         self._state.started(took)
-        self._state.serves(address, self._now.credentials.expires)
+        self._state.serves(address, self.now.credentials.expires)
         reason, ended = f"{config.api_name} on {address.url}, started in {took:.1f} s", None
         if self._went_back:
             reason, ended = _reverted(self._went_back)
@@ -220,7 +223,7 @@ class Supervisor:
         self._tell(Phase.READY, reason, ended, **({} if reloading else {"READY": 1}))
         return True
 
-    async def _replace(
+    async def replace(
         self, server: ServerProcess, old: ServiceConfigSchema, old_model: str, listener: socket.socket
     ) -> ServerProcess:
         """Start a server beside `server`, and retire `server` once the new one serves; the server that then serves.
@@ -232,8 +235,8 @@ class Supervisor:
         deaths: list[CitadelError] = []
         ending = asyncio.create_task(self._end_of(server, old, deaths.append))
         try:
-            successor = await self._new_server(listener)
-            ready = await self._start(successor)
+            successor = await self.new_server(listener)
+            ready = await self.start(successor)
         except CitadelError as error:
             failure = self._with_reason(error)
         finally:
@@ -252,7 +255,7 @@ class Supervisor:
         if successor:
             await self._kill(successor)
         if failure:
-            self._now.back(old, old_model)
+            self.now.back(old, old_model)
             if ended:
                 self._went_back = str(failure)
                 raise ended
@@ -273,20 +276,20 @@ class Supervisor:
         report(failure)
         await self._kill(server)
 
-    async def _reload_due(self) -> None:
+    async def reload_due(self) -> None:
         """Wait until a reload needs another server, and the server that the last reload replaced has ended."""
-        await self._now.due.wait()
+        await self.now.due.wait()
         await self._retiring.over()
 
-    async def _until_something_happens(self, server: ServerProcess) -> None:
+    async def until_something_happens(self, server: ServerProcess) -> None:
         """Wait for a stop or a reload. Raises EngineDied at the server's end, EngineHung if it makes no progress."""
 
         def feed() -> None:
             # A reload that is due waits for the end of the previous one.
-            self._notifier.feed(notify.FEED_SEC if self._now.due.is_set() else 0)
+            self._notifier.feed(notify.FEED_SEC if self.now.due.is_set() else 0)
 
-        watching = asyncio.create_task(watch(self._now.config, server, feed))
-        events = [asyncio.create_task(self._stop.wait()), asyncio.create_task(self._reload_due())]
+        watching = asyncio.create_task(watch(self.now.config, server, feed))
+        events = [asyncio.create_task(self._stop.wait()), asyncio.create_task(self.reload_due())]
         keeping = asyncio.create_task(fork_server.keep())
         tasks: list[asyncio.Task[Any]] = [watching, *events, keeping]
         self._undisturbed = True
@@ -300,7 +303,7 @@ class Supervisor:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _recover(self, failure: CitadelError) -> None:
+    async def recover(self, failure: CitadelError) -> None:
         """Count a failure and pause; the loop then starts a new server. Raises the failure after too many."""
         pause = self._recoveries.pause(time.monotonic())
         if pause is None:
@@ -319,7 +322,7 @@ class Supervisor:
         before, self._oom_kills = self._oom_kills, oom_kills()
         if self._oom_kills == before or not isinstance(error, EngineDied):
             return error
-        limit = f"MEMORY_LIMIT_GB={self._now.config.memory_limit_gb:g}"
+        limit = f"MEMORY_LIMIT_GB={self.now.config.memory_limit_gb:g}"
         return OutOfMemory(f"{error}: out of memory, {limit} is too little; raise it, or lower KV_CACHE_GB")
 
     async def _drain(self, plan: StopPlan, server: ServerProcess | None) -> None:
@@ -328,14 +331,14 @@ class Supervisor:
         if not all(await asyncio.gather(*leaving)):
             log.warning("Requests were still in flight after %g s and were aborted", plan.drained - plan.begin)
 
-    async def _asked(self, request: reload.Request) -> None:
+    async def carry_out(self, request: reload.Request) -> None:
         """Carry out root's request. Keys and certificate are in effect in every server before the answer."""
-        now, refused, another = self._now, "", False
+        now, refused, another = self.now, "", False
         ended = LastReload(outcome=ReloadOutcome.DONE, at=time.time())
         try:
             another = await now.take_in(request)
             keys = now.credentials.and_key(digest(self._key))
-            await asyncio.gather(*(server.take(keys) for server in self._servers))
+            await asyncio.gather(*(server.take(keys) for server in self.servers))
             address = Address.of(now.config)
             reason = f"{now.config.api_name} on {address.url}, with the new keys and certificate"
             if self._was_ready:

@@ -63,15 +63,11 @@ def test_no_test_is_skipped() -> None:
         assert file == Path(__file__) or not skips.search(file.read_text(encoding="utf-8")), file
 
 
-UNFINISHED = {"test_supervisor.py"}
-"""Tests that still use private names of the product."""
-
-
 def test_no_test_uses_a_private_name_of_the_product() -> None:
     """Such a test fails when the code changes and the behaviour does not: give the product a parameter instead."""
     for file in [*TESTS.rglob("*.py"), *(PROJECT / "bench").rglob("*.py")]:
         found = list(private_names.uses(file.read_text(encoding="utf-8")))
-        assert bool(found) is (file.name in UNFINISHED), f"{file}: {found}"
+        assert not found, f"{file}: {found}"
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def supervisor(tmp_path: Path, keys: tuple[str, ...] = (), **wanted: object) -> 
         keyed(), "/m", Credentials(tuple(map(digest, keys))), recorder, StateFile(tmp_path),
         reread=lambda: (keyed(**wanted), "/m"), unit={}, run_time=tmp_path,
     )  # fmt: skip
-    main._now._wanted = keyed(max_model_len=5), "/m"
+    main.now.wanted = keyed(max_model_len=5), "/m"
     return main, recorder
 
 
@@ -114,7 +114,7 @@ def test_the_outcome_of_a_reload_is_written_before_its_answer(
 
     async def ask() -> None:
         with far:
-            await asyncio.wait_for(main._asked(one), 5)
+            await asyncio.wait_for(main.carry_out(one), 5)
             assert (far.recv(999) == reload_request.TAKEN) is (outcome is not ReloadOutcome.REFUSED)
 
     asyncio.run(ask())
@@ -141,11 +141,11 @@ def test_the_state_is_written_before_systemd_hears_of_it(tmp_path: Path, monkeyp
     monkeypatch.setattr("hxp_enterprise_llm.supervisor.supervisor.bring_up", come_up)
 
     async def run() -> None:
-        assert await main._start(Server())  # type: ignore[arg-type]
-        await main._recover(EngineDied("it ended"))
+        assert await main.start(Server())  # type: ignore[arg-type]
+        await main.recover(EngineDied("it ended"))
         assert (written(tmp_path).phase, written(tmp_path).reason) == (Phase.RECOVERING, "it ended")
-        assert await main._start(Server())  # type: ignore[arg-type]
-        main._begin_stop()
+        assert await main.start(Server())  # type: ignore[arg-type]
+        main.begin_stop()
 
     asyncio.run(run())
     titles = [text.split(":")[0] for text in reader.statuses]
@@ -159,13 +159,13 @@ def test_every_server_hears_of_a_revoked_key_while_another_loads(tmp_path: Path,
     main, recorder = supervisor(tmp_path, ("a", "b"), max_model_len=None if keys_only else 5)
 
     async def ask() -> list[Server]:
-        main._servers = servers = [Server(), Server(), Server()]  # type: ignore[assignment]
+        main.servers = servers = [Server(), Server(), Server()]  # type: ignore[assignment]
         # No part of a start or a stop is told to look for it, as it is while a server loads or retires.
         one, far = request("b", keys_only)
         with far:
-            await asyncio.wait_for(main._asked(one), 5)
+            await asyncio.wait_for(main.carry_out(one), 5)
             assert far.recv(99) == reload_request.TAKEN
-        assert main._now.due.is_set() is not keys_only
+        assert main.now.due.is_set() is not keys_only
         return servers
 
     for server in asyncio.run(ask()):
@@ -182,8 +182,8 @@ def test_a_reload_that_came_while_an_engine_was_replaced_ends_with_its_own_serve
         main, recorder = supervisor(tmp_path)
         for due in (True, True, False):
             # The first start is one, whatever is due.
-            main._now.due.set() if due else main._now.due.clear()
-            assert await main._start(Server())  # type: ignore[arg-type]
+            main.now.due.set() if due else main.now.due.clear()
+            assert await main.start(Server())  # type: ignore[arg-type]
         return ["READY" in state for state in recorder.said if str(state.get("STATUS")).startswith("Ready")]
 
     monkeypatch.setattr("hxp_enterprise_llm.supervisor.supervisor.bring_up", come_up)
@@ -198,13 +198,13 @@ def test_settings_that_have_gone_bad_since_the_reload_leave_the_server_that_serv
 
     async def run() -> None:
         main, recorder = supervisor(tmp_path)
-        monkeypatch.setattr(main, "_new_server", refuse)
+        monkeypatch.setattr(main, "new_server", refuse)
         server: Any = Server()
-        before = main._now.turn()
+        before = main.now.turn()
         with socket.socket() as listener:
-            assert await main._replace(server, *before, listener) is server
+            assert await main.replace(server, *before, listener) is server
         assert not server.gone
-        assert main._now.config == before[0]
+        assert main.now.config == before[0]
         assert recorder.said[-1]["READY"] == 1
         told = written(tmp_path)
         assert told.phase is Phase.READY and told.last_reload
@@ -237,21 +237,21 @@ def test_a_server_that_dies_while_its_successor_loads(
 
     async def run() -> None:
         main, recorder = supervisor(tmp_path)
-        monkeypatch.setattr(main, "_new_server", made)
+        monkeypatch.setattr(main, "new_server", made)
         monkeypatch.setattr("hxp_enterprise_llm.supervisor.supervisor.bring_up", load)
-        before = main._now.turn()
+        before = main.now.turn()
         with socket.socket() as listener:
-            replacing = main._replace(old, *before, listener)  # type: ignore[arg-type]
+            replacing = main.replace(old, *before, listener)  # type: ignore[arg-type]
             if starts:
                 assert await replacing is new  # type: ignore[comparison-overlap]
                 assert written(tmp_path).failures == {Kind(error.code): 1}
                 return
             with pytest.raises(error, match=r"the engine \(pid 7\) ended"):
                 await replacing
-            assert new.gone and main._now.config == before[0]
+            assert new.gone and main.now.config == before[0]
             assert not [text for text in recorder.statuses if text.startswith("Ready")], "nothing serves"
             monkeypatch.setattr("hxp_enterprise_llm.supervisor.supervisor.bring_up", come_up)
-            await main._start(Server())  # type: ignore[arg-type]
+            await main.start(Server())  # type: ignore[arg-type]
             told = written(tmp_path)
             assert told.phase is Phase.READY and told.last_reload
             assert (told.last_reload.outcome, told.last_reload.reason) == (ReloadOutcome.REVERTED, "file: no server")
@@ -266,10 +266,10 @@ def test_a_reload_may_wait_for_the_end_of_the_one_before_longer_than_systemd_wou
     async def run() -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("hxp_enterprise_llm.supervisor.hang.LOOK_SEC", 0.01)
-            patch.setattr(main, "_reload_due", asyncio.Event().wait)
-            main._now.due.set()
+            patch.setattr(main, "reload_due", asyncio.Event().wait)
+            main.now.due.set()
             with pytest.raises(TimeoutError):
-                await asyncio.wait_for(main._until_something_happens(Server()), 0.2)  # type: ignore[arg-type]
+                await asyncio.wait_for(main.until_something_happens(Server()), 0.2)  # type: ignore[arg-type]
 
     asyncio.run(run())
     assert {"WATCHDOG": 1, "EXTEND_TIMEOUT_USEC": 11_000_000} in recorder.said
@@ -281,13 +281,13 @@ def test_a_server_that_dies_while_the_service_stops_is_no_failure(
     main, recorder = supervisor(tmp_path)
 
     async def die(_: object) -> None:
-        main._begin_stop()
+        main.begin_stop()
         raise EngineDied("the engine (pid 7) ended")
 
-    monkeypatch.setattr(main, "_serve", die)
+    monkeypatch.setattr(main, "serve", die)
     with socket.socket() as listener:
-        asyncio.run(main._serve_or_recover(listener))
+        asyncio.run(main.serve_or_recover(listener))
     assert written(tmp_path).phase is Phase.STOPPING
     (stopping,) = recorder.said
-    drain = main._now.config.drain_timeout_sec
+    drain = main.now.config.drain_timeout_sec
     assert stopping["STOPPING"] == 1 and stopping["EXTEND_TIMEOUT_USEC"] == (drain + STOP_MARGIN_SEC) * 1_000_000

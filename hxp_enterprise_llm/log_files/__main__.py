@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
     stop, stopped = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.signal(signal.SIGTERM, lambda *_: os.write(stopped, b"x"))
     try:
-        with output_of(journal_command(instance, file.cursor(), time.time())) as source:
+        with output_of(journal_command(instance, file.position(time.time()))) as source:
             if follow(source, stop, file):
                 return 0
     except OSError as error:

@@ -15,33 +15,45 @@ QUIET_SEC, LONGEST_STOP_SEC = 1.0, 5.0
 reach the journal when its unit has ended."""
 CHUNK_BYTES = 1 << 16
 BEFORE_SEC = 10
-"""A file without a cursor begins so many seconds back: the instance may start at the same time as its follower."""
-_CURSOR = re.compile(r"[0-9a-z=;]{1,300}")
+"""A new log file begins so many seconds back: the instance may start at the same time as its follower."""
+_POSITION = re.compile(r"@[0-9]{1,12}|[0-9a-z=;]{1,300}")
 
 
 class LogFile:
-    """The log file of one instance, and the file with the cursor of its last entry.
+    """The log file of one instance, and the file with its position in the journal.
+
+    The position is the cursor of the last entry, or, before the first entry, the time to begin at: @ and seconds since
+    1970.
 
     Both belong to one user. The log file is opened for every batch of entries: once logrotate has renamed it, the next
     batch goes to a new file.
     """
 
-    def __init__(self, path: Path, cursor_file: Path) -> None:
+    def __init__(self, path: Path, position_file: Path) -> None:
         self._path = path
-        self._cursor_file = cursor_file
+        self._position_file = position_file
 
-    def cursor(self) -> str:
-        """Where to go on in the journal; empty if the file has no entry yet, or the cursor is damaged."""
+    def position(self, now: float) -> str:
+        """Where to continue in the journal.
+
+        If there is no position, or a damaged one, it becomes a time just before `now` (seconds since 1970).
+        Raises OSError.
+        """
         try:
-            text = self._cursor_file.read_text(encoding="ascii").strip()
+            text = self._position_file.read_text(encoding="ascii")
+            if _POSITION.fullmatch(text):
+                return text
         except (FileNotFoundError, UnicodeDecodeError):
-            return ""
-        return text if _CURSOR.fullmatch(text) else ""
+            pass
+        # Stored: if the log file cannot be written for a while, the next attempts begin there too.
+        begin = f"@{int(now) - BEFORE_SEC}"
+        self._store(begin)
+        return begin
 
     def append(self, entries: Sequence[Entry]) -> None:
-        """Write entries, then the cursor: a crash between the two repeats entries and loses none.
+        """Write entries, then the position: a crash between the two repeats entries and loses none.
 
-        Raises OSError; then the cursor is still that of the entries before.
+        Raises OSError; then the position is still that of the entries before.
         """
         content = "".join(entry.text for entry in entries).encode("utf-8", "backslashreplace")
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -58,17 +70,17 @@ class LogFile:
                 raise
         finally:
             os.close(descriptor)
-        partial = self._cursor_file.with_suffix(".part")
-        partial.write_text(entries[-1].cursor, encoding="ascii")
-        partial.replace(self._cursor_file)
+        self._store(entries[-1].cursor)
+
+    def _store(self, position: str) -> None:
+        partial = self._position_file.with_suffix(".part")
+        partial.write_text(position, encoding="ascii")
+        partial.replace(self._position_file)
 
 
-def journal_command(instance: str, cursor: str, now: float) -> list[str]:
-    """The command that prints the entries of an instance's unit after `cursor`, and then new ones.
-
-    Without a cursor it begins just before `now` (seconds since 1970).
-    """
-    begin = f"--after-cursor={cursor}" if cursor else f"--since=@{int(now) - BEFORE_SEC}"
+def journal_command(instance: str, position: str) -> list[str]:
+    """The command that prints the entries of an instance's unit after `position`, and then new ones."""
+    begin = f"--since={position}" if position.startswith("@") else f"--after-cursor={position}"
     fields = f"--output-fields={','.join(FIELDS)}"
     unit = f"--unit={unit_name(instance)}"
     return ["journalctl", "--follow", "--no-tail", "--all", "--quiet", "--output=json", fields, unit, begin]

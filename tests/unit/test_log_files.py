@@ -63,12 +63,13 @@ def test_what_journalctl_does_not_write_is_an_error(line: bytes) -> None:
 
 
 def test_a_start_goes_on_after_the_last_entry(file: LogFile, tmp_path: Path) -> None:
-    assert journal_command("m", file.cursor(), 1010.5)[-1] == "--since=@1000"
+    assert journal_command("m", file.position(1010.5))[-1] == "--since=@1000"
+    assert file.position(2000) == "@1000", "a file that could not be written yet misses no line"
     file.append([Entry("s=1;i=1", "a\n"), Entry("s=1;i=2", "b\n")])
-    assert journal_command("m", file.cursor(), 1010)[-2:] == ["--unit=citadel-llm@m.service", "--after-cursor=s=1;i=2"]
+    assert journal_command("m", file.position(2000))[-2:] == ["--unit=citadel-llm@m.service", "--after-cursor=s=1;i=2"]
     assert stat.S_IMODE((tmp_path / "m.log").stat().st_mode) & 0o137 == 0
     (tmp_path / "m.cursor").write_text("--directory=/srv")
-    assert journal_command("m", file.cursor(), 1010)[-1] == "--since=@1000"
+    assert journal_command("m", file.position(1010))[-1] == "--since=@1000"
 
 
 def test_after_a_rotation_lines_go_to_a_new_file(file: LogFile, tmp_path: Path) -> None:
@@ -84,7 +85,7 @@ def test_a_failed_write_leaves_the_cursor(file: LogFile, tmp_path: Path) -> None
     (tmp_path / "m.log").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(OSError):
         file.append([Entry("s=1;i=2", "b\n")])
-    assert file.cursor() == "s=1;i=1"
+    assert file.position(1010) == "s=1;i=1"
     assert not (tmp_path / "elsewhere").exists()
 
 
@@ -105,14 +106,14 @@ def test_what_arrived_before_a_stop_is_written(
     stop, _ = pipe(b"x")
     assert follow(source, stop, file)
     assert [line.split(": ")[1] for line in (tmp_path / "m.log").read_text().splitlines()] == ["line 1", "line 2"]
-    assert file.cursor() == "s=1;i=2", "half an entry is for the next start"
+    assert file.position(1010) == "s=1;i=2", "half an entry is for the next start"
 
 
 def test_a_journal_that_ends_is_no_stop(file: LogFile, pipe: Callable[[bytes], tuple[int, int]]) -> None:
     source, writer = pipe(entry(1))
     os.close(writer)
     assert not follow(source, pipe(b"")[0], file)
-    assert file.cursor() == "s=1;i=1"
+    assert file.position(1010) == "s=1;i=1"
 
 
 def test_models_want_their_followers_if_the_host_says_so(root: Root) -> None:

@@ -1,6 +1,6 @@
-"""Write the tables that the check before a start reads, beside the modules that read them: vLLM's flags, architectures.
+"""Write tables of vLLM's flags and architectures, beside the modules that read them.
 
-Importing vLLM takes seconds at every start; what it accepts changes only with the package.
+The check before a start reads these tables, because importing vLLM takes seconds. They change only with the package.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def table() -> list[dict[str, Any]]:
 
 
 def lines(entries: Iterable[Any]) -> str:
-    """JSON with an entry a line, for whoever compares two versions."""
+    """JSON with an entry a line, so that two versions can be compared."""
     return "[\n" + ",\n".join(map(json.dumps, entries)) + "\n]\n"
 
 

@@ -3,6 +3,8 @@
 import json
 import time
 
+from waiting import until
+
 from .conftest import SUMMARY, TINY_MODEL, Host
 
 PORT = 11595
@@ -19,7 +21,7 @@ KV_CACHE_GB=0.25
 """
 MANY_TASKS = """
 echo $$ >$0
-for number in $(seq 70); do sleep 20 >/dev/null 2>&1 & done
+for number in $(seq 70); do sleep 60 >/dev/null 2>&1 & done
 """
 TOGETHER = """
 for who in a b; do
@@ -101,8 +103,9 @@ def test_a_changed_setting_reaches_systemd_and_vllm(host: Host) -> None:
     groups = [limit.replace("pids.max", "cgroup.procs") for limit in limits]
     (processes,) = [file for file in groups if machine.inside(file).exists()]
     machine.run("sh", "-c", MANY_TASKS, processes)
+    until(lambda: " " not in host.server("edited"), "the old server has ended and uses no more memory")
     used = int(machine.show("citadel-llm@edited", "MemoryCurrent")["MemoryCurrent"]) / 2**30
-    for too_low in (f"MEMORY_LIMIT_GB={round(used - 0.02, 2):g}", "MAX_TASKS=64"):
+    for too_low in (f"MEMORY_LIMIT_GB={round(used * 0.9, 2):g}", "MAX_TASKS=64"):
         done = machine.run("citadel-llm", "set", "edited", too_low, check=False)
         assert (done.returncode, f"{too_low} is " in done.stderr) == (78, True), done.stderr
     assert set_(host, f"PORT={PORT + 1}", "--dry-run") == {"PORT": "restart"}

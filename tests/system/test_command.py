@@ -91,7 +91,8 @@ def test_one_whose_required_instance_failed_says_so(pair: Host) -> None:
     pair.settings("first", MODEL="/srv/none", PORT=READY)
     assert pair.machine.run("systemctl", "start", "citadel-llm@second", check=False).returncode != 0
     status, said = exit_status(pair, "status", "second")
-    assert (status, "needs first, which failed: MODEL=/srv/none: there is no such directory" in said) == (3, True), said
+    why = "requires first, which failed: MODEL=/srv/none: there is no such directory"
+    assert (status, why in said) == (3, True), said
 
 
 def list_time(host: Host) -> tuple[str, float]:

@@ -1,4 +1,4 @@
-"""Measures citadel-llm beside what a person would do instead, in one run on one booted machine: `./build.sh bench`.
+"""Measures citadel-llm and a handwritten unit side by side in one run on one booted machine: `./build.sh bench`.
 
-A reader of a figure wants the ratio: absolute seconds are this machine's, and both sides have them.
+The ratio is the figure to read: absolute seconds depend on the machine, which both sides share.
 """

@@ -23,14 +23,14 @@ from bench.sides import Side, sides
 
 TINY_MODEL = "/usr/share/citadel-llm/models/test"
 ROUNDS = 3
-"""Of which medians can be published: fewer are printed, and not written."""
+"""Number of rounds whose medians are published; results of fewer rounds are printed and not written."""
 GROUPS = ("generator", "command", "monitor", "start", "chat", "load", "reload", "memory", "package", "install")
 LOADS = [(1, 100), (8, 400), (64, 1000)]
 CHAT_LOADS = [(1, 6), (8, 32), (64, 128)]
-"""Requests at a time, and in all: some seconds each, since in less than one (12 requests to the tiny model) the sides
+"""Concurrent and total requests. A load lasts some seconds: in less than one (12 requests to the tiny model) the sides
 differed by a fifth, either way."""
 SOURCE_DIGITS = 12
-"""How much of the sources' hash (packaging/deb.sh) tells one build from another."""
+"""Number of digits of the sources' hash (packaging/deb.sh) that identify a build."""
 begin = time.monotonic()
 
 
@@ -39,7 +39,7 @@ def say(text: str) -> None:
 
 
 class Bench:
-    """One run on one booted machine; each group is a method of its name."""
+    """One run on one booted machine; each group is the method of the same name."""
 
     def __init__(self, machine: Machine, package: Path, demo_wheels: Path, wheels: Path, rounds: int) -> None:
         self.machine = machine
@@ -99,7 +99,7 @@ class Bench:
 
 
 def about(package: Path, rounds: int) -> dict[str, str]:
-    """What a reader has to know of a run."""
+    """Facts about a run that its reader needs."""
     cpu = next(
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
         platform.machine(),
@@ -119,21 +119,21 @@ def about(package: Path, rounds: int) -> dict[str, str]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="./build.sh bench", description=__doc__)
     parser.add_argument(
-        "groups", nargs="*", metavar="GROUP", help=f"only these, and nothing is written: {', '.join(GROUPS)}"
+        "groups", nargs="*", metavar="GROUP", help=f"measure only these groups and write nothing: {', '.join(GROUPS)}"
     )
     parser.add_argument(
-        "--update", action="store_true", help="write what the groups gave into results of this machine and these rounds"
+        "--update", action="store_true", help="replace the groups' rows in results of this machine and these rounds"
     )
     parser.add_argument(
-        "--rounds", type=int, default=ROUNDS, help="how often each side is measured (%(default)s; fewer write nothing)"
+        "--rounds", type=int, default=ROUNDS, help="measurements of each side (%(default)s; fewer are not written)"
     )
     chosen = parser.parse_args()
     if unknown := set(chosen.groups) - set(GROUPS):
-        parser.error(f"there is no group {', '.join(sorted(unknown))}; there are {', '.join(GROUPS)}")
+        parser.error(f"unknown group {', '.join(sorted(unknown))}; write one of {', '.join(GROUPS)}")
     package, demo_wheels, wheels = (Path(os.environ[f"CITADEL_BENCH_{name}"]) for name in ("PACKAGE", "DEMO", "WHEELS"))
     here, before = about(package, chosen.rounds), report.read()
     if chosen.update and (other := report.differences(before, here)):
-        parser.error(f"--update: the results are of another run: {', '.join(other)}")
+        parser.error(f"--update: the results are from a different run: {', '.join(other)}")
     todo = chosen.groups or GROUPS
     rows: list[Row] = []
     say("booting a Debian 12 and installing the package")
@@ -147,7 +147,7 @@ def main() -> int:
                 work: Callable[[], list[Row]] = getattr(bench, group)
                 rows += work()
         finally:
-            # What was measured before a fault is not lost.
+            # Print the rows that were measured before an error.
             results = {"about": here, "rows": [row.as_json() for row in rows]}
             print(report.shown(results))
     if chosen.update:

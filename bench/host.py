@@ -1,4 +1,4 @@
-"""The measurements without a model that runs: generator, command, monitor, exposure, package, installation."""
+"""Measurements that need no running model: generator, command, monitor, exposure, package, installation."""
 
 import contextlib
 import itertools
@@ -25,7 +25,7 @@ Say = Callable[[str], None]
 
 
 def generator(machine: Machine, say: Say) -> list[Row]:
-    """The generator and `systemctl daemon-reload` with so many settings files; nothing runs meanwhile."""
+    """Time the generator and `systemctl daemon-reload` with 1, 100 and 2,000 settings files; no instance runs."""
     rows = []
     machine.write("/root/bench/generator.py", Path(__file__).with_name("clients").joinpath("generator.py").read_text())
     with _aside(machine):
@@ -50,7 +50,7 @@ def generator(machine: Machine, say: Say) -> list[Row]:
 
 @contextlib.contextmanager
 def _aside(machine: Machine) -> Iterator[None]:
-    """Take the settings files of instances away for a while, and those that were made meanwhile for ever."""
+    """Set the instances' settings files aside; afterwards delete the files created meanwhile and restore the others."""
     kept = {file.name: file.read_bytes() for file in machine.inside("/etc/default").glob("citadel-llm-*")}
     _remove_instances(machine)
     try:
@@ -74,7 +74,7 @@ def _timed(machine: Machine, *command: str) -> float:
 
 
 def command(machine: Machine, say: Say) -> list[Row]:
-    """`citadel-llm list`, beside the question to systemd that it answers with less."""
+    """Time `citadel-llm list` and, for comparison, `systemctl list-units`, which prints less."""
     asked = ["systemctl", "list-units", "--all", "citadel-llm@*"]
     pair = [_timed(machine, *asked) for _ in range(9)], [_timed(machine, "citadel-llm", "list") for _ in range(9)]
     say(f"citadel-llm list: {statistics.median(pair[1]):.2f} s")
@@ -82,7 +82,7 @@ def command(machine: Machine, say: Say) -> list[Row]:
 
 
 def exposure(machine: Machine, plain: str, ours: str) -> list[Row]:
-    """What systemd-analyze thinks of the units."""
+    """Exposure of the units as rated by systemd-analyze."""
     scores = []
     for unit in (plain, ours, MONITOR):
         last = machine.output("systemd-analyze", "security", "--no-pager", unit).splitlines()[-1]
@@ -101,7 +101,7 @@ def exposure(machine: Machine, plain: str, ours: str) -> list[Row]:
 
 
 def monitor(machine: Machine, say: Say) -> list[Row]:
-    """The monitor with fifty instances that run: they answer, and have no engine."""
+    """Measure the monitor with fifty running fake instances, which answer and have no engine."""
     fakes = Fakes(machine)
     names = [f"many-{number}" for number in range(WATCHED)]
     for name in names:
@@ -113,7 +113,7 @@ def monitor(machine: Machine, say: Say) -> list[Row]:
     ticks = [_ticks(machine, pid)]
     times = []
     for _ in range(20):
-        # Its answers are good for a second; each scrape is to be a new one.
+        # The monitor reuses an answer for a second; each scrape must get a new one.
         machine.run("sleep", "1.1")
         said = machine.output("curl", "-sf", "-o", "/dev/null", "-w", "%{time_total}", "http://127.0.0.1:9090/metrics")
         times.append(float(said) * 1000)
@@ -145,19 +145,19 @@ def package(path: Path, say: Say) -> list[Row]:
             Row("package", "build and lintian, the wheels at hand", "s", [], [float(_seconds(path).read_text())])
         )
     except FileNotFoundError:
-        say("build time: not measured, the package was not built here; ./build.sh clean, then again")
+        say("build time: not measured, the package was not built here; run ./build.sh clean and build again")
     return rows
 
 
 def _seconds(path: Path) -> Path:
-    """Where packaging/deb.sh notes how long a build took."""
+    """The file in which packaging/deb.sh records the duration of a build."""
     return path.with_name(f".{path.name}.seconds")
 
 
 def installation(path: Path, wheels: Path, rounds: int, say: Say) -> list[Row]:
-    """`apt install` of the package, beside `pip install` of the same lock from a folder of wheels; fresh machines.
+    """Time `apt install` of the package and `pip install` of the same lock from local wheels, on fresh machines.
 
-    What either needs of the distribution is installed before; the files lie in the page cache.
+    The distribution's packages that either needs are installed before; the files are in the page cache.
     """
     pair: tuple[list[float], list[float]] = ([], [])
     lock = PROJECT / "requirements/cpu.txt"
@@ -165,7 +165,7 @@ def installation(path: Path, wheels: Path, rounds: int, say: Say) -> list[Row]:
            "--require-hashes", "-r", "/root/cpu.txt"]  # fmt: skip
     with contextlib.ExitStack() as machines:
         for turn, ours in itertools.product(range(rounds), (False, True)):
-            # All stay until the end: an ext4 without a journal makes files slowly for minutes after many are deleted.
+            # Keep all machines until the end: after many deletions, ext4 without a journal is slow for minutes.
             machine = machines.enter_context(Machine.boot(f"install-{turn}-{ours:d}"))
             machine.run("apt-get", "-qy", "install", "--no-install-recommends", "python3-venv", *package_depends())
             if ours:
@@ -175,7 +175,7 @@ def installation(path: Path, wheels: Path, rounds: int, say: Say) -> list[Row]:
                 machine.copy_in(wheels, "/root/wheels")
                 machine.copy_in(lock, "/root/cpu.txt")
                 steps = [["python3", "-m", "venv", "/root/env"], pip]
-            # What was copied in is to be on the disk before the clock runs, not written meanwhile.
+            # Write the copied files to the disk before the measurement starts.
             machine.run("sync")
             took = sum(_timed(machine, *step) for step in steps)
             pair[ours].append(took)

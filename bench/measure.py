@@ -1,4 +1,4 @@
-"""The measurements with a model that runs: start, restart, recovery, load, reload, memory. Plain and ours in turn."""
+"""Measurements of a running model: start, restart, recovery, load, reload, memory. Plain and ours take turns."""
 
 import json
 import statistics
@@ -13,7 +13,7 @@ from bench.rows import Bound, Row
 from bench.sides import Side
 
 PLAIN_START, OURS_START = 0.40, 30.0
-"""Bounds of the contract: part of plain's time, and seconds."""
+"""Bounds of the contract: fraction of plain's time, and seconds."""
 RECOVERY, RESTART_SEC, THROUGHPUT = 0.20, 15.0, 0.98
 RELOADS = 10
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
@@ -23,9 +23,9 @@ Say = Callable[[str], None]
 
 
 def starts(pair: tuple[Side, Side], *, rounds: int, say: Say, title: str, short: bool = False) -> list[Row]:
-    """Start, restart and both recoveries with warm files; `short`: start, and a killed engine."""
+    """Measure start, restart and both recoveries with cached files; if `short`, only start and a killed engine."""
     plain, ours = pair
-    # The first start of a model is another: vLLM looks at its class in one more process, and keeps what it finds.
+    # The first start of a model differs: vLLM inspects the model's class in another process and caches the result.
     for side in pair:
         side.start()
         side.stop()
@@ -50,7 +50,7 @@ def starts(pair: tuple[Side, Side], *, rounds: int, say: Say, title: str, short:
     bounds = {
         "restart until the first token": [Bound(RESTART_SEC)],
         "engine killed, until the next token": [
-            # The contract compares with a start of the other side, not with its recovery.
+            # The contract compares with a start of the plain side, not with its recovery.
             Bound(RECOVERY, start=statistics.median(times["start until the first token"][0]))
         ],
     }
@@ -69,7 +69,7 @@ def starts(pair: tuple[Side, Side], *, rounds: int, say: Say, title: str, short:
 
 
 def cold_starts(plain: Side, ours: Side, rounds: int, say: Say, title: str) -> list[Row]:
-    """Start with no file in the page cache, where this host lets it be emptied."""
+    """Measure a start with an empty page cache, if this host allows emptying it."""
     pair: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds):
         for side in (plain, ours):
@@ -84,7 +84,7 @@ def cold_starts(plain: Side, ours: Side, rounds: int, say: Say, title: str) -> l
 
 
 def empty_page_cache() -> bool:
-    """Have the kernel forget the contents of files; whether it may be asked to."""
+    """Empty the kernel's page cache; return whether this host allows it."""
     try:
         DROP_CACHES.write_text("1\n")
     except OSError:
@@ -95,7 +95,7 @@ def empty_page_cache() -> bool:
 def load(
     pair: tuple[Side, Side], *, tokenizer: str, loads: list[tuple[int, int]], rounds: int, say: Say, title: str
 ) -> list[Row]:
-    """Throughput and first-token latency by vLLM's own client; both sides run meanwhile, one of them idle."""
+    """Measure throughput and first-token latency with vLLM's own client; both sides run, one of them idle."""
     plain, ours = pair
     for side in pair:
         side.start()
@@ -132,7 +132,7 @@ def load(
 
 
 def reload_under_load(plain: Side, ours: Side, say: Say) -> list[Row]:
-    """Failed requests of a steady client through ten reloads; the other side can only be restarted, once."""
+    """Count failed requests of a steady client during ten reloads; the plain side is restarted once instead."""
     counts: list[tuple[float, float, float]] = []
     for side, verb, times in ((plain, "restart", 1), (ours, "reload", RELOADS)):
         side.start()
@@ -151,14 +151,14 @@ def reload_under_load(plain: Side, ours: Side, say: Say) -> list[Row]:
         machine.run("sh", "-c", script, timeout=900)
         if side is ours:
             journal = machine.output("journalctl", "-q", "-o", "cat", "-u", side.unit)
-            # One that goes back to the old settings is done too, for systemd.
+            # For systemd, a reload that returns to the old settings succeeds too.
             done = journal.rpartition(f"Starting {side.unit}")[2].count(f"Ready: {side.model} on ")
             if done != times + 1:
-                raise RuntimeError(f"{times} reloads, and {done - 1} new servers")
+                raise RuntimeError(f"{times} reloads started {done - 1} new servers")
         asked = json.loads(machine.output("cat", "/root/asked"))
         failed, answered = len(asked["failures"]), sum(asked["counts"].values())
         counts.append((failed, answered, asked["longest"]))
-        say(f"{times} times {verb} under load, {side.name}: {failed} failed, {answered} answered, the last "
+        say(f"{times} times {verb} under load, {side.name}: {failed} failed, {answered} answered, the slowest "
             f"after {asked['longest']:.1f} s, in {time.monotonic() - begin:.0f} s")  # fmt: skip
         side.stop()
     return [
@@ -198,9 +198,9 @@ def memory(pairs: list[tuple[Side, Side]], say: Say) -> list[Row]:
 
 
 def floor(machine: Machine, starts: list[Row], rounds: int, say: Say) -> list[Row]:
-    """What a start cannot do without: one import of what serves, and an engine from the fork to its first token.
+    """Minimum time of a start: one import of the serving modules, and an engine from the fork to its first token.
 
-    The second is what a killed engine takes, of `starts`.
+    The second part is the recovery time of a killed engine in `starts`.
     """
     values = []
     (engine,) = (row.ours for row in starts if row.what.startswith("engine killed"))
@@ -211,7 +211,7 @@ def floor(machine: Machine, starts: list[Row], rounds: int, say: Say) -> list[Ro
             "import hxp_enterprise_llm.worker.preload",
         )  # fmt: skip
         values.append(time.monotonic() - begin)
-    say(f"one import of what serves: {statistics.median(values):.1f} s")
+    say(f"one import of the serving modules: {statistics.median(values):.1f} s")
     both = [one + other for one, other in zip(values, engine, strict=True)]
     return [
         Row("start (test)", "floor: one import of what serves", "s", [], values),

@@ -1,4 +1,4 @@
-"""The results for programs (bench/results.json), for people (docs/performance.md) and for the eye (its plot)."""
+"""The results as JSON (bench/results.json), as a page (docs/performance.md) and as the page's plot."""
 
 import json
 import statistics
@@ -16,12 +16,12 @@ PAGE, PLOT = PROJECT / "docs/performance.md", PROJECT / "docs/performance.svg"
 TEMPLATE, GNUPLOT = PROJECT / "bench/performance.in.md", PROJECT / "bench/plot.gnuplot"
 HEAD = ("what", "plain", "citadel-llm", "ratio", "bound", "verdict")
 NOTHING = "–"
-"""In a cell of the table: there is no such figure."""
+"""Cell of the table without a figure."""
 PLOTTED = ("first token", "next token")
 
 
 def number(value: float) -> str:
-    """Three digits that say something."""
+    """A number with at least three significant digits."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
@@ -36,7 +36,7 @@ def _cell(row: dict[str, Any], side: str) -> str:
 
 
 def lines(results: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The table's lines below its head; a bound that is not the first of its row has a line of its own."""
+    """The table's lines below its head; each further bound of a row has its own line."""
     found: list[tuple[str, ...]] = []
     for row in results["rows"]:
         ratio = NOTHING if row["ratio"] is None else f"{row['ratio']:.2f}"
@@ -48,13 +48,13 @@ def lines(results: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """As Markdown."""
+    """The table as Markdown."""
     rows = [HEAD, tuple("---" for _ in HEAD), *lines(results)]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def shown(results: dict[str, Any]) -> str:
-    """For a terminal."""
+    """The table for a terminal."""
     rows = [HEAD, *lines(results)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
     return "\n".join(
@@ -63,14 +63,14 @@ def shown(results: dict[str, Any]) -> str:
 
 
 def page(results: dict[str, Any]) -> str:
-    """docs/performance.md."""
+    """The text of docs/performance.md."""
     about = results["about"]
     facts = ", ".join(f"{name} {value}" for name, value in about.items())
     return TEMPLATE.read_text(encoding="utf-8").replace("{facts}", facts).replace("{table}\n", table(results))
 
 
 def plot(results: dict[str, Any]) -> None:
-    """docs/performance.svg: the waits, both sides beside each other."""
+    """Write docs/performance.svg: the waiting times of both sides."""
     bars = [
         row
         for row in results["rows"]
@@ -86,7 +86,7 @@ def plot(results: dict[str, Any]) -> None:
 
 
 def missed(rows: Sequence[Row]) -> list[str]:
-    """The bounds that are not met, in words."""
+    """A message for each missed bound."""
 
     def measured(row: Row, bound: Bound) -> str:
         value = row.bounded(bound)
@@ -109,12 +109,12 @@ def read() -> dict[str, Any]:
 
 
 def differences(results: dict[str, Any], about: dict[str, str]) -> list[str]:
-    """What results are of that another run is not of; its day does not count."""
+    """Facts about the results' run that differ from those of another run, except the date."""
     return [f"{name} {value}" for name, value in results["about"].items() if name != "date" and value != about[name]]
 
 
 def updated(results: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
-    """Results with the rows of a later run of some groups in the place of theirs."""
+    """Results in which the rows of a later run of some groups replace the earlier rows."""
 
     def key(row: dict[str, Any]) -> tuple[str, ...]:
         return row["group"], row["what"], row["unit"]
@@ -125,7 +125,7 @@ def updated(results: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
 
 
 def write(results: dict[str, Any]) -> list[Path]:
-    """Write all three; the paths."""
+    """Write JSON, page and plot; return their paths."""
     RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     PAGE.write_text(page(results), encoding="utf-8")
     plot(results)

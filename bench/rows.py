@@ -1,4 +1,4 @@
-"""What was measured: rows of figures for both sides, their ratio, and the verdict on a bound."""
+"""Measurements: rows with figures of both sides, their ratio, and the verdict on each bound."""
 
 import statistics
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ MET, MISSED = "met", "missed"
 
 @dataclass(frozen=True)
 class Bound:
-    """What a figure may be at most, or at least.
+    """Upper limit of a figure, or lower limit if `least`.
 
-    `ratio` bounds it against the other side's; `start` against the other side's start, which is this long (seconds);
-    else it stands alone.
+    With `ratio` the limit applies to the ratio to plain, with `start` to the ratio to plain's start time
+    (seconds), otherwise to the figure itself.
     """
 
     limit: float
@@ -30,7 +30,7 @@ class Bound:
 class Row:
     """One line of the table. `plain` and `ours` are the single measurements, in the order they were made.
 
-    `plain` is empty where the other side has no such thing. The verdict is on medians.
+    `plain` is empty if the plain side has no such figure. Verdicts use medians.
     """
 
     group: str
@@ -42,13 +42,13 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """Ours to theirs."""
+        """Median of ours divided by median of plain."""
         if not self.plain or not statistics.median(self.plain):
             return None
         return statistics.median(self.ours) / statistics.median(self.plain)
 
     def bounded(self, bound: Bound) -> float | None:
-        """What a bound is about: the median, or its part of the other side's; None if there is no other side."""
+        """The value that a bound limits: the median, or its ratio to the plain side; None without a plain side."""
         return self.ratio if bound.ratio else statistics.median(self.ours) / (bound.start or 1)
 
     def verdicts(self) -> list[tuple[Bound, str]]:

@@ -1,7 +1,7 @@
-"""The two sides: a model served by citadel-llm@, and the same model by a unit as a person would write it by hand.
+"""The two sides: a model served by citadel-llm@, and the same model served by a handwritten unit.
 
-Both run the same vLLM from the same environment, as the same user, with the same flags and limits. The other unit is
-kept as good as it can be made without code: `Restart=always` without a pause.
+Both run the same vLLM from the same environment, as the same user, with the same flags and limits. The handwritten unit
+is as good as it can be without code: `Restart=always` without a pause.
 """
 
 import json
@@ -13,9 +13,9 @@ from machine import Machine
 
 CLIENTS = Path(__file__).with_name("clients")
 ENGINE = "^VLLM::EngineCore"
-"""What vLLM calls the process that holds the model."""
+"""Title that vLLM gives the process that holds the model."""
 PLAIN_OFFSET = 1000
-"""What the other side's port is more than ours."""
+"""Difference between the plain side's port and ours."""
 FLAGS = """
 import json, sys
 from hxp_enterprise_llm.engine import launch
@@ -45,7 +45,7 @@ CPUQuota={quota}%
 
 @dataclass(frozen=True)
 class Side:
-    """A model that one of the two serves; times are seconds."""
+    """A model that one of the two sides serves; times in seconds."""
 
     machine: Machine
     name: str
@@ -54,40 +54,40 @@ class Side:
     port: int
 
     def first_token(self) -> float:
-        """Wait until a completion is answered; the moment, on this host's monotonic clock."""
+        """Wait until a completion succeeds; return the time on this host's monotonic clock."""
         said = self.machine.output(
             "/usr/bin/python3", "-I", "/root/bench/first_token.py", f"http://127.0.0.1:{self.port}", self.model
         )
         return float(said)
 
     def until_served(self, *command: str) -> float:
-        """Run a command; how long until a completion is answered."""
+        """Run a command; return the time until a completion succeeds."""
         begin = time.monotonic()
         self.machine.run(*command)
         return self.first_token() - begin
 
     def start(self) -> tuple[float, float]:
-        """Start; how long `systemctl start` took, and until the first token."""
+        """Start the unit; return the time of `systemctl start` and the time until the first token."""
         begin = time.monotonic()
         self.machine.run("systemctl", "start", self.unit)
         return time.monotonic() - begin, self.first_token() - begin
 
     def restart(self) -> float:
-        """Restart; how long until the first token."""
+        """Restart the unit; return the time until the first token."""
         return self.until_served("systemctl", "restart", self.unit)
 
     def kill_engine(self) -> float:
-        """Kill the engine's process; how long until the next token."""
+        """Kill the engine's process; return the time until the next token."""
         pids = self.machine.output("pgrep", "-f", ENGINE).split()
         (pid,) = set(pids) & set(self.processes())
         return self.until_served("kill", "-KILL", pid)
 
     def kill_main(self) -> float:
-        """Kill the unit's main process; how long until the next token."""
+        """Kill the unit's main process; return the time until the next token."""
         return self.until_served("kill", "-KILL", self.machine.show(self.unit, "MainPID")["MainPID"])
 
     def stop(self) -> None:
-        """Stop."""
+        """Stop the unit."""
         self.machine.run("systemctl", "stop", self.unit)
 
     def processes(self) -> list[str]:
@@ -97,14 +97,14 @@ class Side:
         return self.machine.output("sh", "-c", script).split()
 
     def memory(self) -> float:
-        """Memory of the unit's processes, what several share counted once (PSS, MiB)."""
+        """Memory of the unit's processes, with shared pages counted once (PSS, MiB)."""
         files = [f"/proc/{pid}/smaps_rollup" for pid in self.processes()]
         lines = self.machine.output("grep", "-h", "^Pss:", *files).splitlines()
         return sum(int(line.split()[1]) for line in lines) / 1024
 
 
 def sides(machine: Machine, name: str, **settings: str | float) -> tuple[Side, Side]:
-    """Write an instance's settings, and the other side's unit with the same; plain first."""
+    """Write an instance's settings and the matching plain unit; return both sides, plain first."""
     lines = "".join(f"{key}={value}\n" for key, value in settings.items())
     machine.write(f"/etc/default/citadel-llm-{name}", lines)
     for file in CLIENTS.iterdir():

@@ -1,7 +1,7 @@
-"""What a stolen model server might try on its host and its neighbours. Runs in a process of a unit's own sandbox.
+"""Attacks of a compromised model server on its host and on other instances. Runs inside a unit's own sandbox.
 
-`hold` starts a process with secrets that belong to one instance, `attempt` goes for those of another. Every attack
-returns what it got, or raises OSError with why it did not. Standard library only.
+`hold` starts a process with the secrets of one instance, `attempt` tries to get those of another. Every attack
+returns what it obtained or raises OSError. Standard library only.
 """
 
 import ctypes
@@ -42,7 +42,7 @@ def _checked(result: int) -> int:
 
 
 def _reached(number: int, *arguments: Any) -> str:
-    """Make a system call with arguments that it finds wrong."""
+    """Make a system call with invalid arguments."""
     try:
         _checked(LIBC.syscall(number, *arguments))
     except OSError as error:
@@ -60,7 +60,7 @@ def _key(name: str) -> int:
 
 
 def hold(name: str) -> dict[str, int]:
-    """Start a process that holds secrets, and end the one before; its pid, and the address of one of them."""
+    """Start a process that holds secrets and end the previous one; return its PID and the address of a secret."""
     while _kept:
         before = _kept.pop()
         before.kill()
@@ -80,7 +80,7 @@ def hold(name: str) -> dict[str, int]:
 
 
 def secrets(name: str) -> dict[str, int]:
-    """Have secrets in memory of every kind, and wait on an abstract socket."""
+    """Put secrets into every kind of memory and listen on an abstract socket."""
     secret = WHOLE_WORD + name.encode()
     here = ctypes.create_string_buffer(secret)
     file = _checked(LIBC.shm_open(_posix(name), os.O_RDWR | os.O_CREAT, 0o600))
@@ -131,13 +131,13 @@ def _trace(pid: int) -> str:
 
 
 def _take_file(pid: int) -> str:
-    """Take over an open file of its, such as the socket it listens on."""
+    """Take over an open file of the process, such as its listening socket."""
     os.close(_checked(LIBC.syscall(PIDFD_GETFD, os.pidfd_open(pid), 0, 0)))
     return "taken"
 
 
 def _limit(pid: int) -> str:
-    # What it has already: the call alone shows that a process could be ended by RLIMIT_CPU=0.
+    # Sets the current limit again: if the call succeeds, RLIMIT_CPU=0 could end the process.
     now = resource.prlimit(pid, resource.RLIMIT_CPU)
     resource.prlimit(pid, resource.RLIMIT_CPU, now)
     return "set"
@@ -163,7 +163,7 @@ def _list(path: str) -> str:
 
 
 def _write(path: str) -> str:
-    """Make a file, or write to one that is there without changing it."""
+    """Create and delete a file, or open an existing file for writing without changing it."""
     there = os.path.exists(path)
     file = os.open(path, os.O_WRONLY | (0 if there else os.O_CREAT), 0o600)
     os.close(file)
@@ -293,13 +293,13 @@ def on_host(name: str, limit: str, outside: str) -> dict[str, Callable[[], str]]
         "bpf": lambda: _reached(BPF, 0, None, 0),
         "perf_event_open": lambda: _reached(PERF_EVENT_OPEN, None, 0, -1, -1, 0),
         "writable, executable memory": _made_executable,
-        # The last: where it succeeds, the process is nobody from then on.
+        # Must be last: if it succeeds, the process is nobody from then on.
         "user namespace": _user_namespace,
     }
 
 
 def attempt(attacks: dict[str, Callable[[], str]]) -> dict[str, list[str]]:
-    """Try each: ["got", what] or ["refused", why]."""
+    """Try each attack; an outcome is ["got", result] or ["refused", reason]."""
     outcomes = {}
     for name, attack in attacks.items():
         try:

@@ -1,4 +1,4 @@
-"""The trees that machines are overlays over: a minimal Debian with systemd, made once by debootstrap and kept.
+"""Base trees of the machines' overlays: a minimal Debian with systemd, made once by debootstrap and kept.
 
 Standard library only, as `machine`.
 """
@@ -24,7 +24,7 @@ ENVIRONMENT = {
 
 
 def package_depends() -> list[str]:
-    """The packages that ours depends on or recommends, for the base tree to have their .debs at hand."""
+    """The packages that citadel-llm depends on or recommends; the base tree contains their .debs."""
     control = (PROJECT / "debian/control").read_text(encoding="utf-8")
     fields = re.findall(r"^(?:Depends|Recommends):(.*(?:\n[ \t].*)*)", control, re.MULTILINE)
     assert fields, "debian/control has no Depends"
@@ -35,7 +35,7 @@ def package_depends() -> list[str]:
 def base_tree(suite: str = "bookworm", more: Sequence[str] = ()) -> Path:
     """The tree of a minimal Debian with systemd, and `more` packages, made on first use (about a minute).
 
-    Our package's dependencies lie in apt's cache there, not installed: `apt install` then works as on any host,
+    Our package's dependencies are in the tree's apt cache, not installed: `apt install` works as on any host
     and needs no network.
     """
     packages = (*TREE_PACKAGES, *more)
@@ -43,7 +43,7 @@ def base_tree(suite: str = "bookworm", more: Sequence[str] = ()) -> Path:
     tree = CACHE / "trees" / f"{suite}-{hashlib.sha256(repr(recipe).encode()).hexdigest()[:12]}"
     tree.parent.mkdir(parents=True, exist_ok=True)
     with (tree.parent / "lock").open("w") as lock:
-        # Another run may be making it.
+        # Another run may be making the same tree.
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not tree.is_dir():
             _make_tree(suite, packages, tree)
@@ -66,7 +66,7 @@ def _make_tree(suite: str, packages: Sequence[str], tree: Path) -> None:
             with log.open("ab") as output:
                 done = subprocess.run(step, stdout=output, stderr=subprocess.STDOUT, env=ENVIRONMENT, check=False)
             if done.returncode:
-                raise SystemExit(f"{step[0]} failed; is the network there? Its output is in {log}")
+                raise SystemExit(f"{step[0]} failed; check the network. Its output is in {log}")
     except BaseException:
         # debootstrap mounts /proc and /sys below the tree.
         for mounted in ("proc", "sys"):

@@ -20,7 +20,7 @@ PATIENCE_SEC = 60
 
 
 class Browser:
-    """One page. Make it with `opened`."""
+    """One page, created by `opened`."""
 
     def __init__(self, write: int, read: int) -> None:
         self._write, self._read = write, read
@@ -30,7 +30,7 @@ class Browser:
         self.console: list[str] = []
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """One command of the protocol; its result."""
+        """Send a protocol command and return its result."""
         self._last += 1
         message: dict[str, Any] = {"id": self._last, "method": method, "params": parameters}
         if self._session:
@@ -46,7 +46,7 @@ class Browser:
                 self.console.append(json.dumps(answer["params"]))
 
     def attach(self) -> None:
-        """Open a page and talk to it from now on."""
+        """Open a page and send all further commands to it."""
         page = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=page, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log"):
@@ -56,24 +56,24 @@ class Browser:
         self.call("Page.navigate", url=address)
 
     def value(self, script: str) -> Any:
-        """What a JavaScript expression is in the page; a promise is waited for."""
+        """Evaluate a JavaScript expression in the page; a promise is awaited."""
         done = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in done, done["exceptionDetails"]
         return done["result"].get("value")
 
     def wait(self, script: str, seconds: float = 20) -> None:
-        """Until a JavaScript expression is true; one that throws is not true yet."""
+        """Wait until a JavaScript expression is true; an exception counts as false."""
         end = time.monotonic() + seconds
         while not self.value(f"(() => {{ try {{ return !!({script}); }} catch {{ return false; }} }})()"):
             assert time.monotonic() < end, f"not within {seconds} s: {script}\n{self.text()}"
             time.sleep(0.1)
 
     def text(self) -> str:
-        """What a reader sees of the page."""
+        """The visible text of the page."""
         return str(self.value("document.body ? document.body.innerText : ''"))
 
     def look(self, *, width: int, height: int = 900, dark: bool = False) -> None:
-        """Show the page on a screen of this size (CSS pixels) to somebody who prefers dark or light."""
+        """Set the screen size (CSS pixels) and the preferred colour scheme."""
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 640
         )
@@ -88,7 +88,7 @@ class Browser:
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
             ready, _, _ = select.select([self._read], [], [], PATIENCE_SEC)
-            assert ready, f"Chromium said nothing for {PATIENCE_SEC} s"
+            assert ready, f"Chromium sent nothing for {PATIENCE_SEC} s"
             part = os.read(self._read, 1 << 20)
             assert part, "Chromium has ended"
             self._buffer += part
@@ -99,7 +99,7 @@ class Browser:
 
 @contextlib.contextmanager
 def opened(enter: Sequence[str] = ()) -> Iterator[Browser]:
-    """A running Chromium with an empty page; `enter` is what it is started through, such as nsenter and its words."""
+    """A running Chromium with an empty page; `enter` is a command prefix, such as nsenter with its arguments."""
     program = shutil.which("chromium")
     assert program, "no chromium here: apt install chromium"
     profile = tempfile.mkdtemp(prefix="citadel-browser-")
@@ -107,7 +107,7 @@ def opened(enter: Sequence[str] = ()) -> Iterator[Browser]:
     ours_in, theirs_out = os.pipe()
     words = [
         *enter, program, "--headless=new", "--remote-debugging-pipe", f"--user-data-dir={profile}",
-        # The pages are our own, and its sandbox does not run as root or in a container.
+        # The pages are our own, and Chromium's sandbox does not work as root or in a container.
         "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking",
         "--no-first-run", "--no-proxy-server", "--hide-scrollbars", "--lang=en-GB",
     ]  # fmt: skip

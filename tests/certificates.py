@@ -1,4 +1,4 @@
-"""Certificates of 127.0.0.1, good from 2000 to 2100 unless they say otherwise. Their keys protect nothing."""
+"""Certificates for 127.0.0.1, valid from 2000 to 2100 unless their names differ. Their keys protect nothing."""
 
 KEY = """\
 -----BEGIN PRIVATE KEY-----

@@ -46,7 +46,7 @@ def chat_model(machine: Machine, wheels: Path) -> Path:
 
 
 def install_chat_model(machine: Machine, wheels: Path) -> str:
-    """Put the model where a person would, readable by the service; the path in the machine."""
+    """Install the model as an administrator would, readable by the service; return its path in the machine."""
     path = f"/var/lib/citadel-llm/models/{NAME}"
     if not machine.inside(path).exists():
         machine.copy_in(chat_model(machine, wheels), path)

@@ -1,4 +1,4 @@
-"""Lines for the grammar of settings files: plain, odd and nasty. `lines()` gives more than 300, the same every time."""
+"""Lines for the grammar of settings files: plain, odd and hostile. `lines()` returns more than 300, always the same."""
 
 import itertools
 import string
@@ -25,12 +25,12 @@ WHOLE = [
 
 
 def lines() -> list[str]:
-    """Lines with `{key}` where the key stands; braces of the values are as they are."""
+    """Lines with `{key}` in place of the key; braces in values are literal."""
     made = [f"{{key}}={wrap.replace('{}', value)}" for value, wrap in itertools.product(PLAIN, WRAPPED)]
     return list(dict.fromkeys(made + WHOLE))
 
 
-# Letters that every reader takes, those that some take differently, and any other.
+# Characters that all readers accept, characters that readers treat differently, and any other.
 _LETTERS = st.one_of(
     st.sampled_from(string.ascii_letters + string.digits + "_./:@%+,=^-"),
     st.sampled_from("'\"\\$`#; \t*?~!&|<>(){}[]"),
@@ -40,7 +40,7 @@ _VALUES = st.text(alphabet=_LETTERS, max_size=30)
 
 
 def written_lines() -> st.SearchStrategy[str]:
-    """Lines that set A: any value as it is, quoted in either way, with blanks around it, or pieces side by side."""
+    """Lines that set A: a value unquoted, in single or double quotes, between blanks, or as adjacent pieces."""
     safe = st.text(alphabet=st.sampled_from(string.printable[:94].translate({36: None, 92: None, 96: None}) + " é日"))
     quoted = [st.builds(f"{quote}{{}}{quote}".format, text) for quote in "'\"" for text in (_VALUES, safe)]
     value = st.one_of(_VALUES, safe, *quoted, *quoted, st.builds("{}{}".format, quoted[0], _VALUES))

@@ -1,6 +1,6 @@
 """The part of a model hub's HTTP API that huggingface_hub uses to fetch a model, on loopback.
 
-Serves a directory as the repository org/tiny, and with --token-file as org/gated too, to those who bring the token.
+Serves a directory as the repository org/tiny, and with --token-file also as org/gated for clients with the token.
 Standard library only: it runs in the machine, with Debian's Python.
 """
 
@@ -18,9 +18,9 @@ PIECE = 1_000_000  # bytes
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("port", type=int)
 parser.add_argument("directory", type=Path)
-parser.add_argument("--cut-after", type=int, default=0, help="end the first download of each weight file so early")
-parser.add_argument("--rate", type=float, default=1e12, help="send weights with so many bytes a second")
-parser.add_argument("--token-file", type=Path, default="/dev/null", help="holds what org/gated wants to see")
+parser.add_argument("--cut-after", type=int, default=0, help="bytes after which each weight file's first download ends")
+parser.add_argument("--rate", type=float, default=1e12, help="bytes per second for weight files")
+parser.add_argument("--token-file", type=Path, default="/dev/null", help="file with the token for org/gated")
 options = parser.parse_args()
 token = options.token_file.read_text().strip()
 cut: set[str] = set()

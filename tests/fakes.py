@@ -1,4 +1,4 @@
-"""Instances that answer as a test tells them to, to watch."""
+"""Fake instances for the monitor, which answer as a test configures them."""
 
 from machine import Machine
 
@@ -71,7 +71,7 @@ WatchdogSec=0
 
 
 class Fakes:
-    """Instances with the package's own unit, and in place of vLLM a program that answers as it is told to."""
+    """Instances of the package's own unit that run a configurable fake program instead of vLLM."""
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
@@ -80,7 +80,7 @@ class Fakes:
         machine.write("/usr/local/lib/fake/engine.py", FAKE)
 
     def make(self, name: str, mode: str = "good", **settings: str | float) -> str:
-        """Write its settings; the drop-in is read with them."""
+        """Write the settings and the drop-in of a fake instance; return its unit."""
         self.next_port += 1
         self.machine.write(f"/usr/local/lib/fake/{name}", f"{mode} {self.next_port}")
         self.machine.write(f"/run/systemd/system/citadel-llm@{name}.service.d/90-fake.conf", DROP_IN)
@@ -91,7 +91,7 @@ class Fakes:
         return f"citadel-llm@{name}"
 
     def forget(self) -> None:
-        """Take them away, all at once."""
+        """Stop and delete all fake instances."""
         units = [f"citadel-llm@{name}" for name in self.names]
         self.machine.run("systemctl", "stop", *units)
         self.machine.run("systemctl", "reset-failed", *units, check=False)
@@ -100,6 +100,6 @@ class Fakes:
         self.machine.run("systemctl", "daemon-reload")
 
     def start(self, *names: str) -> None:
-        """Have systemd read what was made, and start it."""
+        """Reload systemd and start fake instances."""
         self.machine.run("systemctl", "daemon-reload")
         self.machine.run("systemctl", "start", *(f"citadel-llm@{name}" for name in names))

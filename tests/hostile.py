@@ -1,7 +1,7 @@
-"""Settings files as somebody would write them who wants the generator to do something else, from a seed.
+"""Settings files that try to make the generator misbehave, derived from a seed.
 
-`Hostile(seed).settings()` gives one file after another, the same for the same seed: sound files, files with one odd
-line, and files that are hardly text. `drop_in_line` says what the generator may write, in a table of its own.
+`Hostile(seed).settings()` returns the next file, the same sequence for the same seed: valid files, files with one odd
+line, and files that are hardly text. `is_line_of_the_generator` has its own table of lines that a drop-in may have.
 """
 
 import random
@@ -71,7 +71,7 @@ CORPUS = lines()
 
 
 class Hostile:
-    """One stream of files; `seed` repeats it."""
+    """A sequence of files, the same for the same `seed`."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)  # noqa: S311  to be repeated, not to be unknown
@@ -82,7 +82,7 @@ class Hostile:
         values = HOST_SOUND if of_host else SOUND
         written = [] if of_host or pick.random() < 0.1 else ["MODEL=/srv/m", "PORT=11500"]
         for key in pick.sample(list(values), pick.randrange(1, 7)):
-            # The first of them is what an administrator writes.
+            # The first value is one that an administrator would write.
             value = values[key][0] if pick.random() < 0.75 else pick.choice(values[key])
             written.append(f"{key}={value}")
         text = (
@@ -108,7 +108,7 @@ class Hostile:
         return "\n".join(written) + pick.choice(("\n", "", "\n\n", "\r\n"))
 
     def name(self) -> str:
-        """What a file in /etc/default might be called that looks like an instance's."""
+        """A file name in /etc/default that resembles an instance's."""
         pick = self.random
         parts = [pick.choice(("x", "M-1", "a.b", *PIECES)) for _ in range(pick.randrange(1, 4))]
         return re.sub("[/\0]", "", "".join(parts))[:50]
@@ -150,5 +150,5 @@ _LINE = re.compile(
 
 
 def is_line_of_the_generator(line: str) -> bool:
-    """Whether a line of a drop-in is one that the generator means to write."""
+    """Whether the generator may write this line to a drop-in."""
     return bool(_LINE.fullmatch(line))

@@ -29,18 +29,18 @@ BOOT_SEC = 60
 
 
 def host_runs_systemd() -> bool:
-    """Whether nspawn can ask a systemd of this host for a scope of its own."""
+    """Whether this host runs systemd, which can give nspawn a scope."""
     return Path("/run/systemd/system").is_dir()
 
 
 def _controllers() -> list[str]:
-    """The hierarchies in which a machine has a group of its own, with those in which systemd keeps its processes."""
+    """Cgroup hierarchies in which a machine has its own group, including those of systemd's process tracking."""
     own = [name for name in ("systemd", "unified") if (CGROUPS / name / "cgroup.procs").exists()]
     return [*V1_CONTROLLERS, *own]
 
 
 class Machine:
-    """A booted machine. Make it with `boot`."""
+    """A booted machine, created by `boot`."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name = name
@@ -52,9 +52,9 @@ class Machine:
     @classmethod
     @contextlib.contextmanager
     def boot(cls, name: str, suite: str = "bookworm", layers: Sequence[Path] = ()) -> Iterator["Machine"]:
-        """Boot a fresh machine and take all of it away in the end, also when interrupted.
+        """Boot a fresh machine and remove it completely in the end, also when interrupted.
 
-        `layers` are folders whose files it has too, below the same paths of its root.
+        `layers` are folders whose files appear at the same paths in the machine.
         """
         with cls._fresh(name, suite, layers) as machine:
             machine._start()
@@ -67,9 +67,9 @@ class Machine:
     @classmethod
     @contextlib.contextmanager
     def unbooted(cls, name: str, more: Sequence[str] = ()) -> Iterator[Path]:
-        """The root of a fresh machine that does not run, for a chroot; /proc is there, as every chroot has it.
+        """The root of a fresh machine that is not booted, for a chroot; /proc is mounted, as in every chroot.
 
-        With `more` packages of the distribution than a machine that boots.
+        `more` names further packages of the distribution to include.
         """
         with cls._fresh(name, more=more) as machine:
             subprocess.run(["mount", "-t", "proc", "proc", machine.root / "proc"], check=True)
@@ -92,7 +92,7 @@ class Machine:
 
     @property
     def leader(self) -> int:
-        """PID of its systemd, as this host counts: what `nsenter --target` takes."""
+        """PID of the machine's systemd on this host, for `nsenter --target`."""
         return self._leader
 
     def run(
@@ -125,7 +125,7 @@ class Machine:
         return dict(line.split("=", 1) for line in lines)
 
     def inside(self, path: str) -> Path:
-        """Where this host sees a path of the machine, also one on a file system that the machine has mounted itself."""
+        """The path on this host of a path in the machine, including file systems mounted inside the machine."""
         return Path(f"/proc/{self._leader}/root", path.lstrip("/"))
 
     def write(self, path: str, text: str) -> None:
@@ -144,7 +144,7 @@ class Machine:
             shutil.copy2(source, target)
 
     def keep_journal(self) -> str:
-        """Copy the journal out of the machine; the command that opens the copy."""
+        """Copy the journal out of the machine; return the command that opens the copy."""
         self.run("journalctl", "--sync", check=False)
         kept = CACHE / "journals" / self.name
         shutil.rmtree(kept, ignore_errors=True)
@@ -157,7 +157,7 @@ class Machine:
         lower = ":".join(map(str, layers))
         options = f"lowerdir={lower},upperdir={self.folder}/upper,workdir={self.folder}/work"
         subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, self.root], check=True)
-        # Nothing will ever be online: network-online.target would take its two minutes to give up.
+        # The machine is never online: network-online.target would time out after two minutes.
         waiting = self.root / "etc/systemd/system/systemd-networkd-wait-online.service"
         waiting.symlink_to("/dev/null")
 
@@ -165,17 +165,17 @@ class Machine:
         nspawn = [
             "systemd-nspawn", "--boot", "--quiet", "--console=passive", "--private-network", "--link-journal=no",
             "--settings=no", "--resolv-conf=off", "--timezone=off",
-            # As on a host; nspawn of systemd 252 does not know them as harmless yet.
+            # Allowed on a host, but not by the default filter of nspawn in systemd 252.
             "--system-call-filter=landlock_create_ruleset landlock_add_rule landlock_restrict_self",
             f"--machine={self.name}", f"--directory={self.root}",
         ]  # fmt: skip
         groups: list[Path] = []
         environment = ENVIRONMENT
         if not host_runs_systemd():
-            # Nobody to give nspawn a scope: we make the groups, and with the identity mapping it gets to write in them.
+            # Without systemd on the host, create the cgroups here; the identity mapping lets the machine write to them.
             nspawn += ["--register=no", "--keep-unit", "--private-users=identity"]
             groups = list(self._make_groups())
-            # systemd from 256 on refuses version 1 unless told.
+            # systemd 256 and later refuse cgroup version 1 without this variable.
             environment = ENVIRONMENT | {"SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE": "1"}
         enter = 'while [ "$1" != -- ]; do echo $$ >"$1"; shift; done; shift; exec "$@"'
         log = (self.folder / "console.log").open("wb")
@@ -198,7 +198,7 @@ class Machine:
             for child in children.read_text().split():
                 self._leader = int(child)
                 bus = f"/proc/{child}/root/run/systemd/private"
-                # A child that has just ended has no program any more.
+                # A child that has just ended has no readable exe link.
                 with contextlib.suppress(FileNotFoundError):
                     if os.path.basename(os.readlink(f"/proc/{child}/exe")) == "systemd" and os.path.exists(bus):
                         return int(child)
@@ -243,7 +243,7 @@ class Machine:
 
 
 class MachineError(Exception):
-    """A command failed in a machine; the message has what it printed."""
+    """A command in a machine failed; the message contains its output."""
 
     def __init__(self, command: Sequence[str | Path], done: subprocess.CompletedProcess[str]) -> None:
         super().__init__(
@@ -253,7 +253,7 @@ class MachineError(Exception):
 
 @contextlib.contextmanager
 def _signals_raise() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into SystemExit, so that an ended run takes its machine down."""
+    """Turn SIGTERM and SIGHUP into SystemExit, so that a terminated run removes its machine."""
 
     def stop(number: int, _frame: FrameType | None) -> NoReturn:
         raise SystemExit(128 + number)

@@ -1,4 +1,4 @@
-"""Twenty requests a second, every other one streamed, until a file appears; prints what became of them as JSON.
+"""Send twenty requests a second, every other one streamed, until a file appears; print the outcomes as JSON.
 
 Runs in a test machine with the package's environment: steady_client.py URL MODEL FILE
 """
@@ -16,11 +16,11 @@ PAUSE_SEC = 0.05
 
 counts = {"plain": 0, "streamed": 0}
 failures: list[str] = []
-took: list[float] = []  # by each answer (seconds)
+took: list[float] = []  # duration of each answered request (seconds)
 
 
 async def ask(client: httpx.AsyncClient, url: str, model: str, kind: str) -> None:
-    # A random model draws its end-of-text token now and then.
+    # A model with random weights sometimes draws its end-of-text token, hence ignore_eos.
     begin = time.monotonic()
     body = {"model": model, "prompt": "License", "max_tokens": TOKENS, "ignore_eos": True}
     try:
@@ -29,7 +29,7 @@ async def ask(client: httpx.AsyncClient, url: str, model: str, kind: str) -> Non
             right = answer.status_code == httpx.codes.OK and answer.json()["usage"]["completion_tokens"] == TOKENS
             said = answer.text
         else:
-            # A busy server sends many tokens in one piece: what came in all stands in the last but one.
+            # A busy server sends many tokens in one chunk: the last chunk but one has the total.
             streamed = {"stream": True, "stream_options": {"include_usage": True}}
             async with client.stream("POST", url, json=body | streamed) as answer:
                 lines = [line async for line in answer.aiter_lines() if line]
@@ -46,7 +46,7 @@ async def ask(client: httpx.AsyncClient, url: str, model: str, kind: str) -> Non
 
 
 async def main(url: str, model: str, enough: Path) -> None:
-    # As many connections as it takes, and patience: on a slow machine it is the server that is measured, not this.
+    # No connection limit and a long timeout: on a slow machine this client must not cause failures.
     client = httpx.AsyncClient(timeout=300, limits=httpx.Limits(max_connections=None))
     async with client:
         tasks: list[asyncio.Task[None]] = []

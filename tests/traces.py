@@ -1,4 +1,4 @@
-"""What a machine leaves on the host: nothing, once it is gone."""
+"""Traces of a machine on the host; none may remain after its removal."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from machine import CGROUPS
 
 
 def traces(name: str) -> list[str]:
-    """Mounts, control groups, folders and processes of this host that name a machine, or all machines that begin so."""
+    """Mounts, control groups, folders and processes of this host that contain a machine's name or its beginning."""
     mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
     found = [line for line in mounts if name in line]
     found += [str(path) for path in (*CGROUPS.glob(f"*/{name}*"), *(CACHE / "machines").glob(f"{name}*"))]

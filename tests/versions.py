@@ -1,14 +1,14 @@
-"""The built package as other versions of itself, in seconds instead of a second build's minutes.
+"""Other versions of the built package, made in seconds instead of the minutes of a second build.
 
-`with_version` is the same but for its version. For upgrades that bring something there are two:
+`with_version` changes only the version. For upgrades with changed files there are two packages:
 
     versions = Versions.make(package, folder)
 
-The built package is taken apart once. *old* is what was built; *new* is the same tree with a higher version, two
+The built package is unpacked once. *old* is the built package; *new* is the same tree with a higher version, two
 changed conffiles, a changed module (it shows which code a process runs) and a renamed one. Both leave the engine out
 (torch, vLLM and whatever else pip has installed, 2 GB): it lies in a folder of its own, which a test machine has as a
 layer below its root, where dpkg does not see it. dpkg then needs seconds, the real maintainer scripts run,
-and the models that run meanwhile are real ones. `whole` is *new* with the engine in it.
+and so are the running models. `whole` is *new* with the engine in it.
 """
 
 import re
@@ -23,7 +23,7 @@ CHANGED = "etc/default/citadel-llm-hermes-2", "etc/default/citadel-llm-test"
 
 COMMENT = "# A comment that the next version has.\n"
 NEW_WORDS = "Ready (next version): "
-"""How the status of a process begins that runs the new code."""
+"""Beginning of the status of a process that runs the new code."""
 
 _MODULE = "hxp_enterprise_llm/protocol/state.py"
 _RENAMED, _NEW_NAME = "hxp_enterprise_llm/worker/server.py", "next_server"
@@ -41,7 +41,7 @@ class Versions(NamedTuple):
 
     @classmethod
     def make(cls, package: Path, folder: Path) -> Self:
-        """Take the package apart in `folder`, which must be on the file system of the machines and be empty."""
+        """Unpack the package in `folder`, which must be empty and on the file system of the machines."""
         tree, changed, engine = folder / "old", folder / "new", folder / "engine"
         subprocess.run(["dpkg-deb", "--raw-extract", package, tree], check=True)
         (found,) = tree.glob("opt/citadel/env/lib/python3*/site-packages")
@@ -61,7 +61,7 @@ class Versions(NamedTuple):
 
 
 def _move(packages: Path, to: Path) -> None:
-    """Everything but our own distribution."""
+    """Move everything except our own distribution."""
     for entry in packages.iterdir():
         if not entry.name.startswith("hxp_enterprise_llm"):
             entry.rename(to / entry.name)
@@ -71,7 +71,7 @@ def _change(tree: Path, packages: Path) -> None:
     control = tree / "DEBIAN/control"
     lines = control.read_text().splitlines()
     control.write_text("".join(f"{line}.1\n" if line.startswith("Version: ") else f"{line}\n" for line in lines))
-    # dpkg makes it anew where it is missing.
+    # dpkg creates the file if it is missing.
     (tree / "DEBIAN/md5sums").unlink()
     for name in CHANGED:
         with (tree / name).open("a") as file:
@@ -108,9 +108,9 @@ def _output(*command: str | Path) -> str:
 
 
 def with_version(package: Path, version: str, folder: Path) -> Path:
-    """A copy of a package in `folder`, the same but for its version.
+    """Make a copy of a package in `folder` with another version.
 
-    Only the member of the archive that holds the control files is made anew: packing 2 GB takes most of a minute.
+    Only the archive's member with the control files is packed again: packing 2 GB takes most of a minute.
     """
     files = next(member for member in _output("ar", "t", package).split() if member.startswith("data.tar"))
     renamed = folder / f"{field(package, 'Package')}_{version}_{field(package, 'Architecture')}.deb"

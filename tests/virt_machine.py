@@ -1,8 +1,8 @@
 #!/usr/bin/python3
 """A booted machine of machine.py as autopkgtest's testbed: `autopkgtest … -- tests/virt_machine.py PID`.
 
-PID is that of the machine's systemd, as this host counts. autopkgtest's servers are programs that define these hooks
-and hand over to its VirtSubproc (README.virtualisation-server in its documentation).
+PID is that of the machine's systemd on this host. An autopkgtest server is a program that defines these hooks
+and then runs VirtSubproc (README.virtualisation-server in autopkgtest's documentation).
 """
 
 import sys
@@ -19,7 +19,7 @@ def hook_open() -> None:
 
 
 def hook_downtmp(path: str | None) -> str:
-    """The testbed's directory for autopkgtest, which it may also reach from here."""
+    """The testbed's directory for autopkgtest, which is also reachable from this host."""
     directory: str = VirtSubproc.downtmp_mktemp(path)
     CAPABILITIES.append(f"downtmp-host=/proc/{LEADER}/root{directory}")
     return directory

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from machine import MachineError
 
 BOUND_SEC = 300.0
-"""The time after which an event is considered not to come. No test measures with it: it is never short."""
+"""The time after which an event counts as missing. It is generous, because no test measures with it."""
 
 
 def until(condition: Callable[[], object], what: str) -> float:
-    """Wait until a condition holds; how long that took (seconds). `what` describes it in the message of a failure.
+    """Wait until a condition holds; return the seconds waited. `what` names the condition in the failure message.
 
     An observation that fails (a command, a missing file or entry) counts as "not yet". Raises AssertionError.
     """

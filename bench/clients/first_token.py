@@ -1,4 +1,4 @@
-"""Ask for one token until it comes; print the moment on the monotonic clock. first_token.py URL MODEL
+"""Request one token until a request succeeds; print the time on the monotonic clock. first_token.py URL MODEL
 
 Runs in the machine, with the distribution's Python: starting it takes 20 ms.
 """

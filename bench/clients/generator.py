@@ -1,4 +1,4 @@
-"""Run a generator some times; print the wall-clock time of each run in milliseconds. generator.py PROGRAM TIMES"""
+"""Run a generator several times; print the wall-clock time of each run in milliseconds. generator.py PROGRAM TIMES"""
 
 import subprocess
 import sys

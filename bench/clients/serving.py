@@ -1,8 +1,8 @@
-"""vLLM's own `bench serve`, in turn for both sides; prints its results as JSON lines. serving.py SPECIFICATION
+"""Run vLLM's own `bench serve` on both sides in turn; print its results as JSON lines. serving.py SPECIFICATION
 
 SPECIFICATION is JSON: {"tokenizer": DIRECTORY, "model": NAME, "ports": [PORT, …], "rounds": N, "loads": [[C, N], …]}
-with C requests at a time and N in all. Runs in the machine with the package's environment. One process for all, for
-importing it takes as long as a measurement.
+with C concurrent and N total requests. Runs in the machine with the package's environment. One process runs all loads,
+because importing vLLM takes as long as a measurement.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def run(what: dict[str, Any]) -> None:
     for turn in range(what["rounds"]):
         for at_once, requests in what["loads"]:
             for port in what["ports"]:
-                # Both sides get the same prompts, and no side meets one twice: its prefix cache would answer.
+                # Both sides get the same prompts, and no prompt is repeated: the prefix cache would answer it.
                 found = measure(what, port, at_once, requests, 1000 * turn + at_once)
                 wanted = ("completed", "request_throughput", "output_throughput", "median_ttft_ms", "median_tpot_ms")
                 line = {"port": port, "at_once": at_once} | {name: found[name] for name in wanted}

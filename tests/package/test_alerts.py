@@ -1,4 +1,4 @@
-"""Alerts, scrape config and dashboard, in the eyes of Prometheus' own promtool."""
+"""Alerts, scrape config and dashboard, checked with Prometheus' own promtool."""
 
 import itertools
 import json
@@ -30,7 +30,7 @@ BEGIN = re.compile(r"^ {6}- (?:alert|record): (\w.*)$", re.MULTILINE)
 
 def promtool(*words: str | Path) -> subprocess.CompletedProcess[str]:
     program = shutil.which("promtool")
-    assert program, "no promtool here; ./build.sh test brings it"
+    assert program, "promtool is missing; ./build.sh test installs it"
     return subprocess.run([program, *words], capture_output=True, text=True, check=False)
 
 
@@ -48,17 +48,17 @@ def expressions(dashboard: dict[str, Any] = DASHBOARD) -> list[str]:
     ]
 
 
-def test_the_rules_are_sound() -> None:
+def test_alert_rules_pass_promtool_check() -> None:
     passes("check", "rules", "--lint=all", "--lint-fatal", RULES)
 
 
-def test_a_prometheus_takes_the_scrape_config_and_the_rules(tmp_path: Path) -> None:
+def test_scrape_config_and_rules_pass_promtool_check(tmp_path: Path) -> None:
     whole = tmp_path / "prometheus.yml"
     whole.write_text(f"rule_files: [{RULES}]\n{SCRAPE.read_text(encoding='utf-8')}")
     passes("check", "config", "--lint=all", "--lint-fatal", whole)
 
 
-def test_the_alerts_fire_when_they_should_and_only_then() -> None:
+def test_alerts_fire_only_when_expected() -> None:
     passes("test", "rules", TESTS)
 
 
@@ -75,15 +75,15 @@ def always(rule: str) -> str:
 
 @pytest.mark.parametrize("alert", ALERTS)
 @pytest.mark.parametrize("change", [lambda _: "", always], ids=["never-fires", "always-fires"])
-def test_a_broken_alert_does_not_pass(alert: str, change: Any, tmp_path: Path) -> None:
-    """That each alert fires, and that each does not, is asked somewhere: without it the tests of the rules fail."""
+def test_broken_alert_fails_the_rule_tests(alert: str, change: Any, tmp_path: Path) -> None:
+    """The rule tests fail if an alert is removed or always fires, so they check both for each alert."""
     text = RULES.read_text(encoding="utf-8")
     starts = [match.start() for match in BEGIN.finditer(text)] + [len(text)]
     for begin, end in itertools.pairwise(starts):
         if text[begin:end].startswith(f"      - alert: {alert}\n"):
             broken = text[:begin] + change(text[begin:end]) + text[end:]
     (tmp_path / "rules.yml").write_text(broken)
-    # Those that ask for hours are slow, and only the budgets need them.
+    # Cases that cover hours are slow, and only the budget alerts need them.
     head, *cases = re.split(r"^  - name: ", TESTS.read_text(encoding="utf-8"), flags=re.MULTILINE)
     cases = [case for case in cases if "Budget" in alert or not re.search(r"eval_time: \d+h", case)]
     tests = head.replace(os.path.relpath(RULES, TESTS.parent), "rules.yml") + "".join(f"  - name: {c}" for c in cases)
@@ -94,23 +94,23 @@ def test_a_broken_alert_does_not_pass(alert: str, change: Any, tmp_path: Path) -
     assert alert in done.stdout + done.stderr
 
 
-def test_every_query_of_the_dashboard_is_promql(tmp_path: Path) -> None:
-    """promtool of Debian 12 checks expressions as rules."""
+def test_dashboard_queries_are_valid_promql(tmp_path: Path) -> None:
+    """Debian 12's promtool checks expressions only within rules."""
     rules = [f"      - record: query_{i}\n        expr: {json.dumps(query)}" for i, query in enumerate(expressions())]
     assert len(rules) > 25
     (tmp_path / "queries.yml").write_text("groups:\n  - name: dashboard\n    rules:\n" + "\n".join(rules) + "\n")
     passes("check", "rules", tmp_path / "queries.yml")
 
 
-def test_rules_and_dashboard_ask_for_series_that_there_are() -> None:
-    """Ours are those of the manual; that vLLM has the others is asked of a real one, in tests/system."""
+def test_rules_and_dashboard_use_existing_metrics() -> None:
+    """Our metrics are those of the manual; tests/system checks vLLM's metrics with a real vLLM."""
     asked = " ".join(expressions()) + RULES.read_text(encoding="utf-8")
     ours = set(re.findall(r"citadel_llm_service_(\w+)", asked))
     assert ours <= set(METRICS)
     assert set(METRICS) - ours == {"up", "last_exit_code"}, "the dashboard shows all but these"
 
 
-def test_the_dashboard_fits_its_grid_and_names_no_data_source() -> None:
+def test_dashboard_fits_its_grid_and_uses_a_variable_data_source() -> None:
     taken: dict[tuple[int, int], str] = {}
     for panel in DASHBOARD["panels"]:
         place = panel["gridPos"]
@@ -136,7 +136,7 @@ def test_the_manual_names_every_alert_and_metric() -> None:
     assert [metric for metric in METRICS if f"`citadel_llm_service_{metric}`" not in MANUAL] == []
 
 
-def test_every_alert_says_what_to_do() -> None:
+def test_every_alert_names_a_command_and_a_severity() -> None:
     for rule in RULES.read_text(encoding="utf-8").split("- alert: ")[1:]:
         name = rule.split("\n", 1)[0]
         assert re.search(r"`(systemctl|journalctl|citadel-llm) ", " ".join(rule.split())), name

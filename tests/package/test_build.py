@@ -1,4 +1,4 @@
-"""The first steps of a build, alone: what is fetched from where, and what the sources are. Nothing is built here."""
+"""The first steps of a build: where wheels are fetched from, and which files are the sources. Nothing is built here."""
 
 import os
 import shutil
@@ -35,7 +35,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def run(project: Path, command: str, **environment: str) -> str:
-    # df is said to find room: the cache of this test is small.
+    # Skip the check for disk space: the cache of this test is small.
     script = f"""
         set -euo pipefail
         . packaging/common.sh
@@ -58,7 +58,7 @@ def fetched(project: Path, lock: str = "cpu", **environment: str) -> list[str]:
     return (project.parent / "cache/tools/bin/pip.asked").read_text().split()
 
 
-def test_torch_comes_from_its_own_index_where_pip_knows_no_other(project: Path) -> None:
+def test_torch_comes_from_its_own_index_by_default(project: Path) -> None:
     words = fetched(project)
     assert words[words.index("--extra-index-url") + 1] == INDEX
     assert "--require-hashes" in words
@@ -68,19 +68,19 @@ def test_torch_comes_from_its_own_index_where_pip_knows_no_other(project: Path) 
     "line",
     ["global.find-links='/srv/wheels'", ":env:.extra-index-url='file:///srv/index'", "global.index-url='file:///srv'"],
 )
-def test_pips_own_configuration_comes_first(project: Path, line: str) -> None:
+def test_pip_configuration_overrides_the_torch_index(project: Path, line: str) -> None:
     configuration = project.parent / "cache/tools/bin/pip.conf"
     configuration.write_text(f"global.timeout='60'\n{line}\n")
     assert "--extra-index-url" not in fetched(project)
 
 
-def test_the_index_can_be_another_or_none(project: Path) -> None:
+def test_torch_index_can_be_changed_or_disabled(project: Path) -> None:
     assert "file:///srv/torch" in fetched(project, CITADEL_TORCH_INDEX="file:///srv/torch")
     shutil.rmtree(project.parent / "cache/wheels")
     assert "--extra-index-url" not in fetched(project, CITADEL_TORCH_INDEX="")
 
 
-def test_a_lock_without_torch_asks_no_other_index(project: Path) -> None:
+def test_lock_without_torch_uses_no_extra_index(project: Path) -> None:
     assert "--extra-index-url" not in fetched(project, "demo")
 
 
@@ -100,7 +100,7 @@ def test_the_sources_are_the_same_with_and_without_git(project: Path) -> None:
     unpacked = sorted(run(project, "source_files").split("\0"))
     subprocess.run(["git", "init", "-q"], cwd=project, check=True)
     if os.geteuid() == 0:
-        # As after `sudo ./build.sh`: the checkout is another user's.
+        # As with `sudo ./build.sh`: the checkout belongs to another user.
         subprocess.run(["chown", "-R", "nobody", project], check=True)
     assert sorted(run(project, "source_files").split("\0")) == unpacked
     assert "packaging/common.sh" in unpacked and "dist/a.deb" not in unpacked
@@ -111,7 +111,7 @@ def test_no_lock_names_an_index() -> None:
         assert "://" not in lock.read_text(encoding="utf-8"), lock
 
 
-def test_package_and_distribution_have_one_version() -> None:
+def test_package_and_distribution_have_the_same_version() -> None:
     first = (PROJECT / "debian/changelog").read_text(encoding="utf-8").splitlines()[0]
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert first.startswith(f"citadel-llm ({project['version']}-")

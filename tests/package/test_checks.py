@@ -1,4 +1,4 @@
-"""Linters, as tests: what is shipped passes the field's own tools."""
+"""Linters that run as tests on the shipped files."""
 
 import os
 import re
@@ -43,11 +43,11 @@ def test_mypy() -> None:
 
 
 def test_imports_go_one_way() -> None:
-    """The contracts of pyproject.toml; docs/decisions/0019 has the reasons."""
+    """Check the contracts of pyproject.toml; docs/decisions/0019 gives the reasons."""
     run(sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()")
 
 
-def test_a_run_that_this_host_cannot_do_fails_with_the_reasons() -> None:
+def test_run_with_unmet_needs_fails_with_reasons() -> None:
     environment = os.environ | {"CITADEL_TEST_PACKAGE": "none"}
     for folder in ("tests/system/test_keys.py", "tests/package/test_package.py"):
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--collect-only", folder]
@@ -82,8 +82,8 @@ def test_the_use_of_a_private_name_is_found(source: str) -> None:
     assert len(list(private_names.uses(source))) == 1
 
 
-def test_the_library_audit_fails_for_a_library_that_nothing_brings(tmp_path: Path) -> None:
-    """A copy of a program that needs libc, against a control file that depends on nothing."""
+def test_library_audit_fails_for_undeclared_library(tmp_path: Path) -> None:
+    """Audit a program that needs libc against a control file that does not depend on libc."""
     (tmp_path / "bin").mkdir()
     shutil.copy("/bin/true", tmp_path / "bin/true")
     (tmp_path / "control").write_text("Depends: other\n")
@@ -99,7 +99,7 @@ def test_shellcheck() -> None:
     run("shellcheck", "--shell=sh", *POSIX_SHELL)
 
 
-def test_no_path_or_address_of_where_this_was_made() -> None:
+def test_files_contain_no_path_of_the_checkout() -> None:
     command = ["bash", "-c", ". packaging/common.sh; source_files"]
     files = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout.split("\0")
     for name in filter(None, files):
@@ -108,7 +108,7 @@ def test_no_path_or_address_of_where_this_was_made() -> None:
 
 
 @pytest.mark.needs("root")
-def test_a_build_without_room_ends_with_one_clear_line_and_leaves_nothing(tmp_path: Path) -> None:
+def test_build_without_disk_space_fails_with_one_line_and_no_files(tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=50M", "tmpfs", small], check=True)

@@ -14,7 +14,9 @@ INSTALLED = "/usr/lib/citadel-llm"
     ("program", "arguments", "status"),
     [("citadel-llm-generator", ["--help"], 0), ("citadel-llm-generator", ["--dry-run"], 0), ("reload", ["test"], None)],
 )
-def test_with_no_other_file(program: str, arguments: list[str], status: int | None, tmp_path: Path) -> None:
+def test_programs_run_with_only_the_installed_modules(
+    program: str, arguments: list[str], status: int | None, tmp_path: Path
+) -> None:
     for line in (PROJECT / "debian/citadel-llm.install").read_text(encoding="utf-8").splitlines():
         source, target = line.split()
         if f"/{target}".startswith(INSTALLED) and source.endswith(".py"):

@@ -1,4 +1,4 @@
-"""What is in the .deb, read from the file itself: nothing is installed and no root is needed."""
+"""The contents of the .deb, read from the file itself: nothing is installed and no root is needed."""
 
 import filecmp
 import os
@@ -25,7 +25,7 @@ def dpkg_deb(*arguments: str) -> str:
 
 
 class Content(NamedTuple):
-    """Every member of the package, and of each file of byte code the first eight bytes."""
+    """Every member of the package, and the first eight bytes of each bytecode file."""
 
     members: dict[str, tarfile.TarInfo]
     heads: dict[str, bytes]
@@ -52,7 +52,7 @@ def members(content: Content) -> dict[str, tarfile.TarInfo]:
 
 @pytest.fixture(scope="module")
 def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """All but the environment."""
+    """The unpacked package without third-party modules and bytecode."""
     directory = tmp_path_factory.mktemp("unpacked")
     with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", PACKAGE], stdout=subprocess.PIPE) as process:
         keep = ["--exclude=./opt/citadel/env/lib/python3*/site-packages/[!h]*", "--exclude=*.pyc"]
@@ -60,7 +60,7 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield directory
 
 
-def test_name_version_and_size() -> None:
+def test_package_has_expected_name_version_and_size() -> None:
     assert dpkg_deb("--field", str(PACKAGE), "Package").strip() == "citadel-llm"
     assert re.fullmatch(r"1\.0\.0-1\+cpu", dpkg_deb("--field", str(PACKAGE), "Version").strip())
     size = PACKAGE.stat().st_size
@@ -68,26 +68,26 @@ def test_name_version_and_size() -> None:
     assert size <= 600e6  # the contract's bound
 
 
-def test_depends_name_the_one_python_and_the_libraries() -> None:
+def test_depends_lists_python_and_required_libraries() -> None:
     depends = dpkg_deb("--field", str(PACKAGE), "Depends")
     assert re.search(r"\bpython3\.1[1-3](,|$)", depends)
     for library in ("libnuma1", "libstdc++6", "libgcc-s1", "zlib1g", "systemd (>= 252)"):
         assert library in depends
 
 
-def test_settings_are_conffiles_and_nothing_else_is() -> None:
+def test_only_settings_files_are_conffiles() -> None:
     conffiles = dpkg_deb("--info", str(PACKAGE), "conffiles").split()
     assert set(conffiles) == {f"/etc/default/{name}" for name in SETTINGS} | {"/etc/logrotate.d/citadel-llm"}
 
 
-def test_everything_is_roots_and_no_one_else_may_write_it(members: dict[str, tarfile.TarInfo]) -> None:
+def test_all_files_are_owned_and_writable_by_root_only(members: dict[str, tarfile.TarInfo]) -> None:
     for name, member in members.items():
         assert (member.uname, member.gname) == ("root", "root"), name
         assert member.issym() or not member.mode & 0o022, name
         assert not member.mode & 0o6000, name
 
 
-def test_the_directories_of_the_contract(members: dict[str, tarfile.TarInfo]) -> None:
+def test_package_contains_the_specified_paths(members: dict[str, tarfile.TarInfo]) -> None:
     link = members["./opt/citadel/config/services/citadel-llm@.service"]
     assert link.issym() and link.linkname == "/lib/systemd/system/citadel-llm@.service"
     for unit in ("citadel-llm@.service", "citadel-llm.target", "citadel-llm.slice"):
@@ -96,8 +96,8 @@ def test_the_directories_of_the_contract(members: dict[str, tarfile.TarInfo]) ->
     assert not [name for name in members if name.startswith("./run/") or name.startswith("./var/")]
 
 
-def test_every_module_has_byte_code_that_is_never_compiled_again(content: Content) -> None:
-    """Flags of PEP 552: by a hash of the source (1), and not to be compared with it (no 2)."""
+def test_every_module_has_unchecked_hash_bytecode(content: Content) -> None:
+    """PEP 552 flags: hash-based (1), and not checked against the source (2 is not set)."""
     sources = [name for name in content.members if name.startswith(ENVIRONMENT + "lib/") and name.endswith(".py")]
     assert len(sources) > 10_000
     flags = {name: int.from_bytes(head[4:8], "little") for name, head in content.heads.items()}
@@ -110,16 +110,16 @@ def test_every_module_has_byte_code_that_is_never_compiled_again(content: Conten
         assert any(name in flags for name in compiled), source
 
 
-def test_what_is_unused_is_left_out(members: dict[str, tarfile.TarInfo]) -> None:
+def test_unused_modules_and_files_are_left_out(members: dict[str, tarfile.TarInfo]) -> None:
     for unused in ("triton", "torchvision", "torchaudio", "torchcodec", "cv2", "dns", "pip"):
         assert not [name for name in members if re.search(rf"/site-packages/{unused}(/|-)", name)], unused
     assert not [name for name in members if name.endswith((".a", ".pyx", ".pyi", ".h", ".c", ".cpp"))]
-    # Neither an empty directory nor byte code without its source is left behind.
+    # No empty directory and no bytecode without its source remains.
     gone = r"/pycountry/locales|/sympy/physics(/|$)|/transformers/models/.*/modular_"
     assert not [name for name in members if re.search(gone, name)]
 
 
-def test_libraries_carry_no_symbols_for_debuggers(tmp_path: Path) -> None:
+def test_libraries_are_stripped(tmp_path: Path) -> None:
     names = [f"{ENVIRONMENT}lib/python3*/site-packages/{name}" for name in ("vllm/_C*.so", "torch/lib/libtorch_cpu.so")]
     with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", PACKAGE], stdout=subprocess.PIPE) as process:
         subprocess.run(["tar", "-x", "-C", tmp_path, "--wildcards", *names], stdin=process.stdout, check=True)
@@ -130,7 +130,7 @@ def test_libraries_carry_no_symbols_for_debuggers(tmp_path: Path) -> None:
         assert ".dynsym" in sections and ".symtab" not in sections, library
 
 
-def test_generator_and_library_are_one_source(unpacked: Path) -> None:
+def test_generator_and_library_modules_are_identical(unpacked: Path) -> None:
     (library,) = (unpacked / "opt/citadel/env/lib").glob("python3*/site-packages/hxp_enterprise_llm")
     generator = unpacked / "usr/lib/citadel-llm/hxp_enterprise_llm"
     modules = [file.relative_to(generator) for file in generator.rglob("*.py")]
@@ -140,7 +140,7 @@ def test_generator_and_library_are_one_source(unpacked: Path) -> None:
     ]
 
 
-def test_the_recorded_tables_are_those_of_the_packaged_vllm(unpacked: Path) -> None:
+def test_recorded_tables_match_the_packaged_vllm(unpacked: Path) -> None:
     """Unit tests read the tables of the checkout, the package those that its build has extracted."""
     (packaged,) = (unpacked / "opt/citadel/env/lib").glob("python3*/site-packages/hxp_enterprise_llm/engine")
     recorded = Path(__file__).parents[2] / "hxp_enterprise_llm/engine"
@@ -148,12 +148,12 @@ def test_the_recorded_tables_are_those_of_the_packaged_vllm(unpacked: Path) -> N
         assert (packaged / table).read_text() == (recorded / table).read_text(), f"copy {table} from the package"
 
 
-def test_no_path_of_the_build(unpacked: Path) -> None:
+def test_package_contains_no_build_path(unpacked: Path) -> None:
     build = os.environ.get("CITADEL_BUILD_CACHE", "/var/cache/citadel-llm-build") + "/build"
     found = subprocess.run(["grep", "-rlF", build, unpacked], capture_output=True, text=True, check=False)
     assert not found.stdout
 
 
-def test_the_tiny_model_is_complete_and_readable_by_all(members: dict[str, tarfile.TarInfo]) -> None:
+def test_tiny_model_is_complete_and_world_readable(members: dict[str, tarfile.TarInfo]) -> None:
     for file in ("config.json", "model.safetensors", "tokenizer.json"):
         assert members[f"./usr/share/citadel-llm/models/test/{file}"].mode == 0o644

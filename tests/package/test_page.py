@@ -1,4 +1,4 @@
-"""The status page in Debian's Chromium, before a monitor that says what the test wants."""
+"""The status page in Debian's Chromium, with a fake monitor that answers as each test sets it."""
 
 import base64
 import contextlib
@@ -21,11 +21,11 @@ CACHE = Path(os.environ.get("CITADEL_BUILD_CACHE", "/var/cache/citadel-llm-build
 HOSTILE = '<script>document.title="taken"</script><img src=x onerror=alert(1)>&amp;"\'\u202e'
 HOST = {"environment": "staging", "hostname": "gpu-1.example"}
 GIB = 1024**3
-NONE = "\u2013"  # what stands for a figure that there is not
+NONE = "\u2013"  # placeholder for a missing figure
 
 
 def service(name: str, **different: Any) -> dict[str, Any]:
-    """What the monitor says of a model that is well."""
+    """The monitor's entry for a healthy model."""
     return {
         "name": name, "state": "ready", "ready": True, "port": 11400, "pid": 4711, "since": time.time() - 11_520,
         "startup_seconds": 8.24, "restarts": 0, "memory_bytes": 2 * GIB, "memory_limit_bytes": 4 * GIB,
@@ -35,7 +35,7 @@ def service(name: str, **different: Any) -> dict[str, Any]:
 
 
 def services() -> list[dict[str, Any]]:
-    """What the monitor says at this moment: the ages of states count from now."""
+    """The monitor's entries at this moment: the ages of states count from now."""
     return [
         service(
             "mixtral-8x7b",
@@ -109,7 +109,7 @@ def policy(page: str) -> str:
 
 
 class Monitor(http.server.ThreadingHTTPServer):
-    """Serves the page, and `answer` as the state of the services; `None` closes the connection, `late` waits (s)."""
+    """Serves the page and `answer` as the services' state; None closes the connection, `late` delays it (s)."""
 
     daemon_threads = True
 
@@ -148,11 +148,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Content-Security-Policy", policy(PAGE.read_text(encoding="utf-8")))
         self.end_headers()
-        with contextlib.suppress(ConnectionError):  # a page that has lost patience is gone
+        with contextlib.suppress(ConnectionError):  # a page that timed out has closed it
             self.wfile.write(body)
 
     def log_message(self, *_words: Any) -> None:
-        """Nothing: the test says what it asked."""
+        """Suppress the request log."""
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture
 def browser(chromium: Browser, request: pytest.FixtureRequest) -> Iterator[Browser]:
-    """The browser; what it showed when a test failed is kept."""
+    """The browser; a screenshot is kept if a test fails."""
     failed = request.session.testsfailed
     chromium.console.clear()
     chromium.look(width=1280)
@@ -180,7 +180,7 @@ def browser(chromium: Browser, request: pytest.FixtureRequest) -> Iterator[Brows
     if request.session.testsfailed > failed:
         picture = CACHE / "screenshots" / f"{request.node.name}.png"
         chromium.screenshot(picture)
-        print(f"\nwhat the page looked like: {picture}")
+        print(f"\nscreenshot of the page: {picture}")
 
 
 def show(browser: Browser, monitor: Monitor) -> None:
@@ -189,17 +189,17 @@ def show(browser: Browser, monitor: Monitor) -> None:
 
 
 def cell(name: str, label: str) -> str:
-    """JavaScript for the words of one cell."""
+    """JavaScript that returns the text of one cell."""
     row = f"[...document.querySelectorAll('#models tbody tr')].find(r => r.cells[0].innerText.startsWith({name!r}))"
     return f"{row}.querySelector('[data-label={json.dumps(label)}]').innerText"
 
 
 def complaints(browser: Browser) -> list[str]:
-    """What Chromium wrote to its console, but for the status 503 of an answer."""
+    """Chromium's console messages, except network messages such as the status 503."""
     return [line for line in browser.console if '"source": "network"' not in line]
 
 
-def test_a_row_says_what_a_model_does_in_words(browser: Browser, monitor: Monitor) -> None:
+def test_row_shows_state_and_figures_of_instance(browser: Browser, monitor: Monitor) -> None:
     show(browser, monitor)
     words = {(n, c): browser.value(cell(n, c)) for n in ("mixtral-8x7b", "hermes-2", "openchat-3.5", "phi-3-mini")
              for c in ("State", "Port", "Memory", "CPU", "Start-up", "Uptime", "Restarts", "Last failure")}  # fmt: skip
@@ -220,10 +220,10 @@ def test_a_row_says_what_a_model_does_in_words(browser: Browser, monitor: Monito
     widths = browser.value("[...document.querySelectorAll('.fill')].map(f => f.getBoundingClientRect().width / "
                            "(f.parentNode.getBoundingClientRect().width || 1))")  # fmt: skip
     assert widths[0] == pytest.approx(0.94, abs=0.01), "the bar shows the share of the limit"
-    assert complaints(browser) == [], "nothing broke, and nothing was against the policy"
+    assert complaints(browser) == [], "the page must cause no script error and no policy violation"
 
 
-def test_names_and_reasons_are_text(browser: Browser, monitor: Monitor) -> None:
+def test_markup_in_names_and_reasons_is_shown_as_text(browser: Browser, monitor: Monitor) -> None:
     monitor.tell(service(HOSTILE, reason=HOSTILE, state="constructor", model=HOSTILE, port=HOSTILE, restarts=HOSTILE,
                          since=HOSTILE, host=HOSTILE, memory_bytes="1e999",
                          last_failure={"kind": HOSTILE, "reason": HOSTILE, "at": "never"}),
@@ -234,20 +234,20 @@ def test_names_and_reasons_are_text(browser: Browser, monitor: Monitor) -> None:
     assert browser.value("document.querySelector('#models tbody th').innerText").startswith(HOSTILE[:60])
     assert HOSTILE[:60] in browser.value("document.querySelector('#models [data-label=\"Last failure\"]').innerText")
     assert browser.value("document.querySelector('#models [data-label=\"State\"]').innerText").startswith("? unknown")
-    assert "\u202e" not in browser.text(), "it would turn round the words beside it"
+    assert "\u202e" not in browser.text(), "it would reverse the text beside it"
     assert browser.value("document.title") == f"2/2 ready {NONE} gpu-1.example {NONE} citadel-llm"
     assert browser.value("document.querySelector('h1').innerText") == "citadel-llm on gpu-1.example (staging)"
     assert complaints(browser) == []
 
 
 @pytest.mark.parametrize("width", [320, 390, 640, 859, 860, 1000, 1280])
-def test_no_screen_has_to_be_scrolled_sideways(browser: Browser, monitor: Monitor, width: int) -> None:
+def test_page_never_scrolls_horizontally(browser: Browser, monitor: Monitor, width: int) -> None:
     browser.look(width=width)
     show(browser, monitor)
     assert browser.value("document.documentElement.scrollWidth") <= width
     cards = browser.value("getComputedStyle(document.querySelector('#models tbody tr')).display") == "grid"
     assert cards == (width < 860)
-    # A card's cells say what they are, since the head of the table is out of sight.
+    # A card's cells have labels, because the head of the table is hidden.
     label = browser.value("getComputedStyle(document.querySelector('#models td.use'), '::before').content")
     assert label == ('"Memory"' if cards else "none")
 
@@ -260,8 +260,8 @@ def luminance(colour: str) -> float:
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_every_word_can_be_read_in_light_and_dark(browser: Browser, monitor: Monitor, dark: bool) -> None:
-    """Each text against what lies behind it: at least 4.5 to 1, WCAG's level AA."""
+def test_text_contrast_meets_wcag_aa_in_light_and_dark(browser: Browser, monitor: Monitor, dark: bool) -> None:
+    """The contrast of each text to its background is at least 4.5 to 1, WCAG's level AA."""
     browser.look(width=1280, dark=dark)
     show(browser, monitor)
     pairs = browser.value("""[...document.querySelectorAll('body *')].filter(e => e.innerText &&
@@ -278,7 +278,7 @@ def test_every_word_can_be_read_in_light_and_dark(browser: Browser, monitor: Mon
     assert page < 0.05 if dark else page > 0.8
 
 
-def test_it_updates_by_itself_and_leaves_the_rows_in_place(browser: Browser, monitor: Monitor) -> None:
+def test_page_updates_automatically_and_keeps_its_rows(browser: Browser, monitor: Monitor) -> None:
     show(browser, monitor)
     browser.value("void (document.querySelector('#models tbody tr').mark = 1)")
     monitor.tell(*(one | {"restarts": 9, "ready": True, "state": "ready"} for one in services()))
@@ -305,7 +305,7 @@ def hang(monitor: Monitor) -> None:
     ("fault", "why"),
     [(break_connection, "no connection"), (say_garbage, "HTTP status 503"), (hang, "no answer within 5 s")],
 )
-def test_a_monitor_that_does_not_answer_is_said_clearly(
+def test_page_reports_an_unreachable_monitor(
     browser: Browser, monitor: Monitor, fault: Callable[[Monitor], None], why: str
 ) -> None:
     show(browser, monitor)
@@ -316,21 +316,21 @@ def test_a_monitor_that_does_not_answer_is_said_clearly(
     assert "The table is from" in told
     assert browser.value("document.getElementById('models').className") == "past"
     assert browser.value("document.getElementById('summary').innerText") == "Not up to date"
-    assert browser.value("document.querySelectorAll('#models tbody tr').length") == len(services()), "the last is kept"
+    assert browser.value("document.querySelectorAll('#models tbody tr').length") == len(services()), "last rows kept"
     monitor.late = 0
     monitor.tell(*services())
     browser.wait("document.getElementById('stale').innerText === ''", seconds=12)
     assert browser.value("document.getElementById('models').className") == ""
 
 
-def test_a_host_without_models(browser: Browser, monitor: Monitor) -> None:
+def test_page_says_that_no_models_are_configured(browser: Browser, monitor: Monitor) -> None:
     monitor.tell(status="ok")
     browser.go(monitor.address)
     browser.wait("document.getElementById('summary').innerText === 'No models configured'")
 
 
-def test_a_reader_that_does_not_see_gets_a_table(browser: Browser, monitor: Monitor) -> None:
-    """The roles that Chromium hands to a screen reader, also where the style makes cards of the rows."""
+def test_screen_reader_gets_a_table(browser: Browser, monitor: Monitor) -> None:
+    """The roles that Chromium exposes to a screen reader, also in the card layout."""
     for width in (1280, 390):
         browser.look(width=width)
         show(browser, monitor)
@@ -339,12 +339,12 @@ def test_a_reader_that_does_not_see_gets_a_table(browser: Browser, monitor: Moni
         assert roles.count("row") == len(services()) + 1
         assert roles.count("rowheader") == len(services())
         assert roles.count("columnheader") == 9
-        # A card leaves out what a model does not have.
+        # A card omits empty cells.
         assert roles.count("cell") == 8 * len(services()) - (0 if width == 1280 else 7)
         assert {"table", "status", "heading"} <= set(roles)
 
 
-def test_it_takes_nothing_from_elsewhere() -> None:
+def test_page_loads_nothing_from_other_hosts() -> None:
     page = PAGE.read_text(encoding="utf-8")
     assert not re.search(r"https?://|//\w|@import|url\(|\ssrc=|style=|\son\w+=|innerHTML|insertAdjacent|document\.write",
                          re.sub(r"^\s*//.*$", "", page, flags=re.MULTILINE))  # fmt: skip

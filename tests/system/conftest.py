@@ -28,7 +28,7 @@ def install(machine: Machine) -> None:
 
 
 SUMMARY: list[str] = []
-"""Lines for the end of the run: what was measured, which a test that passes would not show."""
+"""Lines for the end of the run: measurements, which passing tests do not show."""
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -44,7 +44,7 @@ class Host:
         self.made: set[str] = set()
 
     def settings(self, instance: str, **values: object) -> None:
-        """Write an instance's settings file and let systemd know, as the README says."""
+        """Write an instance's settings file and reload systemd, as the README says."""
         self.made.add(instance)
         lines = [f"{key}={value}\n" for key, value in values.items()]
         self.machine.write(f"/etc/default/citadel-llm-{instance}", "".join(lines))
@@ -62,7 +62,7 @@ class Host:
         return self.machine.output("/opt/citadel/env/bin/python", "-I", "-c", code, *arguments, timeout=timeout)
 
     def server(self, instance: str) -> str:
-        """PIDs of an instance's API servers: two for the moment in which one takes the place of another."""
+        """PIDs of an instance's API servers, separated by spaces: two while one replaces the other."""
         tree = self.machine.output("systemctl", "status", "--lines=0", f"citadel-llm@{instance}")
         return " ".join(re.findall(r"(\d+) VLLM::APIServer", tree))
 
@@ -88,7 +88,7 @@ def versions() -> Iterator[Versions]:
 
 @pytest.fixture
 def host(machine: Machine) -> Iterator[Host]:
-    """The shared machine; instances that a test makes are gone after it."""
+    """The shared machine; instances that a test creates are removed after it."""
     host = Host(machine)
     yield host
     for instance in sorted(host.made):

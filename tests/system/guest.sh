@@ -1,15 +1,15 @@
 #!/bin/bash
-# Runs at both boots of the emulated host of test_kernel.py, and says what it finds on the serial line, a word and a value
-# a line.
+# Runs at both boots of the emulated host of test_kernel.py and prints its findings to the serial line, a name and a value
+# per line.
 say() { printf '\ncitadel %s\n' "$*" >/dev/ttyS0; }
 
-# ask: the text of a completion. Requests wait while an engine is replaced.
+# ask: the number of tokens of a completion. Requests wait while an engine is replaced.
 ask() {
     curl -s --max-time 600 http://127.0.0.1:11499/v1/completions -H 'Content-Type: application/json' \
         -d '{"model": "test", "prompt": "Hello", "max_tokens": 4, "ignore_eos": true}' | grep -o '"completion_tokens":[0-9]*'
 }
 
-# failures KIND: how many the monitor has counted.
+# failures KIND: the monitor's count of failures.
 failures() {
     curl -s http://127.0.0.1:9090/metrics | sed -n "s/^citadel_llm_service_failures_total{result=\"$1\",service=\"test\"} //p"
 }
@@ -34,10 +34,10 @@ say start $? after $((SECONDS - begin)) s
 say answer "$(ask)"
 group=/sys/fs/cgroup$(systemctl show --value -p ControlGroup citadel-llm@test)
 for file in memory.max memory.high cpu.max pids.max; do say $file "$(cat "$group/$file")"; done
-# Longer than the monitor takes to look again.
+# Longer than the interval of the monitor.
 sleep 5
 say health "$(curl -s http://127.0.0.1:8000/health/services/test)"
-# Less than it uses: the kernel has to end one of its processes.
+# Less than the instance uses: the kernel has to kill one of its processes.
 systemctl set-property --runtime citadel-llm@test MemoryHigh=infinity MemoryMax=500M
 sleep 5
 systemctl set-property --runtime citadel-llm@test MemoryMax=4G

@@ -1,4 +1,4 @@
-"""What the tests of the package's life cycle share: instances in every state, and a look at all that must hold."""
+"""Shared by the tests of the package's life cycle: instances in every state, and checks of all that must hold."""
 
 import re
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from versions import CHANGED, COMMENT
 from .conftest import SUMMARY, TINY_MODEL
 
 PORTS = {"zulu": 11581, "alpha": 11582, "bravo": 11583, "idle": 11584, "masked": 11585}
-"""Instances that could serve. alpha requires zulu and bravo starts after it, against the order of their names."""
+"""Instances that can serve. alpha requires zulu and bravo starts after zulu, against the alphabetical order."""
 
 BROKEN = "broken"
 MONITOR = "monitor"
@@ -31,7 +31,7 @@ UNEDITED = f"/{CHANGED[0]}"
 MODEL = "/var/lib/citadel-llm/models/zulu"
 KEYS = "/etc/citadel-llm/mine.key"
 CERTIFICATE, PRIVATE_KEY = "/etc/citadel-llm/bravo.pem", "/etc/citadel-llm/bravo.key"
-"""What only one of the models has: zulu its directory, alpha a file of keys, bravo a certificate."""
+"""Files of a single instance: zulu has its own model directory, alpha a key file, bravo a certificate."""
 
 SETTINGS = {
     "alpha": ["REQUIRES=zulu", f"API_KEY_FILE={KEYS}"],
@@ -45,7 +45,7 @@ KEPT = {
     PRIVATE_KEY: made.KEY,
     "/etc/default/citadel-llm-mine": "MODEL=/var/lib/citadel-llm/models/mine\nPORT=11589\n",
 }
-"""What the administrator has put there, for every step but a purge to leave as it is."""
+"""Files of the administrator that every step except a purge must leave unchanged."""
 
 TIMES = "ActiveExit", "ExecMainStart", "ActiveEnter"
 PROPERTIES = ",".join(
@@ -58,7 +58,7 @@ def unit(name: str) -> str:
 
 
 class Unit(NamedTuple):
-    """One unit at one moment; when it last left, began and was ready in microseconds of the machine's clock."""
+    """A unit at one moment; `left`, `began` and `ready` are microseconds of the machine's clock."""
 
     load: str
     state: str
@@ -70,7 +70,7 @@ class Unit(NamedTuple):
 
 
 class Cycle:
-    """A machine on which the package comes, changes and goes."""
+    """A machine on which the package is installed, changed and removed."""
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
@@ -84,7 +84,7 @@ class Cycle:
         return set(self.machine.run(*command, check=False).stdout.splitlines())
 
     def look(self) -> dict[str, Unit]:
-        """Every unit of ours as systemd has it."""
+        """The state of each of our units in systemd."""
         names = {unit(name): name for name in COLUMNS}
         text = self.machine.output("systemctl", "show", *names, f"--property={PROPERTIES}")
         found = {}
@@ -96,7 +96,7 @@ class Cycle:
         return found
 
     def apt(self, *arguments: str, fails: bool = False) -> str:
-        """Run apt-get as unattended upgrades do: of a changed conffile, the administrator's stays. What was printed."""
+        """Run apt-get as unattended upgrades do, which keep edited conffiles; return the output."""
         keep = ("-oDpkg::Options::=--force-confdef", "-oDpkg::Options::=--force-confold")
         done = self.machine.run("apt-get", "-qy", "--allow-downgrades", *keep, *arguments, check=False)
         said = done.stdout + done.stderr
@@ -104,7 +104,7 @@ class Cycle:
         return said
 
     def prepare(self) -> None:
-        """Instances in every state, files of the administrator's, and an edited conffile. Three models run then."""
+        """Set up instances in every state, an administrator's files and an edited conffile; three instances run."""
         machine = self.machine
         for path, text in KEPT.items():
             machine.write(path, text)
@@ -124,14 +124,14 @@ class Cycle:
         self.before = self.look()
 
     def setting(self, key: str, value: str) -> None:
-        """Change a line of the host's file, which is one more conffile that its administrator has edited."""
+        """Change a line of the host's settings file, another conffile that the administrator edits."""
         self.machine.run("sed", "-i", f"s/^{key}=.*/{key}={value}/", "/etc/default/citadel-llm")
 
     def row(self, step: str, status: str, what: str, version: str = "old", **expected: str) -> None:
-        """Compare every unit with what is expected of it, check all else that must hold, and note it for the table.
+        """Compare every unit with its expected state, run all other checks, and add a row to the table.
 
-        Expected of a unit: "same" process, "new" process, "stopped", "failed", "masked", or "gone" where it has no unit
-        file any more. `status` is dpkg's, `version` that of the unedited settings, `what` the remark in the table.
+        Expected states: "same" process, "new" process, "stopped", "failed", "masked", or "gone" without a unit
+        file. `status` is dpkg's, `version` that of the unedited settings, `what` the remark in the table.
         """
         now = self.look()
         seen = {name: self._word(name, now[name]) for name in COLUMNS}
@@ -144,7 +144,7 @@ class Cycle:
         print(self.rows[-1], flush=True)
 
     def _rest(self, name: str, status: str) -> str:
-        """What a unit is that nothing is said of."""
+        """The expected state of a unit that `row` does not name."""
         if name == "masked":
             return "masked" if status != "" else "gone"
         return "gone" if status in ("", "rc") else {BROKEN: "failed"}.get(name, "stopped")
@@ -161,7 +161,7 @@ class Cycle:
     def _check(self, now: dict[str, Unit], status: str, version: str) -> None:
         machine = self.machine
         runs = {name for name, seen in now.items() if seen.state == "active"}
-        # Links, mounts, ports, processes: nothing but what runs has.
+        # Only running units have links, mounts, ports and processes.
         assert self._list("find", "/etc/systemd", "/run/systemd/system", "-xtype", "l") <= self._links
         credentials = {f"/run/credentials/{unit(name)}" for name in runs}
         assert self._list("findmnt", "-rno", "TARGET") <= self.mounts | credentials
@@ -174,7 +174,7 @@ class Cycle:
         assert [line.split()[0] for line in failed] == [unit(name) for name in now if now[name].state == "failed"]
         if not runs:
             assert not self._list("sh", "-c", "ls -d /tmp/systemd-private-*-citadel-llm*")
-        # dpkg's state, users, settings, and what is the administrator's.
+        # dpkg's state, users, settings, and files of the administrator.
         shown = machine.run("dpkg-query", "-Wf", "${db:Status-Abbrev}", "citadel-llm", check=False).stdout.strip()
         assert shown.removeprefix("un") == status
         if status == "ii":
@@ -190,7 +190,7 @@ class Cycle:
             assert not self._list("sh", "-c", "ls -d /etc/default/citadel-llm* /etc/citadel-llm /var/log/citadel-llm")
 
     def report(self) -> None:
-        """Hand the table over for the end of the run."""
+        """Print the table at the end of the run."""
         SUMMARY.extend(table(("step", *COLUMNS.values(), "and"), self.rows))
         SUMMARY.append(f"life cycle: {len(self.rows)} steps, {self.checks} states of units compared")
 
@@ -199,7 +199,7 @@ KEPT_BY_PURGE = "/var/lib/citadel-llm/models/mine/config.json"
 
 
 def table(titles: Iterable[str], rows: list[str]) -> list[str]:
-    """A table as docs/lifecycle.md carries it."""
+    """A table in the format of docs/lifecycle.md."""
     words = list(titles)
     return [f"| {' | '.join(words)} |", "|---" * len(words) + "|", *rows]
 

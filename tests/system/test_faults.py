@@ -1,6 +1,6 @@
-"""Every fault that can be made on a booted host: found when, by which exit status and counter, serving again when.
+"""Every fault that can be injected on a booted host: time until found, exit status, counter, time until serving again.
 
-The table that this prints stands in docs/faults.md.
+docs/faults.md contains the table that these tests print.
 """
 
 import json
@@ -29,7 +29,7 @@ METRIC = re.compile(r'^citadel_llm_service_(restarts|failures)_total\{(?:result=
 
 
 class Row(NamedTuple):
-    """One fault and what came of it; times in seconds since the fault."""
+    """One fault and its outcome; times in seconds since the fault."""
 
     fault: str
     found: float | None
@@ -46,26 +46,26 @@ class Row(NamedTuple):
 
 
 class Faults:
-    """An instance that things are done to, beside the monitor that watches."""
+    """Injects faults into an instance that the monitor watches."""
 
     def __init__(self, host: Host) -> None:
         self.host, self.machine = host, host.machine
 
     def restart(self, **settings: str | float) -> None:
-        """Begin anew: no failure of before counts."""
+        """Restart the instance so that no earlier failure counts."""
         self.host.settings("faulty", **{**SETTINGS, **settings})
         self.machine.run("systemctl", "stop", UNIT)
         self.machine.run("systemctl", "reset-failed", UNIT, check=False)
         self.machine.run("systemctl", "start", UNIT)
 
     def counters(self) -> dict[str, float]:
-        """What the monitor has counted of the instance."""
+        """The monitor's counters of the instance."""
         text = self.machine.output("curl", "-s", "--max-time", "10", "http://127.0.0.1:9090/metrics")
         found = filter(None, map(METRIC.match, text.splitlines()))
         return {match[2] or match[1]: float(match[3]) for match in found}
 
     def seen(self, fault: str, inflict: Callable[[], object], *, load: bool = False, within: float = 60) -> Row:
-        """Inflict a fault, wait until the model answers again, and gather what was said and counted."""
+        """Inject a fault, wait until the model answers again, and collect messages and counters."""
         before = self.counters()
         if load:
             self.machine.run("sh", "-c", f"{ASK.format(seconds=120, tokens=1900)} >/dev/null 2>&1 & sleep 0.5")
@@ -73,22 +73,22 @@ class Faults:
         inflict()
         served = self.serving(begin, within)
         found, words, status, reason = self.journal(begin)
-        # The monitor hears of it from systemd at once, and reads the rest when it is asked.
+        # systemd notifies the monitor at once; the monitor reads the rest at the next request.
         for _ in range(20):
             after = self.counters()
             rose = {name: after[name] - before.get(name, 0) for name in after if after[name] != before.get(name, 0)}
             if rose or found is None:
                 break
             time.sleep(0.5)
-        # What ends the main process is counted by its exit status.
-        assert status != "none" or not reason or reason in rose, "what the journal calls it is what is counted"
+        # A failure that ends the main process is counted by the exit status.
+        assert status != "none" or not reason or reason in rose, "the monitor counts the reason that the journal names"
         counted = ", ".join(f"{name} +{rise:g}" for name, rise in sorted(rose.items())) or "none"
         row = Row(fault, found, words, status, counted, served)
         print(row)
         return row
 
     def serving(self, begin: float, within: float) -> float:
-        """When it answers; one request at a time, each given up after a second."""
+        """Time until the instance answers one of its requests, each with a timeout of a second."""
         while True:
             status = self.machine.run("sh", "-c", ASK.format(seconds=1, tokens=1), check=False).stdout
             took = time.time() - begin
@@ -98,8 +98,8 @@ class Faults:
             time.sleep(0.1)
 
     def journal(self, begin: float) -> tuple[float | None, str, str, str]:
-        """When the fault was first told, in which words, the exit status of the main process if it ended, and what the
-        main process calls it, if that has told it.
+        """Time and text of the first report of the fault, exit status of the main process if it ended, and the reason
+        that the main process reported, if any.
         """
         self.machine.run("journalctl", "--sync")
         lines = self.machine.output("journalctl", f"--unit={UNIT}", f"--since=@{begin:.6f}", "-o", "json").splitlines()
@@ -120,7 +120,7 @@ class Faults:
         )
 
     def kill(self, signal: str, process: str) -> Callable[[], object]:
-        """Send a signal to the processes whose title begins so."""
+        """Send a signal to the processes whose title begins with `process`."""
         return lambda: self.machine.run("pkill", f"-{signal}", "-u", "agent0", "-f", f"^{process}")
 
     def kill_main(self, signal: str) -> Callable[[], object]:
@@ -151,20 +151,20 @@ def test_a_killed_process_is_replaced_without_systemd(faults: Faults, table: lis
     assert (row.exit_status, row.counters) == ("none", "engine-died +1")
 
 
-def test_a_killed_fork_server_costs_nothing(faults: Faults, table: list[Row]) -> None:
+def test_killed_fork_server_does_not_interrupt_serving(faults: Faults, table: list[Row]) -> None:
     faults.restart()
     table.append(faults.seen("SIGKILL of VLLM::ForkServer", faults.kill("KILL", "VLLM::ForkServer")))
     table.append(
         faults.seen("SIGKILL of multiprocessing's resource tracker", faults.kill("KILL", ".*resource_tracker"))
     )
-    # And the next engine comes from a new one, which has begun to import vLLM meanwhile.
+    # The next engine comes from a new fork server, which has begun to import vLLM meanwhile.
     time.sleep(12)
     table.append(faults.seen("SIGKILL of VLLM::EngineCore 12 s later", faults.kill("KILL", "VLLM::EngineCore")))
     assert table[-1].counters == "engine-died +1"
 
 
 @pytest.mark.parametrize("process", ["VLLM::EngineCore", "VLLM::APIServer"])
-def test_a_stopped_process_under_load_is_a_hang(faults: Faults, table: list[Row], process: str) -> None:
+def test_stopped_process_is_replaced_as_hung(faults: Faults, table: list[Row], process: str) -> None:
     faults.restart()
     row = faults.seen(f"SIGSTOP of {process} under load", faults.kill("STOP", process), load=True)
     table.append(row)
@@ -206,7 +206,7 @@ Told = Callable[[str], None]
 
 @pytest.fixture
 def told(faults: Faults) -> Iterator[Told]:
-    """Tells the real engine, in the middle of a step, what to do; for an instance with these VLLM_ARGS."""
+    """Makes the real engine hang or grow in the middle of a step; for an instance with the VLLM_ARGS of TOLD."""
     file, mark = "/opt/citadel/env/lib/python3.11/site-packages/hanging.py", "/var/cache/citadel-llm/faulty/hang"
     faults.machine.write(file, HANGING)
 
@@ -222,8 +222,8 @@ TOLD = {"VLLM_ARGS": "'--logits-processors hanging:Hanging'"}
 
 
 @pytest.mark.parametrize("how", ["sleep", "spin"])
-def test_an_engine_that_hangs_while_health_answers(faults: Faults, table: list[Row], told: Told, how: str) -> None:
-    """The real engine, made to hang in the middle of a step, while the monitor goes on asking /health."""
+def test_hung_engine_is_replaced_while_health_answers(faults: Faults, table: list[Row], told: Told, how: str) -> None:
+    """The real engine hangs in the middle of a step while the monitor continues to probe /health."""
     faults.restart(**TOLD)
 
     def hang() -> None:
@@ -233,14 +233,14 @@ def test_an_engine_that_hangs_while_health_answers(faults: Faults, table: list[R
 
     row = faults.seen(f"engine hangs in a step ({how}s), /health answers", hang)
     table.append(row)
-    # One that sleeps is found sooner where its threads use no CPU time and read nothing; both within HANG_TIMEOUT_SEC.
+    # A sleeping engine is found sooner if its threads use no CPU time and read nothing; both within HANG_TIMEOUT_SEC.
     assert "no process works on" in row.words or "no token has come" in row.words
     assert row.found is not None and row.found < 30
     assert (row.exit_status, row.counters) == ("none", "engine-hung +1")
 
 
-def test_an_engine_that_outgrows_the_limit_while_it_serves(faults: Faults, table: list[Row], told: Told) -> None:
-    """The kernel ends it, and nothing else of the service."""
+def test_engine_beyond_memory_limit_is_replaced(faults: Faults, table: list[Row], told: Told) -> None:
+    """The kernel kills the engine and no other process of the service."""
     faults.restart(**TOLD, MEMORY_LIMIT_GB=2)
     row = faults.seen("engine grows beyond MEMORY_LIMIT_GB", lambda: told("grow"))
     table.append(row)
@@ -257,7 +257,7 @@ def test_a_killed_main_process_is_restarted_by_systemd(faults: Faults, table: li
     assert "restarts +1" in row.counters and "signal +1" in row.counters
 
 
-def test_a_main_process_that_stands_still_is_ended_by_the_watchdog(faults: Faults, table: list[Row]) -> None:
+def test_watchdog_restarts_a_stopped_main_process(faults: Faults, table: list[Row]) -> None:
     faults.restart()
 
     def stop() -> None:
@@ -270,7 +270,7 @@ def test_a_main_process_that_stands_still_is_ended_by_the_watchdog(faults: Fault
     assert "atchdog" in row.words and "restarts +1" in row.counters
 
 
-def test_a_crash_loop_backs_off_and_is_left_to_systemd(faults: Faults, table: list[Row]) -> None:
+def test_crash_loop_is_handed_over_to_systemd(faults: Faults, table: list[Row]) -> None:
     faults.restart()
 
     def kill_four_times() -> None:
@@ -288,11 +288,11 @@ def test_a_crash_loop_backs_off_and_is_left_to_systemd(faults: Faults, table: li
 
 
 def wait_until_ready(host: Host) -> None:
-    """Wait until the main process too has had its answer; a waiting client may have had one just before."""
+    """Wait until the main process reports Ready; a waiting client may be answered shortly before."""
     until(lambda: host.machine.show(UNIT, "StatusText")["StatusText"].startswith("Ready"), "the instance is ready")
 
 
-def test_a_taken_port_is_said_and_tried_again(faults: Faults, table: list[Row]) -> None:
+def test_port_in_use_is_reported_and_retried(faults: Faults, table: list[Row]) -> None:
     faults.restart()
     faults.machine.run("systemctl", "stop", UNIT)
     listen = f"import socket, time; s = socket.create_server(('127.0.0.1', {PORT})); time.sleep(3)"
@@ -308,8 +308,8 @@ def test_a_taken_port_is_said_and_tried_again(faults: Faults, table: list[Row]) 
     assert "is taken by" in row.words
 
 
-def test_too_little_memory_is_told_from_a_crash(faults: Faults, table: list[Row]) -> None:
-    """A cache that the check knows nothing of, larger than the limit."""
+def test_too_small_memory_limit_is_reported_as_out_of_memory(faults: Faults, table: list[Row]) -> None:
+    """The cache is larger than the limit and set by a flag that the check ignores."""
     faults.restart()
     small: dict[str, str | float] = {"MEMORY_LIMIT_GB": 1, "VLLM_ARGS": "'--kv-cache-memory-bytes 4000000000'"}
 

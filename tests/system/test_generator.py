@@ -1,4 +1,4 @@
-"""The generator on a booted host: what it makes of hostile files, to systemd's own parser, and what it costs."""
+"""The generator on a booted host: hostile files, systemd's own parser, run time and memory."""
 
 import re
 import statistics
@@ -34,7 +34,7 @@ print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN).
 
 @pytest.fixture
 def extra(host: Host) -> Iterator[Path]:
-    """The machine's /etc/default; what a test adds is gone after it."""
+    """The machine's /etc/default; files that a test adds are removed after it."""
     defaults = host.machine.inside("/etc/default")
     before = set(defaults.iterdir())
     yield defaults
@@ -54,12 +54,12 @@ def said_by_systemd(host: Host, since: str) -> str:
 
 
 def directives(host: Host, name: str) -> dict[str, str]:
-    """What the generator has written for an instance; of a repeated directive the last."""
+    """The directives that the generator wrote for an instance; a repeated directive has its last value."""
     file = host.machine.inside(f"/run/systemd/generator/citadel-llm@{name}.service.d/{DROP_IN}")
     return dict(line.split("=", 1) for line in file.read_text().splitlines() if "=" in line)
 
 
-def test_systemd_takes_every_drop_in_as_it_was_meant(host: Host, extra: Path) -> None:
+def test_systemd_applies_every_drop_in_as_written(host: Host, extra: Path) -> None:
     hostile = Hostile(SEED)
     names = [f"h{number}" for number in range(SAMPLE)]
     for name in names:
@@ -108,7 +108,7 @@ def _seconds(span: str) -> float:
     return sum(float(number) * units[unit] for number, unit in re.findall(r"([0-9.]+)(us|ms|min|s|h)", span))
 
 
-def test_a_reload_with_bad_files_leaves_running_instances_and_their_limits(host: Host, extra: Path) -> None:
+def test_daemon_reload_with_bad_files_keeps_running_instances(host: Host, extra: Path) -> None:
     host.settings("runs", MODEL=TINY_MODEL, PORT=11571, MEMORY_LIMIT_GB=3, KV_CACHE_GB=0.25)
     host.machine.run("systemctl", "start", "citadel-llm@runs")
     wanted = ("MainPID", "ActiveState", "MemoryMax", "MemoryHigh", "CPUQuotaPerSecUSec", "TasksMax", "NRestarts")
@@ -131,7 +131,7 @@ def test_a_reload_with_bad_files_leaves_running_instances_and_their_limits(host:
         name: int(directives(host, name)["MemoryMax"]) / 2**30 for name in ("ring-a", "ring-b", "same-port", "bad")
     }
     assert limits == {"ring-a": 1, "ring-b": 2, "same-port": 1.5, "bad": 4}
-    # Nor does an attempt to start them, or everything, touch what runs.
+    # Attempts to start them, or all instances, do not affect the running one.
     for unit, words in {
         "citadel-llm@ring-a": "cyclic",
         "citadel-llm@same-port": "",
@@ -163,7 +163,7 @@ def test_a_reload_with_bad_files_leaves_running_instances_and_their_limits(host:
         (["sh", "-c", 'rm "$0"; mkfifo -m 644 "$0"'], "is not a regular file"),
     ],
 )
-def test_a_file_that_others_may_write_or_the_service_not_read(
+def test_start_refuses_file_with_wrong_mode_owner_or_type(
     host: Host, extra: Path, change: list[str], words: str
 ) -> None:
     file = "/etc/default/citadel-llm-mode"
@@ -176,13 +176,13 @@ def test_a_file_that_others_may_write_or_the_service_not_read(
     assert start.returncode != 0
     assert shown["ExecMainStatus"] == "78", shown
     assert words in shown["StatusText"], shown
-    # Root reads a file that the service may not; one that others write gives nobody anything.
+    # Root can read a file that the service cannot; a file that others can write is ignored.
     assert int(shown["MemoryMax"]) == (2**30 if change[1] == "0600" else 4 * 2**30)
 
 
 @pytest.mark.parametrize("name", ["-rf", "--check", "%n", "..", "a\\x2fb", "$(id)"])
-def test_a_name_that_looks_like_something_else(host: Host, extra: Path, name: str) -> None:
-    """Even with a file of that name: no drop-in, a start that ends with 78 and says so, and no option taken."""
+def test_hostile_instance_name_is_refused_and_gets_no_drop_in(host: Host, extra: Path, name: str) -> None:
+    """Even with a file of that name: no drop-in, a start that fails with status 78, and no command-line option."""
     (extra / f"citadel-llm-{name}").write_text(f"MODEL={TINY_MODEL}\nPORT=11577\nKV_CACHE_GB=0.25\nMEMORY_LIMIT_GB=1\n")
     host.machine.run("systemctl", "daemon-reload")
     unit = f"citadel-llm@{name}.service"
@@ -201,7 +201,7 @@ def test_a_name_that_looks_like_something_else(host: Host, extra: Path, name: st
     assert said.returncode in (1, 2, 78) and "is not an instance name" in said.stderr, said.stderr
 
 
-def test_a_killed_generator_leaves_whole_drop_ins_or_none(host: Host, extra: Path) -> None:
+def test_killed_generator_leaves_no_partial_drop_in(host: Host, extra: Path) -> None:
     for number in range(500):
         (extra / f"citadel-llm-k{number}").write_text(f"MODEL=/srv/m\nPORT=11500\nMAX_TASKS={100 + number}\n")
     host.machine.run(GENERATOR, "/run/timed")
@@ -218,7 +218,7 @@ def test_a_killed_generator_leaves_whole_drop_ins_or_none(host: Host, extra: Pat
     assert any(0 < count < len(whole) for count in counts)
 
 
-def test_a_full_disk_costs_the_drop_ins_that_do_not_fit(host: Host, extra: Path) -> None:
+def test_full_disk_loses_only_drop_ins_that_do_not_fit(host: Host, extra: Path) -> None:
     for number in range(200):
         (extra / f"citadel-llm-k{number}").write_text("MODEL=/srv/m\nPORT=11500\n")
     host.machine.run(GENERATOR, "/run/timed")
@@ -237,9 +237,9 @@ def test_a_full_disk_costs_the_drop_ins_that_do_not_fit(host: Host, extra: Path)
         host.machine.run("umount", "/run/timed")
 
 
-def test_its_words_reach_the_kernels_log_at_a_reload(host: Host, extra: Path) -> None:
+def test_generator_writes_to_kernel_log_at_daemon_reload(host: Host, extra: Path) -> None:
     log = host.machine.inside("/dev/kmsg")
-    # The machine is a container, which has none: a file in its place keeps what was written.
+    # The machine is a container without /dev/kmsg: a regular file in its place keeps the output.
     assert not log.exists()
     (extra / "citadel-llm-mode").write_text("PORT=1\n")
     log.touch()
@@ -253,8 +253,8 @@ def test_its_words_reach_the_kernels_log_at_a_reload(host: Host, extra: Path) ->
 
 
 @pytest.mark.parametrize(("instances", "bound_ms"), [(100, 50), (2000, 500)])
-def test_how_long_it_takes(host: Host, extra: Path, instances: int, bound_ms: int) -> None:
-    """As installed, started as systemd starts it, the process's own start included."""
+def test_generator_run_time_is_within_bound(host: Host, extra: Path, instances: int, bound_ms: int) -> None:
+    """The installed generator, started as systemd starts it; the time includes the start of the process."""
     for number in range(instances - len(list(extra.glob("citadel-llm-*")))):
         (extra / f"citadel-llm-t{number}").write_text(
             f"# A model\nMODEL=/srv/models/t{number}\nPORT={12000 + number}\nMEMORY_LIMIT_GB=8\nCPU_CORES=2.5\n"
@@ -263,15 +263,15 @@ def test_how_long_it_takes(host: Host, extra: Path, instances: int, bound_ms: in
     lines = host.machine.output("/usr/bin/python3", "-c", TIMES, GENERATOR).splitlines()
     taken, worked = zip(*(map(float, line.split()) for line in lines), strict=True)
     print(
-        f"{instances} instances, 21 runs: {statistics.median(taken):.0f} ms in the middle, {min(taken):.0f} at best; "
-        f"of processor time {statistics.median(worked):.0f} and {min(worked):.0f}"
+        f"{instances} instances, 21 runs: median {statistics.median(taken):.0f} ms, minimum {min(taken):.0f} ms; "
+        f"CPU time: median {statistics.median(worked):.0f} ms, minimum {min(worked):.0f} ms"
     )
-    # Far from the bound, for a slow or busy test host: the bound itself is the benchmark's.
+    # Well above the bound, for a slow or busy test host: the benchmark checks the bound itself.
     assert min(worked) <= 4 * bound_ms
 
 
-def test_the_worst_directory_is_bounded(host: Host, extra: Path) -> None:
-    """As many and as large files as it reads, each wrong in a way that costs."""
+def test_worst_case_directory_stays_within_time_and_memory_bounds(host: Host, extra: Path) -> None:
+    """The most and the largest files that the generator reads, with errors that are slow to handle."""
     worst = [f"K{number}_UNKNOWN_SETTING=1\n" for number in range(90)] + [f"VLLM_ARGS='{'--a b ' * 600}'\n"] * 9
     worst += ["OMP_X=1\n"] * 880
     for number in range(2100):
@@ -279,7 +279,7 @@ def test_the_worst_directory_is_bounded(host: Host, extra: Path) -> None:
     start = time.monotonic()
     seconds, peak_mb = map(float, host.machine.output("/usr/bin/python3", "-c", PEAK, GENERATOR).split())
     written = sum(1 for _ in host.machine.inside("/run/timed").rglob("*.conf"))
-    print(f"2,100 files that cost most: {seconds:.1f} s, peak {peak_mb:.0f} MB, {written} drop-ins")
+    print(f"2,100 worst-case files: {seconds:.1f} s, peak {peak_mb:.0f} MB, {written} drop-ins")
     assert time.monotonic() - start < 80  # systemd ends a generator after 90 s
     assert peak_mb < 100
     assert written >= 2048

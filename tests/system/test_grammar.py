@@ -15,7 +15,7 @@ from .conftest import Host
 
 NOTHING = None
 CLAIMS = {
-    # line: what systemd, dotenv and a shell read of K; what the messages of refused lines say rests on these
+    # line: value of K in systemd, dotenv and a shell; the messages for refused lines rely on these
     "K=1 # no": ("1 # no", "1", "1"),
     "K=a\\b": ("ab", "a\\b", "ab"),
     "K=two words": ("two words", "two words", NOTHING),
@@ -46,14 +46,14 @@ def by_dotenv(text: str) -> dict[str, str | None]:
 
 
 def by_shell(text: str) -> dict[str, str]:
-    """What a POSIX shell has in its environment after reading `text`, started with an empty one."""
+    """The environment of a POSIX shell after reading `text`; it starts with an empty environment."""
     script = "set -a; . /dev/stdin; exec /usr/bin/env -0"
     done = subprocess.run(["/bin/dash", "-c", script], input=text.encode(), capture_output=True, env={}, check=False)
     return _environment(done.stdout)
 
 
 def by_systemd(host: Host, texts: list[str]) -> dict[str, str]:
-    """What a unit has in its environment whose EnvironmentFile= are files of these texts."""
+    """The environment of a unit whose EnvironmentFile= settings name files with these texts."""
     options = []
     for number, text in enumerate(texts):
         host.machine.inside(f"/run/grammar-{number}").write_bytes(text.encode())
@@ -61,8 +61,8 @@ def by_systemd(host: Host, texts: list[str]) -> dict[str, str]:
     command = ["systemd-run", "--quiet", "--wait", "--pipe", *options, "/usr/bin/env", "-0"]
     done = host.machine.run(*command, check=False)
     if done.returncode:
-        # Seen once, in thousands, and not again in 400 of these on a busy host. The package has no EnvironmentFile= and
-        # puts a settings file in its place whole, so that nobody reads half of one: this is the test's own unit.
+        # Seen once in thousands of runs, and not in 400 runs on a busy host. Only this test's unit is affected: the
+        # package has no EnvironmentFile= and replaces settings files atomically.
         print(host.machine.output("journalctl", "-n", "20", "-o", "cat"))
         done = host.machine.run(*command)
     return _environment(done.stdout.encode())
@@ -72,7 +72,7 @@ def _environment(output: bytes) -> dict[str, str]:
     return dict(word.split("=", 1) for word in output.decode().split("\0") if "=" in word)
 
 
-def test_all_three_read_what_we_read_from_every_accepted_line(host: Host) -> None:
+def test_systemd_dotenv_and_shell_agree_on_accepted_lines(host: Host) -> None:
     accepted = {}
     for number, line in enumerate(lines()):
         text = line.replace("{key}", f"K{number}") + "\n"
@@ -88,14 +88,14 @@ def test_all_three_read_what_we_read_from_every_accepted_line(host: Host) -> Non
 
 
 @pytest.mark.parametrize("text", CLAIMS)
-def test_what_the_readers_make_of_a_refused_line(host: Host, text: str) -> None:
+def test_claims_about_refused_lines_are_correct(host: Host, text: str) -> None:
     assert parse("f", text.encode()).findings
     readings = (by_systemd(host, [text + "\n"]).get("K"), by_dotenv(text).get("K"), by_shell(text + "\n").get("K"))
     assert readings == CLAIMS[text]
 
 
-def test_whatever_is_accepted_of_any_line_all_three_read_the_same(host: Host) -> None:
-    """Lines that nobody thought of: a shell and dotenv read each, systemd thousands at once."""
+def test_systemd_dotenv_and_shell_agree_on_generated_lines(host: Host) -> None:
+    """Generated lines: a shell and dotenv read a few at a time, systemd reads a thousand at once."""
     drawn: dict[str, str] = {}
     asked = 0
 

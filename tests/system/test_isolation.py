@@ -1,8 +1,8 @@
-"""Two running models, and everything that a stolen one might try on the other and on the host.
+"""Attacks of a compromised instance on another running instance and on the host.
 
-The attacks (tests/attacks.py) run in the engine of one of them, so within the unit's own sandbox. Each runs a second
-time where it is allowed, on the model's own processes or by a user without the sandbox, and has to succeed there.
-The tables that this prints stand in SECURITY.md.
+The attacks (tests/attacks.py) run in the engine of one instance, inside the unit's own sandbox. As a control, each also
+runs where it is allowed, on the instance's own processes or outside the sandbox, and must succeed there.
+SECURITY.md contains the tables that these tests print.
 """
 
 import json
@@ -28,11 +28,11 @@ OPEN = {
     "read another's settings": "they hold no secrets: all may read them",
     "read /etc/passwd": "libraries look names up in it",
 }
-"""What is not refused, and why."""
+"""Attacks that are not refused, and why."""
 SIGNALS = {"signal 0 to it", "SIGURG to it", "SIGURG by a pidfd", "abstract socket", "SIGKILL to it"}
-"""What takes Landlock 6 (Linux 6.12) to refuse."""
+"""Attacks that only Landlock 6 (Linux 6.12) refuses."""
 PORTS_OF_OTHERS = {"listen on a free port"}
-"""What takes Landlock 4 (Linux 6.7) to refuse."""
+"""Attacks that only Landlock 4 (Linux 6.7) refuses."""
 
 RUNNER = """
 import json, os
@@ -95,7 +95,7 @@ class Pair:
             self.machine.run("sh", "-c", f"cd /var/cache/citadel-llm/{name}; chown agent0: secret; chmod 600 secret")
 
     def inside(self, name: str, expression: str) -> Any:
-        """What Python makes of an expression in the engine of a model."""
+        """Evaluate a Python expression in the engine of an instance."""
         cache = f"/var/cache/citadel-llm/{name}"
         self.machine.write(f"{cache}/task", expression)
         ask = ["-H", f"Authorization: Bearer {self.keys[name]}", "-H", "Content-Type: application/json"]
@@ -110,14 +110,14 @@ class Pair:
         return found
 
     def outside(self, expression: str, user: str = "agent0") -> Any:
-        """What Python makes of an expression in a process of a user, without a sandbox."""
+        """Evaluate a Python expression in a process of `user` outside the sandbox."""
         words = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "/usr/bin/python3", "-c", OUTSIDE]
         return json.loads(self.machine.output(*words, expression))
 
 
 @pytest.fixture(scope="module")
 def pair(machine: Any) -> Iterator[Pair]:
-    """Both run; what they hold goes with them."""
+    """Both instances, running; they and their files are removed afterwards."""
     host = Host(machine)
     source = Path(__file__).parent.parent / "attacks.py"
     machine.write(f"{PACKAGES}/runner.py", RUNNER)
@@ -142,7 +142,7 @@ def landlock(pair: Pair) -> int:
 
 
 def judge(what: str, outcomes: Outcomes, controls: dict[str, Outcomes], allowed: dict[str, str]) -> list[str]:
-    """Print and keep a table; the attacks whose outcome is not the expected one, or that nobody's control shows."""
+    """Print and keep a table; return its lines with an unexpected outcome or without a successful control."""
     lines = [f"| {what} | outcome | the same attack succeeds |", "|---|---|---|"]
     wrong = []
     for attack, (outcome, detail) in outcomes.items():
@@ -158,13 +158,13 @@ def judge(what: str, outcomes: Outcomes, controls: dict[str, Outcomes], allowed:
 
 
 def open_without(landlock: int) -> dict[str, str]:
-    """What is not refused on a kernel with this version of Landlock; all other attacks have to be."""
+    """Attacks that a kernel with this version of Landlock does not refuse; all others must be refused."""
     missing = (SIGNALS if landlock < 6 else set()) | (PORTS_OF_OTHERS if landlock < 4 else set())
     return OPEN | dict.fromkeys(missing, f"this kernel has Landlock {landlock}")
 
 
 def attack_neighbour(pair: Pair, landlock: int) -> None:
-    """The thief goes for the victim, all attacks of the table."""
+    """Run all attacks of the thief on the victim."""
     before = pair.machine.show(f"citadel-llm@{VICTIM}", "MainPID", "NRestarts")
 
     def at(name: str, held: str, holder: dict[str, int]) -> str:
@@ -174,7 +174,7 @@ def attack_neighbour(pair: Pair, landlock: int) -> None:
     held = {name: pair.inside(name, f"attacks.hold({name!r})") for name in PORTS}
     controls = {
         "on itself": pair.inside(THIEF, at(THIEF, THIEF, held[THIEF])),
-        # Who runs as the same user without the sandbox.
+        # A process of the same user outside the sandbox.
         "outside": pair.outside(
             f"(lambda held: attacks.attempt(attacks.on_neighbour({VICTIM!r}, {PORTS[VICTIM]}, 'outside', held['pid'], "
             "held['address'])))(attacks.hold('outside'))"
@@ -187,7 +187,7 @@ def attack_neighbour(pair: Pair, landlock: int) -> None:
 
 
 def attack_host(pair: Pair, landlock: int) -> None:
-    """The thief goes for the host, all attacks of the table."""
+    """Run all attacks of the thief on the host."""
     machine = pair.machine
     group = machine.show(f"citadel-llm@{THIEF}", "ControlGroup")["ControlGroup"]
     files = [f"/sys/fs/cgroup/memory{group}/memory.limit_in_bytes", f"/sys/fs/cgroup{group}/memory.max"]
@@ -197,7 +197,7 @@ def attack_host(pair: Pair, landlock: int) -> None:
     machine.run("systemd-run", "--quiet", "--collect", "--unit=beyond", "/usr/bin/python3", "-c", listen)
     try:
         machine.run("sh", "-c", f"until ss -ltn | grep -q {BEYOND}:9; do sleep 0.1; done", timeout=10)
-        # Filtering packets takes BPF, which a container may not have; then a plain unit has no filter either.
+        # Packet filters need BPF, which a container may lack; then a plain unit has no filter either.
         plain = ["systemd-run", "--quiet", "--wait", "--property=IPAddressDeny=any", "/usr/bin/python3", "-c", PACKET]
         filters = machine.run(*plain, check=False).returncode != 0
         attack = f"attacks.attempt(attacks.on_host({THIEF!r}, {limit!r}, {BEYOND!r}))"
@@ -212,16 +212,16 @@ def attack_host(pair: Pair, landlock: int) -> None:
     assert not judge("a model to its host", outcomes, controls, allowed)
 
 
-def test_a_model_reaches_nothing_of_its_neighbour(pair: Pair) -> None:
+def test_instance_cannot_attack_another_instance(pair: Pair) -> None:
     attack_neighbour(pair, landlock(pair))
 
 
-def test_a_model_changes_nothing_of_its_host(pair: Pair) -> None:
+def test_instance_cannot_attack_the_host(pair: Pair) -> None:
     attack_host(pair, landlock(pair))
 
 
-def test_without_landlock_a_model_says_what_is_missing_and_the_other_walls_hold(pair: Pair) -> None:
-    """As on an older kernel: the system call is refused. No attack is left out."""
+def test_missing_landlock_is_reported_and_other_isolation_holds(pair: Pair) -> None:
+    """Refusing the system call simulates an older kernel. All attacks run."""
     unit = f"citadel-llm@{THIEF}"
     drop_in = f"/run/systemd/system/{unit}.service.d/old.conf"
     pair.machine.write(drop_in, NO_LANDLOCK)
@@ -238,8 +238,8 @@ def test_without_landlock_a_model_says_what_is_missing_and_the_other_walls_hold(
         pair.machine.run("systemctl", "daemon-reload")
 
 
-def test_only_what_settings_ask_for_is_opened(host: Host) -> None:
-    """To systemd, without a start: this host has neither a GPU nor a network."""
+def test_unit_allows_only_devices_and_network_named_in_settings(host: Host) -> None:
+    """Checked in systemd's properties without a start: this host has neither a GPU nor a network."""
     wanted = (
         "PrivateDevices",
         "DeviceAllow",
@@ -265,7 +265,7 @@ def test_only_what_settings_ask_for_is_opened(host: Host) -> None:
     hub = host.machine.show("citadel-llm@hub", *wanted)
     assert "0.0.0.0/0" in hub["IPAddressAllow"] and "::/0" in hub["IPAddressAllow"]
     assert hub["DeviceAllow"] == plain["DeviceAllow"] and hub["PrivateDevices"] == "yes"
-    # With a fault in it a file opens nothing.
+    # A file with an error allows nothing.
     host.settings("bad", MODEL="a/b", PORT="x", GPU_DEVICES="all", ALLOW_DOWNLOAD="yes")
     bad = host.machine.show("citadel-llm@bad", *wanted)
     assert {key: {*value.split()} for key, value in bad.items()} == {

@@ -1,7 +1,7 @@
-"""The package on a host as most users have it, emulated: Debian's own kernel, with version 2 of control groups; and
-what a reboot leaves of it.
+"""The package on an emulated host as most users have it: Debian's own kernel with cgroup version 2, before and
+after a reboot.
 
-Other machines of the tests share the kernel of this host. Emulation is slow: nothing is timed here.
+The other test machines share the kernel of this host. Emulation is slow: nothing is timed here.
 """
 
 import json
@@ -33,7 +33,7 @@ GIB = 2**30
 
 
 def make_host(folder: Path) -> None:
-    """The disk of a host with the package, its kernel and its initrd."""
+    """Make the disk of a host with the package, its kernel and its initrd."""
     with Machine.unbooted("kernel", KERNEL) as root:
         shutil.copy(PACKAGE, root / "root")
         shutil.copy(GUEST, root / "root/guest.sh")
@@ -47,7 +47,7 @@ def make_host(folder: Path) -> None:
         ):
             subprocess.run(["chroot", root, *command], check=True, env=ENVIRONMENT, capture_output=True)
         for name in ("vmlinuz", "initrd.img"):
-            # The links that Debian keeps lead from /, which is not ours.
+            # Debian's links to these files start at /, which is this host's root.
             (file,) = (root / "boot").glob(f"{name}-*")
             shutil.copy(file, folder / name)
         subprocess.run(["umount", root / "proc"], check=True)
@@ -57,7 +57,7 @@ def make_host(folder: Path) -> None:
 
 
 def said_by(folder: Path) -> dict[str, str]:
-    """Boot the host, which reboots itself once, and return what its script says by then."""
+    """Boot the host, which reboots itself once, and return the values that its script prints."""
     console = folder / "console"
     command: list[str | Path] = [
         "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", str(os.cpu_count() or 1),
@@ -80,7 +80,7 @@ def said_by(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.needs("qemu-system-x86_64")
-def test_a_debian_with_its_own_kernel_and_control_groups_2() -> None:
+def test_package_works_on_debian_kernel_with_cgroup_version_2() -> None:
     with tempfile.TemporaryDirectory(prefix="kernel-", dir=CACHE / "machines") as name:
         make_host(Path(name))
         said = said_by(Path(name))

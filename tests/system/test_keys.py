@@ -1,4 +1,4 @@
-"""Keys of the API on a booted host: made by the command, asked for everywhere, kept nowhere."""
+"""API keys on a booted host: created by the command, required on every path, leaked nowhere."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from .conftest import SUMMARY, TINY_MODEL, Host
 PORT = 11590
 URL = f"http://127.0.0.1:{PORT}"
 LEFT_OUT = ("/metrics", "/tokenize", "/invocations", "/ping", "/openapi.json", "/docs", "/redoc", "/nothing")
-"""Paths that vLLM's own description of its API may not name, or that it has left open."""
+"""Paths that vLLM's own API description may omit or that vLLM leaves open."""
 NEEDLES, HEADER, PLANTED = "/root/needles", "/root/header", "/var/tmp/planted"
 LEAKS = f"""
 places() {{ grep -aqF -f {NEEDLES} && echo "$1"; }}
@@ -32,7 +32,7 @@ curl -s -H @{HEADER} {URL}/metrics {URL}/v1/models {URL}/openapi.json {URL}/vers
 find /run /var /etc /tmp /dev/shm -type f -perm -004 -size -64M -exec grep -laF -f {NEEDLES} {{}} +
 true
 """
-"""Prints each place, of those that others than root may look at, that holds one of the needles."""
+"""Prints each place that contains one of the needles and that users other than root can read."""
 ADD = """
 import sys
 from hxp_enterprise_llm.cli import keys
@@ -50,20 +50,20 @@ read -r key
 printf 'GET /v1/models HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %s\r\n\r\n' "$key" >&3
 head -n 1 <&3
 """
-"""A client that connects, and asks with the key that it reads once that is there."""
+"""A client that connects, waits for a key on its input, and then sends a request with it."""
 KEYS = "/etc/citadel-llm/locked.keys"
 
 
 @pytest.fixture(autouse=True)
 def keys(host: Host) -> Iterator[None]:
-    """No test finds the keys of another, also not of one that failed."""
+    """Delete all keys after each test, also after a failed test."""
     yield
     for file in (KEYS, NEEDLES, HEADER):
         host.machine.inside(file).unlink(missing_ok=True)
 
 
 def statuses(host: Host, paths: Iterable[str], key: str = "", method: str = "GET") -> dict[str, str]:
-    """What each path answers to a request with no body."""
+    """The status code of each path for a request without a body."""
     words = ["-H", f"Authorization: Bearer {key}"] if key else []
     words += [word for path in paths for word in ("-o", "/dev/null", f"{URL}{path}")]
     asked = ["curl", "-s", "--max-time", "20", "-X", method, "-w", "%{url_effective} %{http_code}\\n", *words]
@@ -76,14 +76,14 @@ def status(host: Host, path: str, key: str = "") -> str:
 
 
 def leaks(host: Host, needles: list[str]) -> list[str]:
-    """Where one of these is found that others than root may look at."""
+    """The places that contain one of the needles and that users other than root can read."""
     host.machine.write(NEEDLES, "".join(f"{needle}\n" for needle in needles))
     host.machine.run("chmod", "600", NEEDLES)
     return host.machine.output("sh", "-c", LEAKS).splitlines()
 
 
 def start(host: Host, by_hand: str) -> tuple[str, str]:
-    """Start `locked` with a key written by hand and two that the command makes; those two."""
+    """Start `locked` with a handwritten key and two keys that the command creates; return the latter."""
     machine = host.machine
     machine.write(KEYS, f"# of the chat\n{by_hand}\n")
     machine.run("chmod", "600", KEYS)
@@ -97,12 +97,12 @@ def start(host: Host, by_hand: str) -> tuple[str, str]:
     return alice, bob
 
 
-def test_keys_are_made_asked_for_and_revoked(host: Host) -> None:
+def test_keys_are_required_revoked_and_not_leaked(host: Host) -> None:
     machine = host.machine
     by_hand = f"by-hand-{secrets.token_hex(16)}"
     alice, bob = start(host, by_hand)
     given = (by_hand, alice, bob)
-    # What vLLM says that it has, and what it does not say.
+    # Paths that vLLM's API description lists, and paths that it omits.
     described = json.loads(machine.output("curl", "-s", "-H", f"Authorization: Bearer {alice}", f"{URL}/openapi.json"))
     paths = {re.sub(r"{\w+}", "1", path): methods for path, methods in described["paths"].items()}
     assert len(paths) > 15 and "/v1/chat/completions" in paths, sorted(paths)
@@ -115,10 +115,10 @@ def test_keys_are_made_asked_for_and_revoked(host: Host) -> None:
     assert status(host, "/health") == "200"
     for key in given:
         assert list(statuses(host, ["/v1/models", "/metrics"], key).values()) == ["200", "200"]
-    # Neither a digest nor what the file has is a key.
+    # Neither a digest nor a line of the key file is accepted as a key.
     for wrong in ("wrong", digest(by_hand), f"sha256:{digest(alice)}", "#"):
         assert status(host, "/v1/models", wrong) == "401"
-    # The monitor needs none, and tells none.
+    # The monitor needs no key and exposes none.
     health = "http://127.0.0.1:8000/health/services/locked"
     until(lambda: json.loads(machine.output("curl", "-s", health)).get("ready"), "the monitor reports it as ready")
     machine.write(HEADER, f"Authorization: Bearer {by_hand}\n")
@@ -129,10 +129,10 @@ def test_keys_are_made_asked_for_and_revoked(host: Host) -> None:
     carol = machine.output("citadel-llm", "key", "add", "locked", "--name", "carol")
     machine.run("citadel-llm", "reload", "locked")
     assert [status(host, "/v1/models", key) for key in (*given, carol)] == ["200", "401", "200", "200"]
-    assert leaks(host, [*given, carol, *map(digest, (*given, carol))]) == [], "a reload hands keys over too"
+    assert leaks(host, [*given, carol, *map(digest, (*given, carol))]) == [], "a reload transfers keys too"
     assert host.server("locked") == server, "other keys take no other server"
     while_servers_change(host, bob, carol)
-    # Without a key left it is closed, not open.
+    # If no key is left, the instance refuses all requests.
     server = host.server("locked")
     machine.write(KEYS, machine.inside(KEYS).read_text().replace(by_hand, ""))
     machine.run("citadel-llm", "reload", "locked")
@@ -143,9 +143,9 @@ def test_keys_are_made_asked_for_and_revoked(host: Host) -> None:
 
 
 def while_servers_change(host: Host, bob: str, carol: str) -> None:
-    """Revoked keys open nothing, neither where a server loads and the one before serves on, nor where one retires."""
+    """A revoked key is refused while a new server loads, and while an old server drains."""
     machine, seen = host.machine, {}
-    # One client that the old server has let in, and that has asked nothing yet.
+    # A client that is connected to the old server and has sent no request yet.
     words = ["nsenter", f"--target={machine.leader}", "--net", "bash", "-c", LATE, str(PORT)]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as silent:
         assert silent.stdin and silent.stdout
@@ -154,7 +154,7 @@ def while_servers_change(host: Host, bob: str, carol: str) -> None:
         host.settings("locked", MODEL=TINY_MODEL, PORT=PORT, KV_CACHE_GB=0.25, API_KEY_FILE=KEYS, MAX_MODEL_LEN=1000)
         machine.run("systemctl", "reload", "--no-block", "citadel-llm@locked")
         until(lambda: " " in host.server("locked"), "two servers run")
-        # The new server stands still before it has loaded.
+        # Stop the new server before it has loaded.
         new = next(pid for pid in host.server("locked").split() if pid != old)
         machine.run("kill", "-STOP", new)
         try:
@@ -175,7 +175,7 @@ def while_servers_change(host: Host, bob: str, carol: str) -> None:
 
 
 def refused_after(host: Host, name: str, key: str) -> str:
-    """How long after the command a key is refused (seconds)."""
+    """Revoke a key; return the time from the command until the key is refused."""
     begin = time.monotonic()
     host.machine.run("citadel-llm", "key", "revoke", "locked", name)
     assert status(host, "/v1/models", key) == "401"
@@ -184,8 +184,8 @@ def refused_after(host: Host, name: str, key: str) -> str:
     return f"{took:.2f} s"
 
 
-def test_a_leak_would_be_found(host: Host) -> None:
-    """The search of the test above finds what is in each of the places."""
+def test_leak_search_finds_a_planted_string(host: Host) -> None:
+    """The search of the test above finds a planted string in each of the places."""
     machine, canary = host.machine, f"canary-{secrets.token_hex(16)}"
     host.settings("locked", MODEL=TINY_MODEL, PORT=PORT, KV_CACHE_GB=0.25, SERVED_MODEL_NAME=canary)
     unit = ["systemd-run", "--quiet", "--unit=citadel-llm-canary", f"--setenv=CANARY={canary}"]
@@ -203,12 +203,12 @@ def test_a_leak_would_be_found(host: Host) -> None:
     assert searched - {*found} == set()
 
 
-def test_two_processes_that_add_keys_at_once_lose_none(host: Host) -> None:
+def test_concurrent_processes_lose_no_key(host: Host) -> None:
     host.settings("locked", MODEL=TINY_MODEL, PORT=PORT, KV_CACHE_GB=0.25)
     host.machine.run("sh", "-c", TOGETHER, "sh", ADD)
     listed = json.loads(host.machine.output("citadel-llm", "key", "list", "locked", "--json"))
     assert {one["name"] for one in listed} == {f"{who}{number}" for who in "ab" for number in range(20)}
-    # What the command says of where keys lie, where a stolen model could change them.
+    # The check warns if a compromised model could change the directory of the keys.
     host.machine.run("chown", "agent0", "/etc/citadel-llm")
     try:
         said = host.machine.run("citadel-llm", "check", "locked", check=False).stderr
@@ -218,7 +218,7 @@ def test_two_processes_that_add_keys_at_once_lose_none(host: Host) -> None:
     assert "a stolen model" not in host.machine.run("citadel-llm", "check", "locked", check=False).stderr
 
 
-def test_what_cannot_be_done_with_a_key_is_said(host: Host) -> None:
+def test_failed_key_commands_report_the_error(host: Host) -> None:
     host.settings("locked", MODEL=TINY_MODEL, PORT=PORT, KV_CACHE_GB=0.25)
     for words, code, said in (
         (("add", "nobody"), 4, "there is no instance 'nobody'"),
@@ -233,7 +233,7 @@ def test_what_cannot_be_done_with_a_key_is_said(host: Host) -> None:
     assert "API_KEY_FILE" not in host.machine.inside("/etc/default/citadel-llm-locked").read_text()
 
 
-def test_a_refused_settings_file_keeps_no_key_alive(host: Host) -> None:
+def test_key_revocation_works_despite_refused_settings(host: Host) -> None:
     alice, bob = start(host, "by-hand")
     host.settings("locked", MODEL=TINY_MODEL, PORT="none", API_KEY_FILE=KEYS)
     host.machine.run("citadel-llm", "key", "revoke", "locked", "alice")

@@ -1,6 +1,6 @@
-"""The whole package, 2 GB and all, through its life; test_life_cycle_matrix.py has the many cases, without the engine.
+"""The life cycle of the full package of 2 GB; test_life_cycle_matrix.py covers more cases without the engine.
 
-The tests build on each other, in their order.
+The tests depend on each other and run in their order.
 """
 
 import shutil
@@ -31,12 +31,12 @@ DIRECTORIES = [
 
 @pytest.fixture(scope="module")
 def machine() -> Iterator[Machine]:
-    """A machine of its own: these tests take the package away."""
+    """A separate machine: these tests remove the package."""
     with Machine.boot("life-cycle") as machine:
         yield machine
 
 
-def test_an_installation_without_room_leaves_nothing(machine: Machine) -> None:
+def test_install_without_disk_space_leaves_no_files(machine: Machine) -> None:
     machine.copy_in(PACKAGE, f"/root/{PACKAGE.name}")
     machine.run("apt-get", "-qy", "install", "libnuma1", "python3")
     machine.run("mkdir", "-p", "/opt/citadel")
@@ -49,10 +49,10 @@ def test_an_installation_without_room_leaves_nothing(machine: Machine) -> None:
     assert int(used) < 1000, f"{used} kB are left of it"
     assert not machine.run("find", "/lib/systemd", "/etc/systemd", "/etc/default", "-name", "*citadel*").stdout
     assert not machine.output("dpkg", "--audit")
-    SUMMARY.append("life cycle: an installation without room fails and leaves no file; the next one goes well")
+    SUMMARY.append("life cycle: an installation without disk space fails and leaves no file; the next one succeeds")
 
 
-def test_install_makes_user_directories_and_limits(machine: Machine) -> None:
+def test_install_creates_user_directories_and_limits(machine: Machine) -> None:
     begin = time.monotonic()
     install(machine)
     print(f"apt install: {time.monotonic() - begin:.1f} s")
@@ -60,11 +60,11 @@ def test_install_makes_user_directories_and_limits(machine: Machine) -> None:
     assert machine.output("stat", "-c", "%n %U:%G %a", *names).splitlines() == DIRECTORIES
     assert machine.show("citadel-llm@mixtral-8x7b", "MemoryMax")["MemoryMax"] == str(90 * 2**30)
     assert machine.output("systemctl", "is-enabled", "citadel-llm.target") == "enabled"
-    # Only what the administrator starts runs.
+    # The installation starts no instance.
     assert not machine.run("pgrep", "-u", "agent0", check=False).stdout
 
 
-def test_an_upgrade_of_all_of_it(machine: Machine, versions: Versions) -> None:
+def test_full_package_upgrade_restarts_instance_and_keeps_edits(machine: Machine, versions: Versions) -> None:
     machine.run("systemctl", "enable", "--now", "citadel-llm@test")
     with machine.inside(EDITED).open("a") as file:
         file.write(EDIT)
@@ -98,8 +98,8 @@ def test_remove_stops_everything_and_purge_keeps_models_only(machine: Machine) -
     assert "agent0" in machine.output("getent", "passwd", "agent0")
 
 
-def test_every_step_in_a_chroot_without_systemd(versions: Versions) -> None:
-    """With no systemd running the package does the same, and starts nothing."""
+def test_package_steps_work_in_a_chroot_without_systemd(versions: Versions) -> None:
+    """Without a running systemd the package makes the same changes and starts nothing."""
     with Machine.unbooted("chroot") as root:
         wants = root / "etc/systemd/system"
         for package in (versions.old, versions.new):
@@ -149,7 +149,7 @@ def test_every_step_in_a_chroot_without_systemd(versions: Versions) -> None:
 
 
 def dangling(folder: Path) -> list[Path]:
-    """Links of ours that lead nowhere; absolute ones lead into the tree that the folder is in."""
+    """Our broken links; the targets of absolute links are looked up in the tree that contains the folder."""
     return [path for path in folder.rglob("*citadel*") if path.is_symlink() and not target(folder, path).exists()]
 
 

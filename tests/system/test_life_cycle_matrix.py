@@ -1,6 +1,6 @@
-"""Instances in every state through everything that can happen to the package, in one row of a table each.
+"""Instances in every state during every operation on the package, one row of a table for each operation.
 
-The table that this prints stands in docs/lifecycle.md. The tests build on each other, in their order.
+docs/lifecycle.md contains the table that these tests print. The tests depend on each other and run in their order.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ def cycle(versions: Versions) -> Iterator[Cycle]:
 
 @contextlib.contextmanager
 def policy(machine: Machine) -> Iterator[None]:
-    """Nothing may be started or stopped by a package."""
+    """A policy-rc.d that forbids packages to start or stop services."""
     machine.write(POLICY, "#!/bin/sh\nexit 101\n")
     machine.run("chmod", "0755", POLICY)
     try:
@@ -41,7 +41,7 @@ def policy(machine: Machine) -> Iterator[None]:
         machine.inside(POLICY).unlink()
 
 
-def test_under_a_policy_that_forbids_starts(cycle: Cycle) -> None:
+def test_install_under_policy_rc_d_starts_nothing(cycle: Cycle) -> None:
     with policy(cycle.machine):
         for arguments in (["install", OLD], ["install", NEW], ["remove", "citadel-llm"], ["install", OLD]):
             cycle.apt(*arguments)
@@ -50,7 +50,7 @@ def test_under_a_policy_that_forbids_starts(cycle: Cycle) -> None:
     assert not cycle.machine.run("find", "/etc", "-name", "*citadel*").stdout
 
 
-def test_install(cycle: Cycle) -> None:
+def test_fresh_install_starts_monitor_and_target(cycle: Cycle) -> None:
     cycle.apt("install", OLD)
     assert cycle.look()[MONITOR].state == "active"
     assert cycle.machine.output("systemctl", "is-active", "citadel-llm.target") == "active"
@@ -59,7 +59,7 @@ def test_install(cycle: Cycle) -> None:
               zulu="same", alpha="same", bravo="same", monitor="same")  # fmt: skip
 
 
-def test_an_upgrade_restarts_one_after_another(cycle: Cycle) -> None:
+def test_upgrade_restarts_instances_one_after_another(cycle: Cycle) -> None:
     said = cycle.apt("install", NEW)
     now = cycle.look()
     cycle.row("upgrade", "ii", "one after another", "new", zulu="new", alpha="new", bravo="new", monitor="new")
@@ -71,8 +71,8 @@ def test_an_upgrade_restarts_one_after_another(cycle: Cycle) -> None:
     assert "run the old version" not in said
 
 
-def test_a_downgrade_restarts_what_would_come_back(cycle: Cycle) -> None:
-    """The model of one has gone while it runs: it stays, and so does what it requires."""
+def test_downgrade_restarts_only_instances_that_can_start_again(cycle: Cycle) -> None:
+    """The model of a running instance is missing: this instance and those that it requires keep running."""
     settings = cycle.machine.inside("/etc/default/citadel-llm-alpha")
     good = settings.read_text()
     settings.write_text(good.replace(TINY_MODEL, "/missing"))
@@ -86,12 +86,12 @@ def test_a_downgrade_restarts_what_would_come_back(cycle: Cycle) -> None:
 
 
 def left_alone(name: str, see: str) -> str:
-    """What apt says of a model that an upgrade does not stop."""
+    """The message about a model that an upgrade does not stop."""
     return f"{name} would not start again and is left as it is; see: {see}"
 
 
-def test_an_upgrade_stops_no_model_whose_files_have_gone_bad(cycle: Cycle) -> None:
-    """Its last key is revoked, its certificate has expired, or its user may not read it, and root may."""
+def test_upgrade_keeps_instances_with_invalid_files_running(cycle: Cycle) -> None:
+    """The last key is revoked, the certificate has expired, or only root can read the model."""
     machine = cycle.machine
     machine.write(KEYS, "")
     machine.write(CERTIFICATE, made.EXPIRED)
@@ -106,8 +106,8 @@ def test_an_upgrade_stops_no_model_whose_files_have_gone_bad(cycle: Cycle) -> No
               zulu="same", alpha="same", bravo="same", monitor="new")  # fmt: skip
 
 
-def test_an_upgrade_stops_no_model_for_one_that_would_not_start(cycle: Cycle) -> None:
-    """One is masked while it runs, and what another requires since it was started has failed."""
+def test_upgrade_keeps_instances_whose_requirement_cannot_start(cycle: Cycle) -> None:
+    """One running instance is masked; another one now requires an instance that has failed."""
     machine = cycle.machine
     settings = machine.inside("/etc/default/citadel-llm-bravo")
     good = settings.read_text()
@@ -135,7 +135,7 @@ def kill_engine(machine: Machine, name: str) -> None:
     machine.run("sh", "-c", other, timeout=60)
 
 
-def test_an_upgrade_that_restarts_nothing(cycle: Cycle) -> None:
+def test_upgrade_with_restarts_disabled_restarts_no_instance(cycle: Cycle) -> None:
     """The main process then recovers an engine with the code of the old version, which is not on the disk any more."""
     cycle.setting("CITADEL_RESTART_ON_UPGRADE", "no")
     said = cycle.apt("install", NEW)
@@ -147,7 +147,7 @@ def test_an_upgrade_that_restarts_nothing(cycle: Cycle) -> None:
               version="new", zulu="same", alpha="same", bravo="same", monitor="new")  # fmt: skip
 
 
-def test_under_a_policy_running_models_go_on(cycle: Cycle) -> None:
+def test_reinstall_under_policy_rc_d_keeps_instances_running(cycle: Cycle) -> None:
     cycle.setting("CITADEL_RESTART_ON_UPGRADE", "yes")
     with policy(cycle.machine):
         said = cycle.apt("--reinstall", "install", NEW)
@@ -158,12 +158,12 @@ def test_under_a_policy_running_models_go_on(cycle: Cycle) -> None:
               version="new", zulu="same", alpha="same", bravo="same", monitor="same")  # fmt: skip
 
 
-def test_an_interrupted_upgrade_leaves_no_model_down(cycle: Cycle) -> None:
+def test_interrupted_upgrade_leaves_no_instance_stopped(cycle: Cycle) -> None:
     machine = cycle.machine
     machine.run("systemctl", "stop", unit("bravo"))
     # alpha has been stopped and waits for zulu, which is being restarted.
     install = f"dpkg --force-confdef --force-confold --install {OLD}"
-    # The brackets keep the pattern from finding the shell that it stands in.
+    # The brackets keep the pattern from matching the shell that contains it.
     waiting = f"until [ $(systemctl is-active {unit('zulu')}) = activating ]; do sleep 0.1; done"
     interrupt = f"{waiting}; pkill -f '[c]ontrol.upgrade'"
     done = machine.run("sh", "-c", f"{install} & {interrupt}; wait $!", check=False)
@@ -179,8 +179,8 @@ def test_an_interrupted_upgrade_leaves_no_model_down(cycle: Cycle) -> None:
     cycle.before = cycle.look()
 
 
-def test_a_postinst_that_fails(cycle: Cycle) -> None:
-    """systemd-sysusers, which runs first, cannot do its work; then it can again."""
+def test_failed_postinst_can_be_configured_again(cycle: Cycle) -> None:
+    """systemd-sysusers, which runs first, fails; later it works again."""
     machine = cycle.machine
     sysusers = "/usr/bin/systemd-sysusers"
     machine.run("mount", "--bind", "/bin/false", sysusers)
@@ -193,8 +193,8 @@ def test_a_postinst_that_fails(cycle: Cycle) -> None:
     cycle.row("`dpkg --configure -a`", "ii", "", "new", zulu="new", monitor="new")
 
 
-def test_a_disk_that_is_full(cycle: Cycle) -> None:
-    """A small file system where the generator lies, with room for what is there and not for what comes."""
+def test_full_disk_fails_downgrade_without_changes(cycle: Cycle) -> None:
+    """The generator's directory is a small file system without space for the new files."""
     machine, place = cycle.machine, "/usr/lib/citadel-llm"
     machine.run("cp", "-a", place, "/root/kept")
     machine.run("mount", "-t", "tmpfs", "-o", "size=1M,mode=755", "tmpfs", place)
@@ -215,11 +215,11 @@ def test_a_disk_that_is_full(cycle: Cycle) -> None:
         cycle.mounts.discard(place)
 
 
-def test_a_removal_and_an_installation_are_like_a_switch(cycle: Cycle) -> None:
+def test_remove_and_install_restore_enabled_instances(cycle: Cycle) -> None:
     machine = cycle.machine
     machine.run("systemctl", "disable", unit("bravo"))
     cycle.apt("remove", "citadel-llm")
-    # What is left below /opt is not dpkg's.
+    # Files that remain below /opt do not belong to dpkg.
     assert not machine.run("find", "/opt/citadel", "-path", "*hxp*").stdout
     active = machine.run("systemctl", "is-active", "citadel-llm.slice", "citadel-llm.target", check=False)
     assert active.stdout.split() == ["inactive", "inactive"]
@@ -232,7 +232,7 @@ def test_a_removal_and_an_installation_are_like_a_switch(cycle: Cycle) -> None:
     )
 
 
-def test_a_disabled_target_and_a_stopped_monitor_stay_so(cycle: Cycle) -> None:
+def test_upgrade_keeps_target_disabled_and_monitor_stopped(cycle: Cycle) -> None:
     machine = cycle.machine
     machine.run("systemctl", "stop", unit("idle"), unit(MONITOR))
     machine.run("systemctl", "disable", "citadel-llm.target")
@@ -244,19 +244,19 @@ def test_a_disabled_target_and_a_stopped_monitor_stay_so(cycle: Cycle) -> None:
     assert machine.run("systemctl", "is-enabled", "citadel-llm.target", check=False).stdout.strip() == "disabled"
 
 
-def test_an_unpacked_package_is_removed(cycle: Cycle) -> None:
-    """dpkg runs no prerm then."""
+def test_unpacked_package_can_be_removed(cycle: Cycle) -> None:
+    """dpkg runs no prerm for a package that is only unpacked."""
     machine = cycle.machine
     machine.run("dpkg", "--force-confdef", "--force-confold", "--unpack", OLD)
     machine.run("dpkg", "--remove", "citadel-llm")
     cycle.row("remove an unpacked package that is not configured", "rc", "", "new")
     cycle.apt("install", OLD)
-    # Disabled targets start nothing.
+    # A disabled target starts no instance.
     cycle.row("install again, the target disabled", "ii", "", monitor="new", broken="stopped")
     assert machine.output("systemctl", "is-enabled", unit("zulu"), unit("idle")).split() == ["enabled"] * 2
 
 
-def test_purge(cycle: Cycle) -> None:
+def test_purge_keeps_models_and_users(cycle: Cycle) -> None:
     machine = cycle.machine
     machine.run("systemctl", "start", unit("zulu"))
     with policy(machine):
@@ -277,8 +277,8 @@ def test_purge(cycle: Cycle) -> None:
     assert left(machine) == ["/var/lib/citadel-llm"]
 
 
-def test_dpkg_purges_what_is_installed(cycle: Cycle) -> None:
-    """With models in every state, one of them masked while it runs, and a drop-in of the administrator's."""
+def test_dpkg_purge_of_installed_package_keeps_models_and_drop_ins(cycle: Cycle) -> None:
+    """With instances in every state, two of them masked while they run, and a drop-in of the administrator."""
     machine = cycle.machine
     mine = f"/etc/systemd/system/{unit('idle')}.d"
     cycle.apt("install", OLD)
@@ -297,6 +297,6 @@ def test_dpkg_purges_what_is_installed(cycle: Cycle) -> None:
 
 
 def left(machine: Machine) -> list[str]:
-    """What a purge has left, outside of logs that are the system's own."""
+    """Paths that a purge left, except for the system's own logs."""
     where = "find / /run -xdev -name '*citadel-llm*' -not -path '/proc/*' -not -path '/var/log/*'"
     return sorted(machine.output("sh", "-c", where).splitlines())

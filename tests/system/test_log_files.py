@@ -28,7 +28,7 @@ def switch(host: Host, value: str) -> None:
 
 
 def messages(host: Host, name: str) -> list[str]:
-    """What all files of an instance hold, oldest first, without time, host and sender."""
+    """The messages in all log files of an instance, oldest first, without time, host and sender."""
     files = host.machine.output("sh", "-c", f"ls -tr {DIRECTORY}/{name}.log*").split()
     text = host.machine.output("zcat", "--force", *files)
     return [line.split(": ", 1)[-1] for line in text.splitlines() if r"\x0d" not in line]
@@ -42,7 +42,7 @@ def wait_for(host: Host, name: str, words: str) -> None:
 
 
 def in_journal(host: Host, name: str) -> list[str]:
-    """The same of the journal."""
+    """The messages of an instance in the journal, in the same form."""
     host.machine.run("journalctl", "--sync")
     shown = host.machine.output("journalctl", "--unit", f"citadel-llm@{name}", "--output=short-iso", "--quiet")
     # Progress bars hold carriage returns: journalctl prints no such message, the log file escapes them.
@@ -60,14 +60,14 @@ def wait_until_ended(host: Host, name: str) -> None:
         time.sleep(0.2)
 
 
-def test_off_by_default(host: Host) -> None:
+def test_log_to_file_is_off_by_default(host: Host) -> None:
     host.settings("quiet", **GOOD)
     host.machine.run("systemctl", "start", "citadel-llm@quiet")
     assert state(host, "quiet") == "inactive"
     assert not host.machine.output("find", DIRECTORY, "-name", "quiet*")
 
 
-def test_every_line_is_there_once_through_rotations_and_restarts(logging: Host) -> None:
+def test_every_line_is_logged_once_despite_rotations_and_restarts(logging: Host) -> None:
     machine = logging.machine
     machine.run("apt-get", "-qy", "install", "logrotate")
     logging.settings("told", **GOOD)
@@ -77,7 +77,7 @@ def test_every_line_is_there_once_through_rotations_and_restarts(logging: Host) 
     machine.run(*FORCE)
     machine.run("systemctl", "restart", "citadel-llm@told")
     machine.run(*FORCE)
-    # Killed without a word, as by a crash: it goes on where it was.
+    # Killed as by a crash: the follower resumes where it was.
     machine.run("systemctl", "kill", "--signal=SIGKILL", "citadel-llm-log@told")
     machine.run("systemctl", "stop", "citadel-llm@told")
     wait_until_ended(logging, "told")
@@ -97,7 +97,7 @@ def test_a_refused_instance_logs_its_reason(logging: Host) -> None:
     assert any("PORT=1 is refused" in message for message in messages(logging, "bad"))
 
 
-def test_a_missing_directory_is_named_and_waited_for(logging: Host) -> None:
+def test_missing_log_directory_is_reported_and_used_once_created(logging: Host) -> None:
     machine = logging.machine
     machine.run("sed", "-i", "s|^VLLM_LOG_PATH=.*|VLLM_LOG_PATH=/srv/logs|", "/etc/default/citadel-llm")
     try:
@@ -119,7 +119,7 @@ def test_a_missing_directory_is_named_and_waited_for(logging: Host) -> None:
         machine.run("sed", "-i", f"s|^VLLM_LOG_PATH=.*|VLLM_LOG_PATH={DIRECTORY}|", "/etc/default/citadel-llm")
 
 
-def test_switched_off_the_followers_end(logging: Host) -> None:
+def test_followers_end_when_log_to_file_is_switched_off(logging: Host) -> None:
     logging.settings("told", **GOOD)
     logging.machine.run("systemctl", "start", "citadel-llm@told")
     wait_for(logging, "told", "Started citadel-llm@told.service")

@@ -34,7 +34,7 @@ def test_an_interrupted_machine_leaves_nothing(number: signal.Signals) -> None:
     assert not traces(name)
 
 
-def test_a_build_with_neither_tools_nor_network_says_so(tmp_path: Path) -> None:
+def test_build_without_tools_or_network_names_the_missing_package(tmp_path: Path) -> None:
     """A new machine without a network: no dh-virtualenv, and no way to get it."""
     checkout = tmp_path / "checkout"
     shutil.copytree(PROJECT, checkout, ignore=shutil.ignore_patterns("dist", ".git", "*cache*"))
@@ -51,7 +51,7 @@ def test_a_build_with_neither_tools_nor_network_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.needs("setpriv")
-def test_a_build_by_another_user_than_root_says_so() -> None:
+def test_build_by_non_root_user_is_refused() -> None:
     command = ["setpriv", "--reuid=65534", "--clear-groups", "bash", "-c", ". packaging/common.sh; require_root deb"]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, env=os.environ, check=False)
     assert (done.returncode, "needs root" in done.stderr) == (1, True)

@@ -1,4 +1,4 @@
-"""The monitor on a booted machine: what it answers, and what it counts."""
+"""The monitor on a booted machine: its answers and its counters."""
 
 import json
 
@@ -10,12 +10,12 @@ from .conftest import Host
 from .watching import HEALTH, METRICS, STORE, UNIT, get, one, said, sample
 
 
-def test_it_is_enabled_and_started_by_the_package(host: Host) -> None:
+def test_package_enables_and_starts_the_monitor(host: Host) -> None:
     assert host.machine.output("systemctl", "is-enabled", UNIT) == "enabled"
     assert host.machine.show(UNIT, "ActiveState")["ActiveState"] == "active"
 
 
-def test_it_runs_as_nobody_else(monitor: Host) -> None:
+def test_monitor_runs_as_its_own_user_without_vllm(monitor: Host) -> None:
     machine = monitor.machine
     status, health = get(monitor, "")
     assert (status, health["status"], health["reason"]) == (200, "healthy", "")
@@ -28,7 +28,7 @@ def test_it_runs_as_nobody_else(monitor: Host) -> None:
     assert "content-security-policy: default-src 'none'" in page and "<html" in page
 
 
-def test_a_real_model_has_its_figures_at_once(monitor: Host) -> None:
+def test_monitor_reports_figures_of_a_real_instance(monitor: Host) -> None:
     machine = monitor.machine
     assert one(monitor, "test")["state"] == "stopped"
     machine.run("systemctl", "start", "citadel-llm@test")
@@ -54,7 +54,7 @@ def test_a_real_model_has_its_figures_at_once(monitor: Host) -> None:
     assert sample(monitor, 'failures_total{result="signal",service="test"}') == 0, "a clean stop is no failure"
 
 
-def test_what_happens_is_counted_once_and_remembered(fakes: Fakes, host: Host) -> None:
+def test_failures_are_counted_once_and_survive_monitor_restarts(fakes: Fakes, host: Host) -> None:
     machine = host.machine
     unit = fakes.make("counted", RESTART_SEC=0.2)
     fakes.start("counted")
@@ -95,8 +95,8 @@ def test_what_happens_is_counted_once_and_remembered(fakes: Fakes, host: Host) -
     print(machine.output("citadel-llm", "report"))
 
 
-def test_a_main_process_that_the_kernel_ends_is_out_of_memory(fakes: Fakes, host: Host) -> None:
-    """With OOMPolicy=continue systemd says "signal" of it."""
+def test_oom_killed_main_process_is_counted_once(fakes: Fakes, host: Host) -> None:
+    """With OOMPolicy=continue systemd reports the result "signal"."""
     machine = host.machine
     unit = fakes.make("greedy", RESTART_SEC=0.2, MEMORY_LIMIT_GB=0.2)
     fakes.start("greedy")
@@ -107,12 +107,12 @@ def test_a_main_process_that_the_kernel_ends_is_out_of_memory(fakes: Fakes, host
         kind: sample(host, f'failures_total{{result="{kind}",service="greedy"}}')
         for kind in ("out-of-memory", "signal")
     }
-    # Once, and by its right name if the group with the kernel's count outlives the process long enough to be read.
+    # Counted once, and as out-of-memory if the cgroup outlives the process long enough for the count to be read.
     assert sum(failures.values()) == 1, failures
     print(f"killed at the memory limit, counted as {[kind for kind in failures if failures[kind]]}")
 
 
-def test_nothing_secret_is_told(fakes: Fakes, host: Host) -> None:
+def test_monitor_exposes_no_secret(fakes: Fakes, host: Host) -> None:
     machine = host.machine
     machine.write("/etc/citadel-llm/monitor.key", "secret-key-of-the-test\n")
     machine.run("chmod", "0600", "/etc/citadel-llm/monitor.key")
@@ -121,14 +121,14 @@ def test_nothing_secret_is_told(fakes: Fakes, host: Host) -> None:
     until(lambda: one(host, "keyed")["ready"], "the instance is ready")
     pid = machine.show("citadel-llm@keyed", "MainPID")["MainPID"]
     has = machine.output("sh", "-c", f"cat /proc/{pid}/root/run/credentials/citadel-llm@keyed.service/api-key")
-    assert has == "secret-key-of-the-test", "the key is where it can be told from"
-    # Until what has been seen is written down.
+    assert has == "secret-key-of-the-test", "the service has the key"
+    # Wait until the monitor has written its store.
     machine.run("sleep", "11")
     urls = (f"{HEALTH}/services", f"{HEALTH}/services/keyed", f"{HEALTH}/targets", METRICS)
     told = {url: machine.output("curl", "-s", url) for url in urls}
     files = machine.inside(STORE).parent.glob("monitor.sqlite*")
     told["the store"] = b"".join(file.read_bytes() for file in files).decode("latin-1")
-    assert not [where for where, text in told.items() if "keyed" not in text], "each tells of the instance"
+    assert not [where for where, text in told.items() if "keyed" not in text], "each place mentions the instance"
     told |= {"the journal": said(host), "status": machine.output("systemctl", "show", UNIT)}
     assert "following systemd" in told["the journal"]
     assert not [where for where, text in told.items() if "secret-key" in text]
@@ -140,7 +140,7 @@ def test_bad_requests_get_a_plain_answer(monitor: Host) -> None:
         assert (status, set(answer)) == (404, {"detail"}), path
     machine = monitor.machine
     long = machine.output("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", f"{HEALTH}/{'x' * 100000}")
-    # What arrives in one piece is an unknown path; what does not is more than a request may have.
+    # A request that arrives in one piece has an unknown path; otherwise it exceeds the size limit.
     assert long in ("400", "404")
     kind = "%{content_type}"
     for path in (f"{HEALTH}/services", METRICS, "http://127.0.0.1:8000/"):
@@ -151,9 +151,7 @@ def test_bad_requests_get_a_plain_answer(monitor: Host) -> None:
 
 
 @pytest.mark.parametrize("edit", ["PORT=$nonsense", "PORT=12999\nMAX_TASKS=999"])
-def test_one_whose_settings_have_changed_while_it_runs_is_asked_where_it_is(
-    fakes: Fakes, host: Host, edit: str
-) -> None:
+def test_edited_settings_do_not_change_the_probed_address(fakes: Fakes, host: Host, edit: str) -> None:
     machine = host.machine
     fakes.make("edited")
     fakes.start("edited")
@@ -164,7 +162,7 @@ def test_one_whose_settings_have_changed_while_it_runs_is_asked_where_it_is(
     machine.run("systemctl", "daemon-reload")
     limit = "999" if "999" in edit else "1000"
     until(lambda: one(host, "edited")["tasks_limit"] == int(limit), "the new limit is reported")
-    # Long enough for the monitor to have asked again; and one that has not seen it start knows too.
+    # Long enough for another probe; a restarted monitor, which has not seen the start, knows the address too.
     machine.run("sleep", "4")
     for _ in range(2):
         found = one(host, "edited")

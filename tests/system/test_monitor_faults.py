@@ -1,4 +1,4 @@
-"""What the monitor survives, on a booted machine."""
+"""Faults that the monitor survives on a booted machine."""
 
 import json
 
@@ -27,10 +27,10 @@ def test_no_instance_delays_the_answers_for_others(fakes: Fakes, host: Host) -> 
     assert one(host, "fake-never")["reason"].endswith("does not answer within 3 s")
     for _ in range(20):
         took = host.machine.output("curl", "-s", "-o", "/dev/null", "-w", "%{time_total}", f"{HEALTH}/services")
-        assert float(took) < 2  # it would be 3 if it waited for one that does not answer
+        assert float(took) < 2  # 3 s if the monitor waited for the instance that does not answer
 
 
-def test_a_taken_port_is_said_and_had_later(monitor: Host) -> None:
+def test_monitor_port_in_use_is_reported_and_bound_later(monitor: Host) -> None:
     machine = monitor.machine
     machine.run("systemctl", "stop", UNIT)
     thief = ("systemd-run", "--unit=thief", "/usr/bin/python3", "-m", "http.server", "--bind", "127.0.0.1", "9090")
@@ -52,7 +52,7 @@ def test_a_taken_port_is_said_and_had_later(monitor: Host) -> None:
     assert "cannot" not in machine.show(UNIT, "StatusText")["StatusText"]
 
 
-def test_changed_ports_take_a_restart_and_an_address_may_come_later(monitor: Host) -> None:
+def test_changed_ports_need_a_restart_and_a_late_address_is_bound(monitor: Host) -> None:
     machine = monitor.machine
     file = machine.inside("/etc/default/citadel-llm")
     before = file.read_text()
@@ -74,7 +74,7 @@ def test_changed_ports_take_a_restart_and_an_address_may_come_later(monitor: Hos
     assert get(monitor, "")[0] == 200
 
 
-def test_one_port_for_health_and_metrics_is_said(monitor: Host) -> None:
+def test_equal_health_and_metrics_port_is_reported(monitor: Host) -> None:
     machine = monitor.machine
     file = machine.inside("/etc/default/citadel-llm")
     before = file.read_text()
@@ -123,7 +123,7 @@ print(rows.fetchone()[0])
 
 
 @pytest.mark.parametrize("signal", ["TERM", "KILL"])
-def test_the_monitor_is_ended_while_it_writes(fakes: Fakes, host: Host, signal: str) -> None:
+def test_monitor_ended_during_a_write_loses_no_record(fakes: Fakes, host: Host, signal: str) -> None:
     """A lock on the database keeps the monitor in the middle of its first write."""
     machine, name = host.machine, f"past-{signal.lower()}"
     unit = fakes.make(name)
@@ -131,7 +131,7 @@ def test_the_monitor_is_ended_while_it_writes(fakes: Fakes, host: Host, signal: 
     until(lambda: one(host, name)["ready"], "the instance is ready")
     machine.run("systemctl", "kill", "--kill-whom=main", "--signal=USR1", unit)
     counted = f'failures_total{{result="engine-died",service="{name}"}}'
-    machine.run("systemctl", "restart", UNIT)  # which writes
+    machine.run("systemctl", "restart", UNIT)  # a stop writes the store
     until(lambda: sample(host, counted) == 1, "the failure is counted")
     machine.run("systemctl", "restart", UNIT)
     assert (sample(host, counted), host.python(COUNT, STORE, name)) == (1, "1")
@@ -159,7 +159,7 @@ def test_the_monitor_is_ended_while_it_writes(fakes: Fakes, host: Host, signal: 
 
 
 def test_the_report_reads_the_store_of_a_killed_monitor(monitor: Host) -> None:
-    """As a user who may not write there; the log of the database is left behind."""
+    """As a user without write access; the killed monitor leaves its write-ahead log."""
     machine = monitor.machine
     machine.run("systemctl", "restart", UNIT)
     wal = machine.inside(f"{STORE}-wal")
@@ -180,7 +180,7 @@ def test_the_report_reads_the_store_of_a_killed_monitor(monitor: Host) -> None:
         machine.run("systemctl", "start", UNIT)
 
 
-def test_a_full_disk_is_said_and_survived(monitor: Host) -> None:
+def test_monitor_reports_and_survives_a_full_disk(monitor: Host) -> None:
     machine = monitor.machine
     folder = STORE.rpartition("/")[0]
     machine.run("systemctl", "stop", UNIT)
@@ -201,7 +201,7 @@ def test_a_full_disk_is_said_and_survived(monitor: Host) -> None:
         machine.run("systemctl", "start", UNIT)
 
 
-def test_the_bus_goes_away_and_comes_back(fakes: Fakes, host: Host) -> None:
+def test_monitor_survives_loss_of_the_bus(fakes: Fakes, host: Host) -> None:
     machine = host.machine
     fakes.make("bus")
     fakes.start("bus")

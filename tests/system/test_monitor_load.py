@@ -8,19 +8,19 @@ from .watching import METRICS, UNIT, get, one, resident, said
 
 
 def names(host: Host) -> set[str]:
-    """Of whom systemd's word is known."""
+    """Instances whose state the monitor knows from systemd."""
     return {found["name"] for found in get(host)[1]["services"] if found["state"] != "unknown"}
 
 
-def test_thousands_of_settings_files_are_followed_and_forgotten(fakes: Fakes, host: Host) -> None:
-    """Far more than dbus-daemon lets one connection ask at once; the next tests find the monitor as this leaves it."""
+def test_monitor_follows_thousands_of_settings_files(fakes: Fakes, host: Host) -> None:
+    """Far more units than dbus-daemon lets one connection query at once; the next tests use the same monitor."""
     machine = host.machine
     held = [fakes.make(f"held-{number}") for number in range(150)]
     idle = {f"idle-{number}" for number in range(2000)}
     for name in idle:
         machine.inside(f"/etc/default/citadel-llm-{name}").write_text("MODEL=/srv/m\nPORT=11500\n")
     try:
-        # systemd holds those that are enabled, and has to be asked for each of them.
+        # systemd keeps enabled units loaded, so the monitor has to query each of them.
         machine.run("systemctl", "enable", "--quiet", *held)
         print(f"known after {until(lambda: names(host) >= idle | set(fakes.names), 'all instances are known'):.1f} s")
         until(
@@ -72,7 +72,7 @@ assert time.monotonic() - begin < 60
 """
 
 
-def test_many_requests_and_half_ones_are_bounded(monitor: Host) -> None:
+def test_monitor_handles_many_and_incomplete_requests(monitor: Host) -> None:
     machine = monitor.machine
     before = machine.show(UNIT, "MainPID", "NRestarts")
     print(machine.output("/opt/citadel/env/bin/python", "-I", "-c", MANY, timeout=200))
@@ -100,7 +100,7 @@ assert opened > 3000 and statuses == {200}, statuses
 """
 
 
-def test_no_number_of_clients_makes_a_model_look_down(fakes: Fakes, host: Host) -> None:
+def test_client_flood_does_not_make_instance_look_down(fakes: Fakes, host: Host) -> None:
     machine = host.machine
     fakes.make("flooded")
     fakes.start("flooded")
@@ -112,7 +112,7 @@ def test_no_number_of_clients_makes_a_model_look_down(fakes: Fakes, host: Host) 
     assert "out of system resource" not in said(host) and "too few descriptors" not in said(host)
 
 
-def test_fifty_instances(fakes: Fakes, host: Host) -> None:
+def test_monitor_of_fifty_instances_stays_within_bounds(fakes: Fakes, host: Host) -> None:
     machine = host.machine
     names = [f"many-{number}" for number in range(50)]
     for name in names:
@@ -133,4 +133,4 @@ def test_fifty_instances(fakes: Fakes, host: Host) -> None:
     size = resident(host)
     print(f"50 instances: {size:.0f} MB, scrapes {scrape:.0f} ms (most {max(times):.0f}), {busy:g} % of a core")
     assert size <= 80
-    assert scrape <= 500  # far from its 30 ms, for a busy test host; the bound itself is the benchmark's
+    assert scrape <= 500  # well above the usual 30 ms, for a busy test host; the benchmark checks the bound

@@ -40,7 +40,7 @@ def test_bytes_that_are_not_utf8_are_named_and_refused(host: Host) -> None:
         machine.run("sh", "-c", "rm /etc/default/citadel-llm-caf*")
 
 
-def test_a_model_whose_weights_have_such_a_name_is_refused(host: Host) -> None:
+def test_model_with_weight_name_that_is_not_utf8_is_refused(host: Host) -> None:
     machine = host.machine
     shutil.copytree(machine.inside(TINY_MODEL), machine.inside(MODEL))
     try:

@@ -1,4 +1,4 @@
-"""The status page as the real monitor serves it, in Debian's Chromium; tests/package/test_page.py has its faults."""
+"""The status page of the real monitor in Debian's Chromium; tests/package/test_page.py covers its error cases."""
 
 import os
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ ADDRESS = "http://127.0.0.1:8000/"
 
 @pytest.fixture
 def browser(host: Host, request: pytest.FixtureRequest) -> Iterator[Browser]:
-    """A browser of this host in the machine's network; what it showed when a test failed is kept."""
+    """A browser of this host in the machine's network; a screenshot is kept if a test fails."""
     host.machine.run("systemctl", "start", "citadel-llm-monitor")
     leader = host.machine.inside("/").parts[2]
     failed = request.session.testsfailed
@@ -25,7 +25,7 @@ def browser(host: Host, request: pytest.FixtureRequest) -> Iterator[Browser]:
         if request.session.testsfailed > failed:
             picture = CACHE / "screenshots" / f"{request.node.name}-machine.png"
             browser.screenshot(picture)
-            print(f"\nwhat the page looked like: {picture}")
+            print(f"\nscreenshot of the page: {picture}")
 
 
 def cell(name: str, label: str) -> str:
@@ -33,7 +33,7 @@ def cell(name: str, label: str) -> str:
     return f"{row}.querySelector('[data-label=\"{label}\"]').innerText"
 
 
-def test_it_shows_a_model_that_starts_serves_and_is_stopped(host: Host, browser: Browser) -> None:
+def test_page_shows_instance_starting_serving_and_stopped(host: Host, browser: Browser) -> None:
     machine = host.machine
     browser.go(ADDRESS)
     browser.wait("document.querySelectorAll('#models tbody tr').length >= 5")
@@ -48,11 +48,11 @@ def test_it_shows_a_model_that_starts_serves_and_is_stopped(host: Host, browser:
     assert browser.value("document.getElementById('summary').innerText").startswith("1 of 1 model ready")
     machine.run("systemctl", "stop", "citadel-llm@test")
     browser.wait(f"{cell('test', 'State')}.includes('stopped')")
-    # An answer of 503 is a complaint of the network; one about the policy or an error of the script is not.
+    # The answer 503 causes a network message; policy violations and script errors cause other messages.
     assert [line for line in browser.console if '"source": "network"' not in line] == []
 
 
-def test_it_says_that_the_monitor_is_gone_and_comes_back_with_it(host: Host, browser: Browser) -> None:
+def test_page_reports_a_stopped_monitor_and_recovers(host: Host, browser: Browser) -> None:
     browser.go(ADDRESS)
     browser.wait("document.querySelectorAll('#models tbody tr').length >= 5")
     host.machine.run("systemctl", "stop", "citadel-llm-monitor")
@@ -61,8 +61,8 @@ def test_it_says_that_the_monitor_is_gone_and_comes_back_with_it(host: Host, bro
     browser.wait("document.getElementById('stale').innerText === ''")
 
 
-def test_a_reason_that_a_model_writes_is_text(host: Host, browser: Browser) -> None:
-    """The settings name a model that is not there, with markup in its name; the reason quotes it."""
+def test_markup_in_a_reason_is_shown_as_text(host: Host, browser: Browser) -> None:
+    """The settings name a missing model with markup in its name; the reason quotes the name."""
     host.settings("hostile", MODEL='"/srv/<img src=x onerror=document.title=1>"', PORT=11497)
     host.machine.run("systemctl", "start", "citadel-llm@hostile", check=False)
     browser.go(ADDRESS)

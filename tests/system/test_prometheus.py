@@ -1,4 +1,4 @@
-"""A real Prometheus, Debian's, collects from the monitor and a model, and has what the dashboard and the alerts ask."""
+"""Debian's Prometheus scrapes the monitor and a model; it has the series that the dashboard and the alerts query."""
 
 import json
 import math
@@ -13,9 +13,9 @@ from waiting import until
 from .conftest import Host
 
 SHIPPED = "/usr/share/citadel-llm"
-# 9090, its default, is METRICS_PORT: docs/monitoring.md says so.
+# Its default, 9090, is METRICS_PORT, see docs/monitoring.md.
 ADDRESS = "127.0.0.1:9091"
-# What is shipped, asked more often: rates need several samples within the test.
+# The shipped config with a shorter interval: rates need several samples within the test.
 FAST_SEC = 2
 LOAD = """
 import sys, time
@@ -28,7 +28,7 @@ while time.monotonic() < end:
 
 
 class Prometheus:
-    """One that runs in the machine of a host."""
+    """A Prometheus that runs in the machine of a host."""
 
     def __init__(self, host: Host) -> None:
         self.machine = host.machine
@@ -41,14 +41,14 @@ class Prometheus:
         return told["data"]
 
     def ask(self, query: str) -> list[dict[str, Any]]:
-        """The samples that a query has now."""
+        """The current samples of a query."""
         samples: list[dict[str, Any]] = self.get("query", query=query)["result"]
         return samples
 
 
 @pytest.fixture
 def prometheus(host: Host) -> Iterator[Prometheus]:
-    """It collects what the shipped file says, from the monitor and from `test`, which serves."""
+    """Scrapes the monitor and the running instance `test` with the shipped scrape config."""
     program = shutil.which("prometheus")
     assert program, "no prometheus here: apt install prometheus"
     machine = host.machine
@@ -77,7 +77,7 @@ def prometheus(host: Host) -> Iterator[Prometheus]:
 
 
 def queries(machine_file: str) -> dict[str, list[str]]:
-    """By panel, what Grafana sends for all models."""
+    """The queries of each panel, as Grafana sends them for all models."""
     found: dict[str, list[str]] = {}
     for panel in json.loads(machine_file)["panels"]:
         for target in panel.get("targets", ()):
@@ -87,8 +87,8 @@ def queries(machine_file: str) -> dict[str, list[str]]:
     return found
 
 
-def test_every_panel_has_data_and_an_alert_reaches_its_reader(host: Host, prometheus: Prometheus) -> None:
-    """A model whose settings are refused gives the panel of failures something to show, and the alerts too."""
+def test_every_panel_has_data_and_an_alert_fires(host: Host, prometheus: Prometheus) -> None:
+    """An instance with refused settings provides data for the failures panel and for the alerts."""
     host.settings("refused", MODEL="/nowhere", PORT=11498)
     # Both jobs are up, and vLLM's series carry the model's name.
     jobs = {"citadel-llm-monitor", "citadel-llm-models"}
@@ -113,7 +113,7 @@ def test_every_panel_has_data_and_an_alert_reaches_its_reader(host: Host, promet
     rate = prometheus.ask("sum by (service) (rate(vllm:generation_tokens_total[20s]))")
     assert float(rate[0]["value"][1]) > 1, "tokens per second under load"
 
-    # It stays failed: a minute later the alert fires, and its words are whole.
+    # The instance stays failed: a minute later the alert fires with complete texts.
     def fires() -> list[dict[str, Any]]:
         told = prometheus.get("alerts")["alerts"]
         return [one for one in told if one["labels"]["alertname"] == "CitadelLlmDown" and one["state"] == "firing"]
@@ -123,15 +123,15 @@ def test_every_panel_has_data_and_an_alert_reaches_its_reader(host: Host, promet
     assert alert["labels"]["service"] == "refused"
     assert alert["annotations"]["summary"] == "Model refused does not answer"
     assert "`systemctl status citadel-llm@refused`" in alert["annotations"]["description"]
-    # Nothing else is wrong: a model that nobody has started is no alert. How long a start takes is not asked here.
+    # No other alert fires: a model that was never started causes none. Alerts on start-up times are not checked here.
     others = 'ALERTS{alertstate="firing", service!="refused", alertname!~".*(SlowStart|Budget).*"}'
     assert [one["metric"]["alertname"] for one in prometheus.ask(others)] == []
 
 
-def test_a_model_that_stops_is_no_target_any_more(host: Host, prometheus: Prometheus) -> None:
+def test_stopped_instance_is_removed_from_targets(host: Host, prometheus: Prometheus) -> None:
     until(lambda: prometheus.ask('up{job="citadel-llm-models", service="test"} == 1'), "the model is a target")
     host.machine.run("systemctl", "stop", "citadel-llm@test")
     until(lambda: len(prometheus.get("targets", state="active")["activeTargets"]) == 1, "the target is gone")
-    # Prometheus ends the series of a target that is gone a few intervals later.
+    # Prometheus ends the series of a removed target a few intervals later.
     until(lambda: prometheus.ask('up{job="citadel-llm-models"}') == [], "the series has ended")
     assert prometheus.ask('citadel_llm_service_state{service="test", state="stopped"} == 1')

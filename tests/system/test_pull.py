@@ -18,19 +18,19 @@ ENDPOINT = f"http://127.0.0.1:{PORT}"
 MODELS = "/var/lib/citadel-llm/models"
 TARGET = f"{MODELS}/org/tiny"
 PARTS = f"{MODELS}/org/.tiny.partial/.parts"
-BIG, CUT_AFTER, SLOW = 60_000_000, 35_000_000, 15_000_000  # bytes, and a second; they are written in pieces of 10 MB
+BIG, CUT_AFTER, SLOW = 60_000_000, 35_000_000, 15_000_000  # bytes, bytes, bytes a second; written in chunks of 10 MB
 TOKEN, TOKEN_FILE = "hf_OnlyTheAdministratorKnows", "/root/token"
 FAKE_HUB = Path(__file__).resolve().parent.parent / "fake_hub.py"
 
 
 class Hub:
-    """A machine with an instance `pulled`, whose model is on a hub there."""
+    """A machine with a hub and an instance `pulled`, whose model is on that hub."""
 
     def __init__(self, host: Host) -> None:
         self.host, self.machine = host, host.machine
 
     def serve(self, *options: object) -> None:
-        """Start the hub anew, with options of fake_hub.py."""
+        """Restart the hub with options of fake_hub.py."""
         self.stop()
         command = ["python3", "/root/fake_hub.py", str(PORT), "/root/hub", *map(str, options)]
         log = "--property=StandardOutput=truncate:/root/hub.log"
@@ -44,7 +44,7 @@ class Hub:
         return self.machine.run("citadel-llm", "pull", *words, check=False, timeout=60)
 
     def refused(self, *words: str) -> str:
-        """What a pull that fails says."""
+        """The error output of a pull that must fail."""
         done = self.pull(*words)
         assert done.returncode == 1, done
         assert "Traceback" not in done.stderr
@@ -52,7 +52,7 @@ class Hub:
 
     @contextmanager
     def pulling(self, *words: str) -> Iterator[Future[CompletedProcess[str]]]:
-        """A pull under way, of which the first piece has arrived."""
+        """A running pull whose first chunk has arrived."""
         before = self.arrived()
         with ThreadPoolExecutor(1) as pool:
             future = pool.submit(self.pull, *words)
@@ -60,16 +60,16 @@ class Hub:
             yield future
 
     def arrived(self) -> int:
-        """Bytes of files that have not arrived in full."""
+        """Size of the incomplete files in bytes."""
         parts = self.machine.inside(PARTS)
         return sum(part.stat().st_size for part in parts.iterdir()) if parts.is_dir() else 0
 
     def pid(self, instance: str) -> str:
-        """Of the pull under way."""
+        """PID of the running pull."""
         return self.machine.output("pgrep", "-f", f"citadel-llm pull {instance}")
 
     def asked_from(self) -> list[int]:
-        """Where in the large file the requests to this hub began."""
+        """Offsets at which the requests for the large file began."""
         return [
             int(at) for at in re.findall(r"GET big.safetensors from (\d+)", self.machine.output("cat", "/root/hub.log"))
         ]
@@ -92,7 +92,7 @@ def hub(host: Host) -> Iterator[Hub]:
     machine.run("rm", "-rf", f"{MODELS}/org")
 
 
-def test_a_model_is_fetched_resumed_verified_and_served_by_no_root(hub: Hub) -> None:
+def test_pull_resumes_verifies_and_installs_as_service_user(hub: Hub) -> None:
     machine = hub.machine
     hub.serve("--cut-after", CUT_AFTER)
     assert "org/tiny is not on this host" in hub.refused("--verify", "pulled")
@@ -100,7 +100,7 @@ def test_a_model_is_fetched_resumed_verified_and_served_by_no_root(hub: Hub) -> 
     assert (done.returncode, done.stdout) == (0, f"pulled: {TARGET}\n"), done
     assert "/7 big.safetensors (0.06 GB)" in done.stderr
     requests = hub.asked_from()
-    assert len(requests) == 2 and requests[1] > 0, "the second request did not go on where the first broke off"
+    assert len(requests) == 2 and requests[1] > 0, "the second request did not resume where the first ended"
     assert machine.output("stat", "-c", "%U %a", TARGET, f"{TARGET}/big.safetensors").split() == [
         "agent0",
         "755",
@@ -108,7 +108,7 @@ def test_a_model_is_fetched_resumed_verified_and_served_by_no_root(hub: Hub) -> 
         "644",
     ]
     assert machine.output("ls", "-A", f"{MODELS}/org") == "tiny"
-    # Weights in a second format are left where they are, and what pull needed itself is gone.
+    # Weights in a second format are not fetched, and the pull's own files are removed.
     model = machine.output("ls", "-A", TINY_MODEL).split()
     assert sorted(machine.output("ls", "-A", TARGET).split()) == sorted(["big.safetensors", *model])
     assert "as on the hub" in hub.pull("--verify", "pulled").stdout
@@ -116,7 +116,7 @@ def test_a_model_is_fetched_resumed_verified_and_served_by_no_root(hub: Hub) -> 
     assert "missing or damaged: config.json" in hub.refused("--verify", "pulled")
 
 
-def test_what_cannot_be_fetched_is_said_and_nothing_appears(hub: Hub) -> None:
+def test_failed_pull_is_reported_and_leaves_no_model(hub: Hub) -> None:
     machine = hub.machine
     hub.serve()
     hub.host.settings("missing", MODEL="org/none", PORT=11561, HF_ENDPOINT=ENDPOINT)
@@ -129,12 +129,12 @@ def test_what_cannot_be_fetched_is_said_and_nothing_appears(hub: Hub) -> None:
     assert not machine.inside(TARGET).exists()
     assert "there is nothing to fetch" in hub.refused("test")
     assert hub.pull().returncode == 2
-    # And a start does not try.
+    # A start does not download either.
     assert machine.run("systemctl", "start", "citadel-llm@pulled", check=False).returncode != 0
     assert "citadel-llm pull pulled" in machine.show("citadel-llm@pulled", "StatusText")["StatusText"]
 
 
-def test_a_pull_that_was_killed_or_interrupted_goes_on_and_none_disturbs_it(hub: Hub) -> None:
+def test_killed_or_interrupted_pull_resumes_and_excludes_other_pulls(hub: Hub) -> None:
     machine = hub.machine
     hub.serve("--rate", SLOW)
     with hub.pulling("pulled") as first:
@@ -154,7 +154,7 @@ def test_a_pull_that_was_killed_or_interrupted_goes_on_and_none_disturbs_it(hub:
     assert "as on the hub" in hub.pull("--verify", "pulled").stdout
 
 
-def test_a_token_is_read_by_root_alone_and_shown_to_the_hub_alone(hub: Hub) -> None:
+def test_hub_token_is_read_by_root_and_sent_only_to_the_hub(hub: Hub) -> None:
     machine = hub.machine
     machine.write("/root/right", TOKEN)
     hub.serve("--rate", SLOW, "--token-file", "/root/right")
@@ -186,7 +186,7 @@ def test_a_token_is_read_by_root_alone_and_shown_to_the_hub_alone(hub: Hub) -> N
     assert (done.returncode, done.stdout) == (0, f"gated: {MODELS}/org/gated\n"), done
     machine.run("journalctl", "--sync")
     assert TOKEN not in done.stderr + machine.output("journalctl", "--output=cat")
-    # The settings may name the file too.
+    # The settings may name the token file too.
     machine.run("rm", "-r", f"{MODELS}/org/gated")
     hub.host.settings("gated", MODEL="org/gated", PORT=11562, HF_ENDPOINT=ENDPOINT, HUB_TOKEN_FILE=TOKEN_FILE)
     assert hub.pull("gated").returncode == 0
@@ -194,7 +194,7 @@ def test_a_token_is_read_by_root_alone_and_shown_to_the_hub_alone(hub: Hub) -> N
     assert found.stdout == ""
 
 
-def test_a_disk_without_room_before_and_during_a_fetch(hub: Hub) -> None:
+def test_full_disk_fails_pull_before_and_during_download(hub: Hub) -> None:
     machine = hub.machine
     hub.serve("--rate", SLOW)
     owner = machine.output("id", "-u", "agent0")
@@ -216,11 +216,11 @@ def test_a_disk_without_room_before_and_during_a_fetch(hub: Hub) -> None:
         machine.run("umount", MODELS)
 
 
-def test_all_fetches_what_can_be_fetched_and_says_what_cannot(hub: Hub) -> None:
+def test_pull_all_fetches_models_and_reports_failures(hub: Hub) -> None:
     hub.serve()
     hub.host.settings("again", MODEL="org/tiny", PORT=11563, HF_ENDPOINT=ENDPOINT)
     hub.host.settings("broken", MODEL="org/tiny", PORT="none", HF_ENDPOINT=ENDPOINT)
-    # The ready-made instances name no mirror: they follow the caller's.
+    # The shipped instances name no mirror and use the caller's HF_ENDPOINT.
     done = hub.machine.run("env", f"HF_ENDPOINT={ENDPOINT}", "citadel-llm", "pull", "--all", check=False)
     assert (done.returncode, done.stdout) == (1, f"again: {TARGET}\n"), done
     assert "citadel-llm-broken:2: PORT=none is refused" in done.stderr
@@ -228,7 +228,7 @@ def test_all_fetches_what_can_be_fetched_and_says_what_cannot(hub: Hub) -> None:
     assert len(hub.asked_from()) == 1
 
 
-def test_a_start_fetches_only_what_its_settings_allow(hub: Hub) -> None:
+def test_start_downloads_only_with_allow_download(hub: Hub) -> None:
     machine = hub.machine
     machine.inside("/root/hub/big.safetensors").unlink()
     machine.write("/root/right", TOKEN)
@@ -237,7 +237,7 @@ def test_a_start_fetches_only_what_its_settings_allow(hub: Hub) -> None:
     hub.host.settings("fetching", **settings)
     assert machine.run("systemctl", "start", "citadel-llm@fetching", check=False).returncode != 0
     assert machine.output("cat", "/root/hub.log") == ""
-    # The token reaches it as a credential: the file is root's.
+    # The service gets the token as a credential: the file belongs to root.
     machine.run("install", "-m", "600", "/root/right", TOKEN_FILE)
     hub.host.settings("fetching", **settings, ALLOW_DOWNLOAD="yes", HUB_TOKEN_FILE=TOKEN_FILE)
     machine.run("systemctl", "reset-failed", "citadel-llm@fetching")
@@ -247,7 +247,7 @@ def test_a_start_fetches_only_what_its_settings_allow(hub: Hub) -> None:
     assert TOKEN not in machine.output("sh", "-c", f"{everywhere} | tr '\\0' ' '") + hub.host.journal("fetching")
 
 
-def test_a_hub_is_not_trusted_with_the_names_of_files(hub: Hub) -> None:
+def test_pull_refuses_file_names_outside_the_model(hub: Hub) -> None:
     code = """
 import sys
 from huggingface_hub.hf_api import RepoFile

@@ -1,4 +1,4 @@
-"""Bad input on a booted host: a clear last word, the contract's exit status, and no other instance touched."""
+"""Bad input on a booted host: a clear last message, the contract's exit status, no effect on other instances."""
 
 import json
 import os
@@ -50,12 +50,14 @@ def failed_start(host: Host, instance: str) -> tuple[int, str, str]:
             "--middleware os.system is in Python's standard",
         ),
         ({**GOOD, "MAX_MODEL_LEN": 1}, 78, "MAX_MODEL_LEN=1 has no room for a prompt and an answer"),
-        # What only the engine's process finds out, after it has loaded the model.
+        # Errors that only the engine finds, after it has loaded the model.
         ({**GOOD, "VLLM_ARGS": "'--kv-cache-memory-bytes 4096'"}, 78, ONLY_VLLM_SEES),
         ({**GOOD, "VLLM_ARGS": "'--dtype int3'"}, 78, "argument --dtype: invalid choice: 'int3'"),
     ],
 )
-def test_a_refused_start(host: Host, settings: dict[str, str], status: int, words: str) -> None:
+def test_refused_start_reports_reason_and_exit_status(
+    host: Host, settings: dict[str, str], status: int, words: str
+) -> None:
     host.settings("bad", **settings)
     since = host.machine.output("date", "+%s.%N").strip()
     got, text, last = failed_start(host, "bad")
@@ -67,7 +69,7 @@ def test_a_refused_start(host: Host, settings: dict[str, str], status: int, word
     assert (check.returncode == 0) == (words == ONLY_VLLM_SEES), check.stderr
 
 
-def test_weights_that_are_cut_off(host: Host) -> None:
+def test_truncated_weights_are_refused(host: Host) -> None:
     machine = host.machine
     machine.run("cp", "-r", TINY_MODEL, "/srv/cut")
     try:
@@ -82,8 +84,8 @@ def test_weights_that_are_cut_off(host: Host) -> None:
         machine.run("rm", "-r", "/srv/cut")
 
 
-def test_weights_where_services_see_nothing(host: Host) -> None:
-    """What root could read: a check from outside says of it what the start says from inside."""
+def test_weights_in_a_hidden_directory_are_refused(host: Host) -> None:
+    """Files that root can read: the check outside the sandbox reports the same error as the start inside it."""
     machine = host.machine
     machine.run("cp", "-r", TINY_MODEL, "/srv/linked")
     machine.run("mkdir", "/var/lib/elsewhere")
@@ -102,7 +104,7 @@ def test_weights_where_services_see_nothing(host: Host) -> None:
         machine.run("rm", "-r", "/srv/linked", "/var/lib/elsewhere", "/root/template")
 
 
-def test_a_model_beside_lost_and_found(host: Host) -> None:
+def test_model_directory_may_contain_lost_and_found(host: Host) -> None:
     """The root directory of a disk has files that only root may read."""
     machine = host.machine
     machine.run("cp", "-r", TINY_MODEL, "/srv/disk")
@@ -122,7 +124,7 @@ def test_a_model_beside_lost_and_found(host: Host) -> None:
         machine.run("rm", "-r", "/srv/disk")
 
 
-def test_a_missing_settings_file(host: Host) -> None:
+def test_missing_settings_file_is_refused(host: Host) -> None:
     status, text, _ = failed_start(host, "nobody")
     assert status == 78
     assert "citadel-llm-nobody: does not exist; create it" in text
@@ -139,7 +141,7 @@ def test_an_unknown_key_is_named_and_does_not_stop_the_start(host: Host) -> None
     host.settings("odd", **GOOD, MEMORY_LIMIT=4)
     host.machine.run("systemctl", "start", "citadel-llm@odd")
     assert "MEMORY_LIMIT is not a setting and is ignored; did you mean MEMORY_LIMIT_GB?" in host.journal("odd")
-    # And its port is taken now.
+    # The port of the running instance is in use now.
     host.settings("late", **GOOD)
     status, text, _ = failed_start(host, "late")
     assert status == 69
@@ -177,7 +179,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_file_that_is_none(host: Host, kind: str) -> None:
+def test_bad_settings_file_is_refused_and_affects_no_other_instance(host: Host, kind: str) -> None:
     machine = host.machine
     make, words = BAD[kind]
     file = machine.inside("/etc/default/citadel-llm-none")
@@ -190,7 +192,7 @@ def test_a_file_that_is_none(host: Host, kind: str) -> None:
         start = machine.run("systemctl", "start", "citadel-llm@none", check=False)
         shown = machine.show("citadel-llm@none", "ExecMainStatus", "StatusText", "MemoryMax")
         if kind == "unit syntax":
-            # An unknown key is a warning; it is named, and it is nothing to systemd.
+            # An unknown key is only a warning, and systemd ignores it.
             assert (check.returncode, start.returncode) == (0, 0), check.stderr
         else:
             assert (check.returncode, shown["ExecMainStatus"]) == (78, "78"), (check, shown)
@@ -207,20 +209,20 @@ def test_a_file_that_is_none(host: Host, kind: str) -> None:
 
 
 def checked(host: Host, *words: str) -> tuple[int, str]:
-    """Exit status and words of the command."""
+    """Exit status and output of the command."""
     done = host.machine.run("citadel-llm", *words, check=False)
     return done.returncode, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("name", ["../x", "a b", "é", "x" * 300])
-def test_names_that_can_be_no_instance(host: Host, name: str) -> None:
+def test_commands_refuse_invalid_instance_names(host: Host, name: str) -> None:
     for verb in ("start", "status", "show", "check", "logs"):
         status, said = checked(host, verb, name)
         assert status in (4, 78), (verb, said)
         assert "Traceback" not in said
 
 
-def test_check_sees_the_neighbours_the_port_and_unreadable_models(host: Host) -> None:
+def test_check_reports_port_conflicts_and_unreadable_files(host: Host) -> None:
     host.settings("one", MODEL=TINY_MODEL, PORT=11525, KV_CACHE_GB=0.25)
     host.settings("two", MODEL=TINY_MODEL, PORT=11525, KV_CACHE_GB=0.25, REQUIRES="nobody")
     status, said = checked(host, "check", "two")
@@ -251,7 +253,7 @@ def test_check_sees_the_neighbours_the_port_and_unreadable_models(host: Host) ->
     host.machine.run("systemctl", "stop", "squatter")
 
 
-def test_a_circle_is_named_and_stops_no_other(host: Host) -> None:
+def test_dependency_cycle_is_named_and_other_instances_start(host: Host) -> None:
     for name, needed, port in (("one", "two", 11525), ("two", "one", 11526)):
         host.settings(name, MODEL=TINY_MODEL, PORT=port, KV_CACHE_GB=0.25, REQUIRES=needed)
     for verb in ("check", "start"):

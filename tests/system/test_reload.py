@@ -1,4 +1,4 @@
-"""A reload under load: no request fails or is cut."""
+"""A reload under load: no request fails or is aborted."""
 
 import json
 import re
@@ -51,18 +51,18 @@ def test_no_request_fails_through_ten_reloads(host: Host, method: str, beside: b
 
 
 def fork_server(host: Host) -> str:
-    """PID of what the shared machine's only instance forks its servers from."""
+    """PID of the fork server of the only instance that runs in the shared machine."""
     return host.machine.output("pgrep", "-f", "^VLLM::ForkServer")
 
 
-def test_a_reload_takes_in_variables_and_forgets_them(host: Host) -> None:
-    """Also those that are read when a library is loaded, long before the server is forked."""
+def test_reload_sets_and_unsets_environment_variables(host: Host) -> None:
+    """Including variables that a library reads when it is loaded, long before the server is forked."""
     settings = {"MODEL": TINY_MODEL, "PORT": PORT, "KV_CACHE_GB": 0.25}
     host.settings("variables", **settings)
     host.machine.run("systemctl", "start", "citadel-llm@variables")
 
     def reloaded(**more: str | int) -> tuple[int, int]:
-        """Threads of the engine, and its lines in the journal at the level of debugging, after a reload."""
+        """Number of the engine's threads, and of its DEBUG lines in the journal, after a reload."""
         host.settings("variables", **settings, **more)
         host.machine.run("systemctl", "reload", "citadel-llm@variables")
         ask = f"http://127.0.0.1:{PORT}/v1/completions"
@@ -80,8 +80,8 @@ def test_a_reload_takes_in_variables_and_forgets_them(host: Host) -> None:
     assert (quiet, silence) == (0, 0) and loud > 0
 
 
-def test_an_engine_that_dies_while_its_successor_loads(host: Host) -> None:
-    """A changed variable makes for a long load: an import. Who asks meanwhile waits for the new server."""
+def test_requests_wait_if_the_engine_dies_during_a_reload(host: Host) -> None:
+    """A changed variable requires an import, so loading takes long. Requests wait for the new server."""
     settings = {"MODEL": TINY_MODEL, "PORT": PORT, "KV_CACHE_GB": 0.25}
     host.settings("dying", **settings)
     host.machine.run("systemctl", "start", "citadel-llm@dying")
@@ -99,8 +99,8 @@ def test_an_engine_that_dies_while_its_successor_loads(host: Host) -> None:
     assert state["failures"] == {"engine-died": 1}
 
 
-def test_a_stream_may_last_longer_than_the_drain_while_tokens_come(host: Host) -> None:
-    """Two dozen at once on half a core, for the tiny model would be through too soon."""
+def test_stream_with_tokens_may_outlast_the_drain_timeout(host: Host) -> None:
+    """Two dozen choices at once on half a core, because the tiny model would finish too soon."""
     tokens, choices = 1900, 24
     drain = 2.0
     settings = {"MODEL": TINY_MODEL, "PORT": PORT, "KV_CACHE_GB": 0.25, "CPU_CORES": 0.5, "DRAIN_TIMEOUT_SEC": drain}

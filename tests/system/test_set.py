@@ -47,7 +47,7 @@ for round in range(1000):
     sha256sum </etc/default/citadel-llm-edited
 done | sort | uniq -c
 """
-"""Kills the change of a file at 40 moments; prints the files that were there then, with a count."""
+"""Kills a change of a file at 40 moments; prints the checksums of the resulting files, with counts."""
 
 
 def content(host: Host) -> str:
@@ -55,7 +55,7 @@ def content(host: Host) -> str:
 
 
 def set_(host: Host, *words: str, verb: str = "set") -> dict[str, str]:
-    """Change `edited`; when each key takes effect."""
+    """Change `edited`; return when each key takes effect."""
     changed: dict[str, str] = json.loads(host.machine.output("citadel-llm", verb, "edited", *words, "--json"))[
         "changed"
     ]
@@ -63,7 +63,7 @@ def set_(host: Host, *words: str, verb: str = "set") -> dict[str, str]:
 
 
 def model(host: Host) -> dict[str, object]:
-    """What vLLM says of its model."""
+    """The model as vLLM describes it."""
     answer = host.machine.output("curl", "-sf", f"http://127.0.0.1:{PORT}/v1/models")
     (one,) = json.loads(answer)["data"]
     found: dict[str, object] = one
@@ -114,7 +114,7 @@ def test_a_changed_setting_reaches_systemd_and_vllm(host: Host) -> None:
     assert content(host) == COMMENTED + "OMP_WAIT_POLICY=passive\n"
 
 
-def test_a_change_that_a_start_would_refuse_is_not_made(host: Host) -> None:
+def test_set_refuses_changes_that_a_start_would_refuse(host: Host) -> None:
     machine = host.machine
     host.settings("edited", MODEL=TINY_MODEL, PORT=PORT, KV_CACHE_GB=0.25)
     before = content(host)
@@ -138,17 +138,17 @@ def test_a_change_that_a_start_would_refuse_is_not_made(host: Host) -> None:
     done = machine.run(*as_nobody, "citadel-llm", "set", "edited", "PORT=11600", check=False)
     assert (done.returncode, "run it with sudo" in done.stderr) == (1, True), done.stderr
     assert content(host) == before
-    # A model that `pull` has yet to fetch has to be named first.
+    # A model must be named before `pull` can fetch it.
     assert set_(host, "MODEL=org/name") == {"MODEL": "start"}
     assert [file.name for file in machine.inside("/etc/default").glob("*citadel-llm-[ed]*")] == ["citadel-llm-edited"]
 
 
-def test_a_killed_change_leaves_the_old_file_or_the_new_one(host: Host) -> None:
+def test_killed_set_leaves_the_old_or_the_new_file(host: Host) -> None:
     host.settings("edited", MODEL=TINY_MODEL, PORT=PORT, OMP_X=0)
     begin = time.monotonic()
     seen = host.machine.output("bash", "-c", KILLED).splitlines()
     SUMMARY.append(f"killed 40 times in {time.monotonic() - begin:.0f} s: {len(seen)} different files")
-    # The first file, and those with the one and the other value.
+    # The original file, and the files with either value.
     assert 2 <= len(seen) <= 3, seen
     assert content(host).startswith(f"MODEL={TINY_MODEL}\nPORT={PORT}\nOMP_X=")
     set_(host, "OMP_X=2")
@@ -156,7 +156,7 @@ def test_a_killed_change_leaves_the_old_file_or_the_new_one(host: Host) -> None:
     assert not host.machine.inside("/etc/default/.citadel-llm-draft").exists()
 
 
-def test_two_at_once_lose_nothing(host: Host) -> None:
+def test_concurrent_set_loses_no_change(host: Host) -> None:
     host.settings("edited", MODEL=TINY_MODEL, PORT=PORT)
     host.machine.run("bash", "-c", TOGETHER)
     lines = set(content(host).splitlines())

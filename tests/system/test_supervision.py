@@ -1,4 +1,4 @@
-"""What the main process does when loading stalls, a reload fails, or a request has no key; test_faults.py the rest."""
+"""The main process when loading stalls, a reload fails, or a request has no key; see test_faults.py for the rest."""
 
 import json
 import time
@@ -9,26 +9,26 @@ from waiting import until
 from .conftest import TINY_MODEL, Host
 
 SETTINGS = {"MODEL": TINY_MODEL, "PORT": 11540, "KV_CACHE_GB": 0.25}
-# A request that the dying server had accepted is lost with it; the next one waits for the new server.
+# A request that a dying server had accepted is lost; the next request waits for the new server.
 RETRY = "--retry 3 --retry-all-errors --retry-delay 0"
 STATUS_OF = f"curl -s {RETRY} -o /root/answer -w %{{http_code}} -H 'Content-Type: application/json' "
 REQUEST = """-d '{"prompt": "x", "max_tokens": 1}' http://127.0.0.1:11540/v1/completions"""
 
 
 def wait_for(host: Host, instance: str, name: str, value: str) -> float:
-    """Wait until a property of the unit has a value; the seconds that took."""
+    """Wait until a property of the unit has a value; return the seconds waited."""
     return until(lambda: host.machine.show(f"citadel-llm@{instance}", name)[name] == value, f"{name} is {value}")
 
 
 def test_the_start_timeout_is_extended_while_loading_progresses(host: Host) -> None:
-    """On half a core, since a whole one may be ready within the four seconds."""
+    """On half a core, because with a whole core the start may take less than four seconds."""
     host.settings("slow", **SETTINGS, START_TIMEOUT_SEC=4, CPU_CORES=0.5)
     begin = time.monotonic()
     host.machine.run("systemctl", "start", "citadel-llm@slow")
     assert time.monotonic() - begin > 4, "too quick to show anything"
 
 
-def test_a_start_that_stands_still_runs_into_the_timeout(host: Host) -> None:
+def test_stalled_start_ends_at_the_timeout(host: Host) -> None:
     host.settings("hung", **SETTINGS, START_TIMEOUT_SEC=3)
     host.machine.run("systemctl", "start", "--no-block", "citadel-llm@hung")
     wait_for(host, "hung", "StatusText", "Importing vLLM")
@@ -71,12 +71,12 @@ def test_a_stop_ends_in_time_though_a_stream_outlasts_the_drain(host: Host) -> N
 
 
 def wait_until_ready(host: Host, instance: str) -> None:
-    """Wait until the main process too has had its answer; a waiting client may have had one just before."""
+    """Wait until the main process reports Ready; a waiting client may be answered shortly before."""
     unit = f"citadel-llm@{instance}"
     until(lambda: host.machine.show(unit, "StatusText")["StatusText"].startswith("Ready"), "the instance is ready")
 
 
-def test_a_key_is_asked_for_and_shown_nowhere(host: Host) -> None:
+def test_key_is_required_and_not_exposed(host: Host) -> None:
     host.machine.write("/etc/citadel-llm/parts.key", "secret-of-the-test\n")
     host.machine.run("chmod", "0600", "/etc/citadel-llm/parts.key")
     host.settings("keyed", **SETTINGS, API_KEY_FILE="/etc/citadel-llm/parts.key")
@@ -91,8 +91,8 @@ def test_a_key_is_asked_for_and_shown_nowhere(host: Host) -> None:
     assert "secret-of-the-test" not in seen
 
 
-def test_a_key_file_that_cannot_be_honoured_is_no_open_door(host: Host) -> None:
-    """Empty, at a start or a reload: refused, or closed to all, and never served to everybody."""
+def test_empty_key_file_does_not_disable_authentication(host: Host) -> None:
+    """A start with an empty key file is refused; after a reload with it, every request is refused."""
     host.machine.write("/etc/citadel-llm/empty.key", "\n")
     host.settings("open", **SETTINGS, API_KEY_FILE="/etc/citadel-llm/empty.key")
     assert host.machine.run("systemctl", "start", "citadel-llm@open", check=False).returncode != 0
@@ -104,7 +104,7 @@ def test_a_key_file_that_cannot_be_honoured_is_no_open_door(host: Host) -> None:
         "".join(f"{key}={value}\n" for key, value in SETTINGS.items()) + "API_KEY_FILE=/etc/citadel-llm/empty.key\n"
     )
     host.machine.write("/etc/default/citadel-llm-open", with_key)
-    # What the generator has not seen yet is read all the same.
+    # The reload reads the key file although the generator has not seen the new setting.
     host.machine.run("systemctl", "reload", "citadel-llm@open")
     assert host.machine.output("sh", "-c", f"{STATUS_OF} {REQUEST}") == "401"
     assert "until then nobody may ask" in host.journal("open")
@@ -117,7 +117,7 @@ def test_a_key_file_that_cannot_be_honoured_is_no_open_door(host: Host) -> None:
         ("restart", "going back to the settings before the reload"),
     ],
 )
-def test_a_reload_whose_settings_start_no_server_goes_back(host: Host, method: str, words: str) -> None:
+def test_failed_reload_returns_to_the_old_settings(host: Host, method: str, words: str) -> None:
     host.settings("back", **SETTINGS, RELOAD_METHOD=method)
     host.machine.run("systemctl", "start", "citadel-llm@back")
     refused = {"VLLM_ARGS": "'--max-num-seqs 300 --max-num-batched-tokens 200'"}

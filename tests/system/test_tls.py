@@ -1,4 +1,4 @@
-"""HTTPS on a booted host: from a key that only root can read to a renewal that no client notices."""
+"""HTTPS on a booted host: a key that only root can read, and a renewal that no client notices."""
 
 import json
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ CLIENT = Path(__file__).resolve().parent.parent / "steady_client.py"
 
 
 class Secure:
-    """An instance whose certificate and key lie on a file system that nothing mounts but its own start."""
+    """An instance whose certificate and key are on a file system that only its own start mounts."""
 
     def __init__(self, host: Host) -> None:
         self.host, self.machine = host, host.machine
@@ -37,7 +37,7 @@ class Secure:
             "MODEL": TINY_MODEL,
             "PORT": PORT,
             "KV_CACHE_GB": 0.25,
-            # On a busy host the client's requests take their time.
+            # On a busy host the client's requests are slow.
             "DRAIN_TIMEOUT_SEC": 280,
             "TLS_CERT_FILE": CERTIFICATE,
             "TLS_KEY_FILE": KEY,
@@ -51,11 +51,11 @@ class Secure:
             self.machine.run("chmod", mode, f"{directory}/{name}")
 
     def shown(self) -> str:
-        """The certificate that a client is shown."""
+        """The certificate that the server presents."""
         return self.machine.output("/usr/bin/python3", "-c", SHOWN) + "\n"
 
     def refused(self, verb: str) -> str:
-        """What a start or a reload that fails says."""
+        """The status text of a start or a reload that must fail."""
         assert self.machine.run("systemctl", verb, UNIT, check=False).returncode == 1
         return self.machine.show(UNIT, "StatusText")["StatusText"]
 
@@ -68,7 +68,7 @@ def secure(host: Host) -> Iterator[Secure]:
     host.machine.run("rm", "-rf", "/etc/systemd/system/srv-keys.mount", "/var/keys")
 
 
-def test_https_from_a_start_to_a_renewal_under_load(secure: Secure) -> None:
+def test_https_serves_through_certificate_renewal_under_load(secure: Secure) -> None:
     machine = secure.machine
     assert not machine.inside(KEY).exists()
     machine.run("systemctl", "start", UNIT)
@@ -79,7 +79,7 @@ def test_https_from_a_start_to_a_renewal_under_load(secure: Secure) -> None:
     assert machine.output("curl", "-s", "--cacert", CERTIFICATE, "-w", "%{http_code}", f"{address}/health") == "200"
     assert machine.run("curl", "-s", f"http://127.0.0.1:{PORT}/health", check=False).returncode != 0
     watched(secure)
-    # The key is nowhere but in its file, which the service's own user may not read.
+    # The key is only in its file, which the service's own user cannot read.
     nowhere(secure)
 
     machine.copy_in(CLIENT, "/root/steady_client.py")
@@ -97,8 +97,8 @@ def test_https_from_a_start_to_a_renewal_under_load(secure: Secure) -> None:
         secure.give(certificate, key)
         machine.run("citadel-llm", "reload", "secure")
         assert secure.shown() == certificate
-        assert secure.host.server("secure") == server, "another certificate takes no other server"
-    # Another server too, when a setting has changed with it.
+        assert secure.host.server("secure") == server, "a new certificate needs no new server"
+    # If a setting has changed too, a new server starts.
     secure.give(made.RSA_CERTIFICATE, made.RSA_KEY)
     secure.host.settings("secure", **secure.settings, MAX_MODEL_LEN=1000)
     machine.run("systemctl", "reload", UNIT)
@@ -111,7 +111,7 @@ def test_https_from_a_start_to_a_renewal_under_load(secure: Secure) -> None:
     assert not asked["failures"], asked["failures"][:5]
     assert min(asked["counts"].values()) > 10
 
-    # What is no good is not taken, and what serves goes on.
+    # An unusable certificate or key is refused, and the old one stays in use.
     for certificate, key, said in (
         (made.CERTIFICATE, made.RSA_KEY, "the key of another certificate"),
         (made.EXPIRED, made.KEY, "certificate has expired"),
@@ -134,7 +134,7 @@ def test_https_from_a_start_to_a_renewal_under_load(secure: Secure) -> None:
 
 
 def watched(secure: Secure) -> None:
-    """The monitor asks it by HTTPS, as does Prometheus by its word, and knows when the certificate ends."""
+    """The monitor probes by HTTPS, gives Prometheus this scheme, and knows when the certificate expires."""
     machine = secure.machine
     health = "http://127.0.0.1:8000/health"
     until(
@@ -151,7 +151,7 @@ def watched(secure: Secure) -> None:
 
 
 def nowhere(secure: Secure) -> None:
-    """The private key is where systemd gives it to the service alone, and not where somebody else could see it."""
+    """The private key is only in the service's credentials, and nowhere that others can read."""
     machine = secure.machine
     line = made.KEY.splitlines()[1][:40]
     seen = machine.output("systemctl", "show", UNIT) + machine.output("systemctl", "cat", UNIT)

@@ -1,4 +1,4 @@
-"""What the tests of the monitor on a booted machine have in common: where it answers, and what it says."""
+"""Shared by the tests of the monitor on a booted machine: its addresses and its answers."""
 
 import json
 from typing import Any
@@ -12,19 +12,19 @@ STORE = "/var/lib/citadel-llm/monitor/monitor.sqlite"
 
 
 def get(host: Host, path: str = "/services") -> tuple[int, Any]:
-    """Status and JSON of an address of the health port."""
+    """Status and JSON of a path of the health port."""
     said = host.machine.output("curl", "-s", "--path-as-is", "--max-time", "10", "-w", "\n%{http_code}", HEALTH + path)
     content, _, status = said.rpartition("\n")
     return int(status), json.loads(content)
 
 
 def one(host: Host, name: str) -> Any:
-    """What is said of one instance."""
+    """The monitor's entry for one instance."""
     return get(host, f"/services/{name}")[1]
 
 
 def sample(host: Host, name: str) -> float:
-    """A sample of the metrics."""
+    """The value of a sample of the metrics."""
     lines = host.machine.output("curl", "-s", "--max-time", "10", METRICS).splitlines()
     return float(next(line for line in lines if line.startswith(f"citadel_llm_service_{name} ")).rpartition(" ")[2])
 

@@ -27,7 +27,7 @@ def no_process_and_no_network(monkeypatch: pytest.MonkeyPatch, request: pytest.F
 
 @pytest.fixture(autouse=True)
 def models_of_tests_are_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Services see nothing in /tmp, where a test has its files."""
+    """Let services see the test's files, which are in /tmp."""
     seen = [place for place in model_directory.PRIVATE if not tmp_path.is_relative_to(place)]
     monkeypatch.setattr(model_directory, "PRIVATE", tuple(seen))
 

@@ -1,4 +1,4 @@
-"""What the tests of the generator have in common: a sound settings file, and what a run makes of it."""
+"""Shared by the tests of the generator: a valid settings file, and the output of a run."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def path_of(name: str) -> str:
 
 
 def made(root: Root) -> tuple[dict[str, str], list[str]]:
-    """What a run writes, and what it says."""
+    """The files that a run writes, and its messages."""
     said: list[str] = []
     generate(str(root.path / "run"), str(root), lambda finding: said.append(str(finding)))
     return files(root.path / "run"), said

@@ -1,4 +1,4 @@
-"""What the tests of the monitor have in common: the words of systemd, and a fleet of instances."""
+"""Shared by the tests of the monitor: properties from systemd, and a fleet of instances."""
 
 import asyncio
 from pathlib import Path
@@ -22,14 +22,14 @@ KILLED = {
 
 
 def write(folder: Path, **files: str) -> None:
-    """Files of a control group; `__` in a name stands for its dot."""
+    """Write files of a control group; `__` in a name stands for a dot."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (folder / name.replace("__", ".")).write_text(text)
 
 
 class Answering:
-    """An endpoint that says what it is told to."""
+    """An endpoint with a configurable answer."""
 
     def __init__(self) -> None:
         self.said: str | None = ""
@@ -41,7 +41,7 @@ class Answering:
 
 
 def state_file(root: Root, name: str, invocation: str = "a") -> StateFile:
-    """What the main process of a run writes; "a" is the run of RUNS."""
+    """The state file that the main process of a run writes; "a" is the run of RUNS."""
     directory = root.path / "run/citadel-llm" / name
     directory.mkdir(parents=True, exist_ok=True)
     return StateFile(directory, invocation)

@@ -27,9 +27,7 @@ def instance(root: Root) -> Root:
     return root
 
 
-def test_keys_are_made_listed_and_revoked_and_only_digests_are_kept(
-    instance: Root, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_keys_are_added_listed_revoked_and_stored_as_digests(instance: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     file = instance.path / "etc/citadel-llm/m.keys"
     key, changed = keys.add("m", "alice", str(instance))
     assert changed
@@ -50,7 +48,7 @@ def test_keys_are_made_listed_and_revoked_and_only_digests_are_kept(
         keys.add("none", "alice", str(instance))
 
 
-def test_no_name_does_not_mean_every_key_written_by_hand(instance: Root) -> None:
+def test_empty_name_does_not_revoke_handwritten_keys(instance: Root) -> None:
     file = instance.path / "etc/citadel-llm/m.keys"
     file.write_text("one-by-hand\nanother-by-hand\n")
     done = CliRunner().invoke(cli, ["key", "revoke", "m", ""])
@@ -58,7 +56,7 @@ def test_no_name_does_not_mean_every_key_written_by_hand(instance: Root) -> None
     assert len(keys.listed("m", str(instance))) == 2
 
 
-def test_a_revocation_is_told_to_all_that_share_the_file(instance: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_revocation_reaches_all_instances_sharing_the_key_file(instance: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     file = instance.path / "etc/citadel-llm/m.keys"
     for name, port in (("m", 1), ("n", 2)):
         instance.instance(name, f"MODEL=/srv/m\nPORT=1150{port}\nAPI_KEY_FILE={file}\n")
@@ -68,7 +66,7 @@ def test_a_revocation_is_told_to_all_that_share_the_file(instance: Root, monkeyp
     (instance.path / "link").symlink_to(file)
     instance.instance("linked", f"MODEL=/srv/m\nPORT=11505\nAPI_KEY_FILE={instance.path}/link\n")
     instance.instance("default", "MODEL=/srv/m\nPORT=11506\n")
-    assert keys.sharing("n", str(instance)) == ["n", "linked", "m", "refused", "unknown"], "unknown may"
+    assert keys.sharing("n", str(instance)) == ["n", "linked", "m", "refused", "unknown"], "unknown may name the file"
 
     told = []
 
@@ -84,7 +82,7 @@ def test_a_revocation_is_told_to_all_that_share_the_file(instance: Root, monkeyp
     assert str(done.exception) == "n has not taken them\nm has not taken them"
 
 
-def test_what_is_left_is_handed_to_the_main_process_that_runs(instance: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remaining_keys_are_sent_to_the_running_main_process(instance: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     (instance.path / "etc/citadel-llm/m.keys").write_text("by-hand\n")
     asked: list[tuple[object, ...]] = []
     refused, pid = "", 7
@@ -98,11 +96,11 @@ def test_what_is_left_is_handed_to_the_main_process_that_runs(instance: Root, mo
 
     def ask(*words: object, sent: Callable[[], None]) -> str:
         asked.append(words)
-        # Whoever reads keys now waits, so that older ones do not arrive later.
+        # Another reader of the keys has to wait, so that it cannot send older keys later.
         directory = os.open(instance.path / "etc/citadel-llm", os.O_RDONLY)
         with pytest.raises(BlockingIOError):
             fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # A main process that does not answer holds up nobody else's keys.
+        # A main process that does not answer does not block other changes of keys.
         sent()
         fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.close(directory)
@@ -118,11 +116,11 @@ def test_what_is_left_is_handed_to_the_main_process_that_runs(instance: Root, mo
         keys.hand_over("m", str(instance))
     pid = 0
     keys.hand_over("m", str(instance))
-    assert len(asked) == 2, "who does not run is not asked"
+    assert len(asked) == 2, "a stopped instance is not asked"
 
 
 @pytest.mark.parametrize("wrong", ["PORT=none\n", "KV_CACHE_GB=8\n", "A B\n", "# x\\\n", "MODEL=$x\n"])
-def test_settings_with_a_fault_keep_no_key_alive(instance: Root, wrong: str) -> None:
+def test_key_can_be_revoked_despite_refused_settings(instance: Root, wrong: str) -> None:
     keys.add("m", "alice", str(instance))
     file = Path(config.instance_file("m", str(instance)))
     file.write_text(file.read_text() + wrong)
@@ -135,7 +133,7 @@ def test_settings_with_a_fault_keep_no_key_alive(instance: Root, wrong: str) -> 
 
 @pytest.mark.parametrize("line", ["API_KEY_FILE=$x", "API_KEY_FILE=x", "API_KEY_FILE = /x", "\0", "# é", "x\r"])
 @pytest.mark.parametrize("before", ["", "API_KEY_FILE=/srv/keys-of-before\n"])
-def test_which_keys_settings_name_is_never_guessed(instance: Root, line: str, before: str) -> None:
+def test_refused_api_key_file_setting_is_not_guessed(instance: Root, line: str, before: str) -> None:
     text = f"{GOOD}{before}{line}\n"
     instance.instance("m", "").write_bytes(text.encode("latin-1"))
     if line == "\0" and before:
@@ -145,7 +143,7 @@ def test_which_keys_settings_name_is_never_guessed(instance: Root, line: str, be
         keys.revoke("m", "alice", str(instance))
 
 
-def test_a_first_key_is_what_settings_lack_that_are_open_to_other_hosts(instance: Root) -> None:
+def test_first_key_makes_settings_open_to_other_hosts_valid(instance: Root) -> None:
     file = instance.instance("m", GOOD + "HOST=192.0.2.7\n")
     with pytest.raises(SettingsRefused, match="citadel-llm key add m"):
         config.load("m", str(instance))
@@ -158,7 +156,7 @@ def test_a_first_key_is_what_settings_lack_that_are_open_to_other_hosts(instance
     assert sorted(path.name for path in file.parent.iterdir()) == [file.name]
 
 
-def test_keys_written_by_hand_stay_as_they_are(instance: Root) -> None:
+def test_handwritten_keys_are_not_changed(instance: Root) -> None:
     file = instance.path / "keys"
     file.write_text("# ours\nby-hand-1\n\n")
     instance.instance("m", GOOD + f"API_KEY_FILE={file}\n")
@@ -168,8 +166,8 @@ def test_keys_written_by_hand_stay_as_they_are(instance: Root) -> None:
     assert [one.digest for one in keys.listed("m", str(instance))] == [api_keys.digest("by-hand-1")]
 
 
-def test_two_at_once_lose_no_key(instance: Root) -> None:
-    """Neither a key nor the settings' line that names their file; tests/system has them be processes."""
+def test_concurrent_key_add_loses_no_key(instance: Root) -> None:
+    """No key and no API_KEY_FILE line is lost; tests/system repeats this with processes."""
 
     def add(who: str) -> None:
         for number in range(20):
@@ -182,7 +180,9 @@ def test_two_at_once_lose_no_key(instance: Root) -> None:
     assert Path(config.instance_file("m", str(instance))).read_text().count("API_KEY_FILE=") == 1
 
 
-def test_who_may_not_lock_is_told_so(instance: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_key_add_without_permission_or_directory_suggests_a_command(
+    instance: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> int:
         raise PermissionError(13, "Permission denied")
 
@@ -195,9 +195,7 @@ def test_who_may_not_lock_is_told_so(instance: Root, monkeypatch: pytest.MonkeyP
         keys.add("m", "alice", str(instance))
 
 
-def test_a_file_of_keys_is_on_the_disk_before_it_takes_the_place_of_the_old(
-    instance: Root, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_key_file_is_synced_before_it_replaces_the_old_file(instance: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     file = instance.path / "keys"
     file.write_text("by-hand\n")
     file.chmod(0o640)
@@ -241,7 +239,7 @@ def test_a_file_of_keys_is_on_the_disk_before_it_takes_the_place_of_the_old(
     assert not list(instance.path.glob("*.new")), "no draft is left"
 
 
-def test_a_link_is_not_replaced_and_a_pipe_holds_up_nobody(instance: Root) -> None:
+def test_key_file_link_is_not_replaced_and_fifo_does_not_block(instance: Root) -> None:
     (instance.path / "real").write_text("k\n")
     (instance.path / "link").symlink_to("real")
     os.mkfifo(instance.path / "pipe")
@@ -255,13 +253,13 @@ def test_a_link_is_not_replaced_and_a_pipe_holds_up_nobody(instance: Root) -> No
 
 
 @pytest.mark.parametrize("line", ["two words", "sha256:short", "sha256:" + "0" * 64 + " a", "é", "a\0b"])
-def test_a_line_that_is_no_key_is_not_repeated(line: str) -> None:
+def test_invalid_key_line_is_not_printed(line: str) -> None:
     with pytest.raises(ValueError, match="line 2 is not a key") as refused:
         api_keys.read("good\n" + line)
     assert line not in str(refused.value)
 
 
-def test_an_address_of_the_host_wants_a_key_or_a_word(root: Root) -> None:
+def test_open_host_requires_keys_or_allow_unauthenticated(root: Root) -> None:
     root.instance("m", GOOD + "HOST=192.0.2.1\n")
     with pytest.raises(SettingsRefused, match=r"open to other hosts, and no API_KEY_FILE.*key add m"):
         config.load("m", str(root))
@@ -273,7 +271,7 @@ def test_an_address_of_the_host_wants_a_key_or_a_word(root: Root) -> None:
     assert config.load("m", str(root))[0].allow_unauthenticated
 
 
-def test_the_file_of_keys_is_bounded(instance: Root, tmp_path: Path) -> None:
+def test_key_file_size_is_limited(instance: Root, tmp_path: Path) -> None:
     file = tmp_path / "large"
     with file.open("wb") as stream:
         stream.truncate(1 << 30)

@@ -6,19 +6,19 @@ from bench import report
 from bench.rows import MET, MISSED, Bound, Row
 
 
-def test_verdicts_are_on_medians_and_ratios() -> None:
+def test_verdicts_use_medians_and_ratios() -> None:
     row = Row("start", "start", "s", [30.0, 10.0, 20.0], [9.0, 8.0, 40.0], [Bound(0.45, ratio=True), Bound(8.5)])
     assert row.ratio == 0.45
     assert [verdict for _, verdict in row.verdicts()] == [MET, MISSED]
     assert report.missed([row]) == ["start: start: ≤ 8.5, but it is 9 s"]
 
 
-def test_a_bound_may_be_a_least_one() -> None:
+def test_bound_may_be_a_minimum() -> None:
     row = Row("load", "throughput", "tokens/s", [100.0], [97.0], [Bound(0.98, ratio=True, least=True)])
     assert [(str(bound), verdict) for bound, verdict in row.verdicts()] == [("≥ 0.98 of plain", MISSED)]
 
 
-def test_a_bound_may_be_a_part_of_a_start() -> None:
+def test_bound_may_be_a_fraction_of_the_start_time() -> None:
     row = Row("start", "engine killed", "s", [20.0], [3.0], [Bound(0.2, start=20.0), Bound(0.1, start=20.0)])
     assert [(str(bound), verdict) for bound, verdict in row.verdicts()] == [
         ("≤ 0.2 of plain's start", MET),
@@ -27,7 +27,7 @@ def test_a_bound_may_be_a_part_of_a_start() -> None:
     assert report.missed([row]) == ["start: engine killed: ≤ 0.1 of plain's start, but it is 0.15"]
 
 
-def test_what_has_no_other_side_has_no_ratio_and_misses_a_bound_on_one() -> None:
+def test_row_without_plain_side_has_no_ratio_and_misses_ratio_bound() -> None:
     row = Row("host", "size", "MB", [], [300.0], [Bound(600), Bound(1, ratio=True)])
     assert row.ratio is None
     assert [verdict for _, verdict in row.verdicts()] == [MET, MISSED]
@@ -37,7 +37,7 @@ def test_what_has_no_other_side_has_no_ratio_and_misses_a_bound_on_one() -> None
     ]
 
 
-def test_some_groups_are_measured_again() -> None:
+def test_update_replaces_remeasured_rows() -> None:
     def made(*rows: Row, **about: str) -> dict[str, Any]:
         return {"about": about, "rows": [row.as_json() for row in rows]}
 
@@ -48,6 +48,6 @@ def test_some_groups_are_measured_again() -> None:
     assert report.differences(results, {"date": "4", "rounds": "1"}) == ["rounds 3"]
 
 
-def test_the_page_is_made_of_the_results() -> None:
+def test_performance_page_matches_the_results() -> None:
     results = report.read()
     assert report.PAGE.read_text(encoding="utf-8") == report.page(results)

@@ -23,7 +23,7 @@ def config(**values: object) -> ServiceConfigSchema:
     return ServiceConfigSchema.model_validate({"name": "m", "model": "/srv/m", "port": 11500, **values})
 
 
-def test_neighbours_on_one_port_a_missing_requirement_and_a_circle(root: Root) -> None:
+def test_check_reports_port_conflict_missing_requirement_and_cycle(root: Root) -> None:
     root.instance("a", GOOD.format(11500))
     root.instance("b", GOOD.format(11500) + "REQUIRES=none\n")
     assert [str(finding) for finding in start.neighbours(str(root))] == [
@@ -37,7 +37,7 @@ def test_neighbours_on_one_port_a_missing_requirement_and_a_circle(root: Root) -
     assert "in a cycle" in circle[0].text
 
 
-def test_a_port_of_the_monitor_and_one_named_in_after_that_is_not_there(root: Root) -> None:
+def test_check_reports_monitor_port_and_missing_after_instance(root: Root) -> None:
     root.host("METRICS_PORT=11500\n")
     root.instance("a", GOOD.format(11500) + "AFTER='b none'\n")
     root.instance("b", GOOD.format(8000))
@@ -48,7 +48,7 @@ def test_a_port_of_the_monitor_and_one_named_in_after_that_is_not_there(root: Ro
     ]
 
 
-def test_one_port_for_health_and_metrics_is_said_with_its_line(root: Root) -> None:
+def test_equal_health_and_metrics_port_is_reported_with_its_line(root: Root) -> None:
     assert one_port_for_both(load_host(str(root))) == ""
     root.host("# The monitor\nHEALTH_PORT=9090\n")
     (found,) = start.neighbours(str(root))
@@ -63,7 +63,7 @@ def test_one_port_for_health_and_metrics_is_said_with_its_line(root: Root) -> No
     assert "citadel-llm:2)" in diagnosis.text
 
 
-def test_a_file_of_keys_that_is_missing_or_open_to_all(tmp_path: Path) -> None:
+def test_missing_or_world_readable_key_file_is_reported(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     said = secrets.findings(config(api_key_file=str(file)))
     assert said[0].fatal and "No such file" in said[0].text
@@ -77,13 +77,13 @@ def test_a_file_of_keys_that_is_missing_or_open_to_all(tmp_path: Path) -> None:
     assert secrets.findings(config()) == []
 
 
-def test_a_file_of_keys_that_the_services_user_could_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_key_file_writable_by_the_service_user_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = tmp_path / "keys"
     file = keys / "m.keys"
     keys.mkdir()
     file.write_text("k")
     mine = (file.stat().st_uid, file.stat().st_gid)
-    # Above it there are directories of others, on a host where tests run as somebody.
+    # Parent directories belong to other users on a host where the tests do not run as root.
     safe = [*tmp_path.parents, tmp_path, keys, file]
     bits = {place: (0 if place in tmp_path.parents else 0o700, *mine) for place in safe}
     real = Path.stat
@@ -117,7 +117,7 @@ def test_a_file_of_keys_that_the_services_user_could_change(tmp_path: Path, monk
         bits[where] = (mode, user, group)
         assert place() == (where if found else None), (where, oct(mode), user, group)
         bits[where] = before
-    # A link is as good as the directories that it lies in and leads through.
+    # A link is only as safe as the directories that contain it and its target.
     link = tmp_path / "link"
     link.symlink_to(file)
     bits[tmp_path] = (0o777, 0, 0)
@@ -130,21 +130,21 @@ def test_a_file_of_keys_that_the_services_user_could_change(tmp_path: Path, monk
     assert not warning.fatal and f"may change {keys}; move the file" in warning.text
 
 
-def test_limits_beyond_the_host_are_a_warning_with_the_sum() -> None:
+def test_memory_limits_beyond_the_host_are_a_warning() -> None:
     (finding,) = memory.findings([config(memory_limit_gb=60000), config(name="n", memory_limit_gb=1)])
     assert not finding.fatal
     assert "is 60001 (m 60000, n 1)" in finding.text
     assert memory.findings([config(memory_limit_gb=0.5)]) == []
 
 
-def test_a_missing_account_says_how_to_make_it() -> None:
+def test_missing_account_error_suggests_adduser() -> None:
     found = account.findings("m", ServiceManagerConfig(user="no-such-user", group="root"))
     assert [finding.text for finding in found] == [
         "the user no-such-user does not exist; create it (adduser --system --group no-such-user)"
     ]
 
 
-def test_what_a_user_may_not_read_is_named(tmp_path: Path) -> None:
+def test_first_unreadable_path_is_named(tmp_path: Path) -> None:
     for parent in [tmp_path, *list(tmp_path.parents)[:-2]]:
         parent.chmod(0o755)
     inner = tmp_path / "model"
@@ -159,7 +159,7 @@ def test_what_a_user_may_not_read_is_named(tmp_path: Path) -> None:
     assert permissions.readable_by(file, NOBODY, []) == inner
 
 
-def test_a_port_that_is_taken_names_its_holder(tmp_path: Path) -> None:
+def test_port_in_use_error_names_the_process(tmp_path: Path) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -167,7 +167,7 @@ def test_a_port_that_is_taken_names_its_holder(tmp_path: Path) -> None:
         (finding,) = ports.listening(taken)
         assert finding.status == 69
         assert "(pid " in finding.text
-        # It is not that of the instance, which runs: its settings name another port than it was started with.
+        # The listener is not the running instance: its settings name another port than it was started with.
         assert ports.listening(taken, running=True) == [finding]
         own = tmp_path / str(os.getpid())
         own.mkdir()
@@ -176,7 +176,7 @@ def test_a_port_that_is_taken_names_its_holder(tmp_path: Path) -> None:
     assert ports.listening(taken) == []
 
 
-def test_the_link_to_the_template_is_where_the_settings_say(root: Root) -> None:
+def test_missing_template_link_is_reported(root: Root) -> None:
     root.host("VLLM_SERVICE_TEMPLATE_PATH=/srv/units\n")
     (finding,) = template.findings(str(root))
     assert (finding.fatal, "/srv/units/citadel-llm@.service" in finding.text) == (False, True)
@@ -185,12 +185,12 @@ def test_the_link_to_the_template_is_where_the_settings_say(root: Root) -> None:
     assert template.findings(str(root)) == []
 
 
-def test_little_disk_is_a_warning(tmp_path: Path) -> None:
+def test_low_disk_space_is_a_warning(tmp_path: Path) -> None:
     assert "is missing" in disk.findings(tmp_path / "none")[0].text
     assert "make room" in disk.findings(tmp_path, wanted_bytes=2**62)[0].text
 
 
-def test_an_instance_that_holds_a_port_is_named_by_its_unit(tmp_path: Path) -> None:
+def test_port_holder_is_named_by_instance_and_unit(tmp_path: Path) -> None:
     (tmp_path / "7").mkdir()
     (tmp_path / "7/cgroup").write_text("0::/citadel.slice/citadel-llm.slice/citadel-llm@phi-3-mini.service\n")
     assert ports.holder(7, tmp_path) == "the instance phi-3-mini (citadel-llm@phi-3-mini.service, pid 7)"
@@ -198,7 +198,7 @@ def test_an_instance_that_holds_a_port_is_named_by_its_unit(tmp_path: Path) -> N
     assert "only root" in ports.holder(None)
 
 
-def test_an_unforeseen_exception_is_a_finding_of_its_instance() -> None:
+def test_unexpected_exception_is_a_finding_of_its_instance() -> None:
     def check() -> list[Finding]:
         raise RuntimeError("surprise")
 
@@ -207,7 +207,7 @@ def test_an_unforeseen_exception_is_a_finding_of_its_instance() -> None:
     assert "RuntimeError: surprise" in finding.text
 
 
-def test_nothing_is_compiled_on_a_cpu() -> None:
+def test_compilation_flag_is_refused_on_a_cpu() -> None:
     for flag in ("--no-enforce-eager", "--no_enforce_eager", "--no-enforce"):
         (finding,) = arguments.findings(config(vllm_args=(flag,)))
         assert "nothing is compiled" in finding.text

@@ -12,7 +12,7 @@ from hxp_enterprise_llm.settings.errors import CitadelError, SettingsRefused
 from .conftest import Root
 
 
-def test_a_created_instance_is_readable_and_takes_a_free_port(root: Root) -> None:
+def test_create_writes_valid_settings_with_a_free_port(root: Root) -> None:
     root.instance("a", "MODEL=/srv/m\nPORT=11400\n")
     values = {"MODEL": "/srv/m", "PORT": str(free_port(str(root))), "VLLM_ARGS": "--seed 1"}
     file = create("b", values, str(root))
@@ -35,9 +35,7 @@ def test_created_flags_reach_the_engine_as_given(root: Root, value: str, receive
     assert (settings.vllm_args, warnings) == (received, [])
 
 
-def test_a_port_that_something_listens_on_or_that_is_the_monitors_is_not_proposed(
-    root: Root, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_free_port_skips_listeners_and_monitor_ports(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -61,7 +59,7 @@ def test_a_port_that_something_listens_on_or_that_is_the_monitors_is_not_propose
         ("../b", {"MODEL": "/srv/m", "PORT": "11401"}, "is not an instance name"),
     ],
 )
-def test_a_refused_creation_leaves_nothing(root: Root, name: str, values: dict[str, str], words: str) -> None:
+def test_refused_create_leaves_no_file(root: Root, name: str, values: dict[str, str], words: str) -> None:
     root.instance("a", "MODEL=/srv/m\nPORT=11400\n")
     before = sorted(root.defaults.iterdir())
     with pytest.raises((CitadelError, SettingsRefused), match=words):
@@ -69,7 +67,7 @@ def test_a_refused_creation_leaves_nothing(root: Root, name: str, values: dict[s
     assert sorted(root.defaults.iterdir()) == before
 
 
-def test_a_full_disk_is_said_and_leaves_nothing(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_create_on_full_disk_fails_and_leaves_no_file(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(file: Path, *_: object, **__: object) -> None:
         file.touch()
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

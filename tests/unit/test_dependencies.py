@@ -25,7 +25,7 @@ def imported() -> Iterator[str]:
                 yield node.module.partition(".")[0]
 
 
-def test_declared_dependencies_are_those_that_are_imported() -> None:
+def test_declared_dependencies_match_the_imports() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     declared = {re.split(r"[<>=!~ \[;]", requirement)[0] for requirement in project["dependencies"]}
     others = set(imported()) - set(sys.stdlib_module_names) - {PACKAGE} - NOT_DECLARED

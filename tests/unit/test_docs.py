@@ -5,7 +5,7 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parent.parent.parent
 
 
-def test_the_page_of_settings_is_current() -> None:
+def test_settings_page_is_up_to_date() -> None:
     spec = importlib.util.spec_from_file_location("settings_page", PROJECT / "packaging/settings_page.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)

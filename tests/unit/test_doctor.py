@@ -1,4 +1,4 @@
-"""What `citadel-llm doctor` makes of a host."""
+"""The diagnoses of `citadel-llm doctor`."""
 
 import json
 from pathlib import Path
@@ -12,34 +12,34 @@ from hxp_enterprise_llm.cli.doctor import Verdict
 from .conftest import Root
 
 
-def test_control_groups_of_both_versions(tmp_path: Path) -> None:
+def test_doctor_warns_about_cgroup_version_1(tmp_path: Path) -> None:
     found = doctor.control_groups(tmp_path)
     assert found.verdict is Verdict.WARNING and "systemd.unified_cgroup_hierarchy=1" in found.text
     (tmp_path / "cgroup.controllers").touch()
     assert doctor.control_groups(tmp_path)[1:] == (Verdict.GOOD, "version 2")
 
 
-def test_what_the_kernel_keeps_models_from() -> None:
+def test_doctor_warns_about_kernel_without_full_isolation() -> None:
     assert doctor.isolation(lambda: 6).verdict is Verdict.GOOD
     for version, words in ((5, "end each other: the kernel"), (2, "listen on the port"), (0, "Linux 6.12")):
         found = doctor.isolation(lambda version=version: version)  # type: ignore[misc]
         assert found.verdict is Verdict.WARNING and words in found.text
 
 
-def test_the_driver_of_a_gpu(tmp_path: Path) -> None:
+def test_doctor_reports_nvidia_driver_version(tmp_path: Path) -> None:
     version = tmp_path / "version"
     assert doctor.gpu(version).text.startswith("none")
     version.write_text("NVRM version: NVIDIA UNIX x86_64  580.1\nGCC version: 12\n")
     assert doctor.gpu(version).text == "NVRM version: NVIDIA UNIX x86_64  580.1"
 
 
-def test_the_clock(tmp_path: Path) -> None:
+def test_doctor_warns_about_unsynchronized_clock(tmp_path: Path) -> None:
     found = doctor.clock(tmp_path / "synchronized")
     assert found.verdict is Verdict.WARNING and "not set by systemd-timesyncd" in found.text
     assert doctor.clock(tmp_path).verdict is Verdict.GOOD
 
 
-def test_swap_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_warns_about_swap(monkeypatch: pytest.MonkeyPatch) -> None:
     def has(swap: int) -> doctor.Diagnosis:
         monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=8 << 30))
         monkeypatch.setattr("psutil.swap_memory", lambda: SimpleNamespace(total=swap << 30))
@@ -49,7 +49,7 @@ def test_swap_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     assert has(2)[1:] == (Verdict.WARNING, "8.0 GB, swap 2.0 GB: a model that is swapped out answers slowly")
 
 
-def test_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_checks_connection_to_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     def connect(address: tuple[str, int], _: float) -> SimpleNamespace:
         if address != ("mirror.example", 8443):
             raise OSError(101, "Network is unreachable")
@@ -65,7 +65,7 @@ def test_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def said(status: str, reason: str) -> str:
-    """What /health answers."""
+    """An answer of /health."""
     host = {"environment": "production", "hostname": "h"}
     return json.dumps({"status": status, "version": "1.2", "reason": reason, **host})
 
@@ -80,7 +80,7 @@ def said(status: str, reason: str) -> str:
         (None, Verdict.WARNING, "systemctl status citadel-llm-monitor"),
     ],
 )
-def test_the_monitor_is_as_good_as_its_health(root: Root, answer: str | None, verdict: Verdict, text: str) -> None:
+def test_doctor_reports_health_of_the_monitor(root: Root, answer: str | None, verdict: Verdict, text: str) -> None:
     asked = []
 
     def ask(url: str) -> bytes:

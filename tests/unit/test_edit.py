@@ -1,4 +1,4 @@
-"""Changes of a settings file: what the file then holds, and what keeps it unchanged."""
+"""Changes of a settings file: its new content, and errors that leave it unchanged."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,7 +31,7 @@ OMP_NUM_THREADS='2'
 
 
 def changed(root: Root, **values: str | None) -> str:
-    """The settings file of `a` after a change that is put in place."""
+    """The settings file of `a` after a change."""
     with edit.draft("a", values, str(root)) as draft:
         files.put(draft, root.defaults / "citadel-llm-a")
     return (root.defaults / "citadel-llm-a").read_text()
@@ -48,7 +48,7 @@ def test_comments_blank_lines_and_order_stay(root: Root) -> None:
     assert file.stat().st_mode & 0o777 == 0o640
 
 
-def test_a_last_line_without_an_end_gets_one(root: Root) -> None:
+def test_missing_final_newline_is_added(root: Root) -> None:
     root.instance("a", "MODEL=/srv/m\nPORT=11400")
     assert changed(root, MAX_TASKS="500") == "MODEL=/srv/m\nPORT=11400\nMAX_TASKS=500\n"
 
@@ -64,7 +64,7 @@ def test_a_last_line_without_an_end_gets_one(root: Root) -> None:
         "--x é日",
     ],
 )
-def test_every_value_that_a_line_can_hold_comes_back(root: Root, value: str) -> None:
+def test_representable_values_are_read_back_unchanged(root: Root, value: str) -> None:
     root.instance("a", "MODEL=/srv/m\nPORT=11400\n")
     with edit.draft("a", {"OMP_TEST": value}, str(root)) as draft:
         settings, warnings = config.load("a", str(root), str(draft))
@@ -91,7 +91,7 @@ def test_every_value_that_a_line_can_hold_comes_back(root: Root, value: str) -> 
         ("MODEL=/srv/m\r\nPORT=11400\r\n", {"PORT": "11500"}),
     ],
 )
-def test_a_change_that_would_be_refused_changes_nothing(root: Root, before: str, values: dict[str, str | None]) -> None:
+def test_refused_change_leaves_the_file_unchanged(root: Root, before: str, values: dict[str, str | None]) -> None:
     file = root.defaults / "citadel-llm-a"
     file.write_bytes(before.encode())
     with pytest.raises(SettingsRefused) as refused:
@@ -115,7 +115,7 @@ def test_a_symbolic_link_is_refused(root: Root, tmp_path: Path) -> None:
     assert target.read_text() == "MODEL=/srv/m\nPORT=11400\n"
 
 
-def test_what_a_killed_command_has_left_is_deleted(root: Root) -> None:
+def test_draft_of_a_killed_command_is_deleted(root: Root) -> None:
     root.instance("a", "MODEL=/srv/m\nPORT=11400\n")
     left = root.defaults / edit.WORKSPACE
     left.mkdir()
@@ -125,7 +125,7 @@ def test_what_a_killed_command_has_left_is_deleted(root: Root) -> None:
     assert config.load("a", str(root))[0].port == 11500
 
 
-def test_an_instance_without_a_file_is_named(root: Root) -> None:
+def test_change_of_instance_without_file_is_refused(root: Root) -> None:
     with pytest.raises(NoSuchInstance):
         changed(root, PORT="11500")
 
@@ -147,15 +147,15 @@ OLD = ServiceConfigSchema(name="a", model="/srv/m", port=11400, environment={"OM
         ("HOST", {"host": "::1"}, Effect.RESTART),
         ("GPU_DEVICES", {"gpu_devices": ("0",)}, Effect.RESTART),
         ("VLLM_ARGS", {"vllm_args": ("--data-parallel-size", "2")}, Effect.RESTART),
-        # The value that it had already, now written.
+        # The value is the same, and now written to the file.
         ("HOST", {}, Effect.NOW),
     ],
 )
-def test_when_a_change_takes_effect(key: str, update: dict[str, Any], effect: Effect) -> None:
+def test_effect_of_a_change_is_now_reload_or_restart(key: str, update: dict[str, Any], effect: Effect) -> None:
     assert edit.effects({key: "x"}, OLD, OLD.model_copy(update=update)) == {key: effect}
 
 
-def test_settings_that_were_refused_take_a_restart() -> None:
+def test_previously_refused_settings_require_a_restart() -> None:
     assert edit.effects({"PORT": "11500", "MAX_TASKS": "100"}, None, OLD) == {
         "PORT": Effect.RESTART,
         "MAX_TASKS": Effect.NOW,
@@ -176,7 +176,7 @@ def running(**figures: int) -> Service:
         ({"max_tasks": 70}, ""),
     ],
 )
-def test_a_running_instance_gets_no_limit_below_what_it_uses(update: dict[str, Any], refused: str) -> None:
+def test_limit_below_current_use_is_refused(update: dict[str, Any], refused: str) -> None:
     service = running(memory_bytes=3 * 2**29, memory_limit_bytes=4 * 2**30, tasks=70, tasks_limit=1000)
     new = OLD.model_copy(update=update)
     if not refused:
@@ -186,6 +186,6 @@ def test_a_running_instance_gets_no_limit_below_what_it_uses(update: dict[str, A
         edit.check_use(new, service)
 
 
-def test_a_limit_that_does_not_fall_is_not_checked() -> None:
+def test_limit_that_is_not_lowered_is_not_checked() -> None:
     service = running(memory_bytes=3 * 2**29, memory_limit_bytes=2**30, tasks=700, tasks_limit=64)
     edit.check_use(OLD.model_copy(update={"memory_limit_gb": 1.25, "max_tasks": 64}), service)

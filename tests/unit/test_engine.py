@@ -31,8 +31,8 @@ def test_a_model_is_found_by_directory_and_by_hub_id(model: Path) -> None:
     assert model_directory.find_model(config(model="org/name"), model / "models") == str(nested)
 
 
-def test_a_model_where_services_see_nothing(tmp_path: Path) -> None:
-    """Also for a root that checks, and could read it."""
+def test_model_in_hidden_directory_is_refused(tmp_path: Path) -> None:
+    """Also if root runs the check and could read the model."""
     for place in ("/home/me/model", "/root", "/var/lib/other/model", "/var/cache/model", "/dev/shm/m"):
         with pytest.raises(ModelMissing, match=r"services cannot see /\w+.*copy the model to /var/lib/c"):
             model_directory.find_model(config(model=place))
@@ -44,11 +44,11 @@ def test_a_model_where_services_see_nothing(tmp_path: Path) -> None:
             model_directory.find_model(config(model=place))
 
 
-def test_what_the_template_hides_is_known_here() -> None:
+def test_hidden_directories_match_the_unit_template() -> None:
     template = (Path(__file__).parents[2] / "systemd/citadel-llm@.service").read_text(encoding="utf-8")
     words = re.findall(r"^(?:TemporaryFileSystem|InaccessiblePaths)=(.*)$", template, re.MULTILINE)
     hidden = {word.removeprefix("-").split(":")[0] for line in words for word in line.split()}
-    # systemd.exec(5) names the three of ProtectHome=.
+    # ProtectHome= hides these three, see systemd.exec(5).
     hidden |= {"/home", "/root", "/run/user"} if "\nProtectHome=yes\n" in template else set()
     own = {"/dev/shm", "/tmp", "/var/tmp"} if "\nPrivateTmp=yes\n" in template else {"/dev/shm"}
     assert {*PRIVATE} == own
@@ -57,8 +57,8 @@ def test_what_the_template_hides_is_known_here() -> None:
     }
 
 
-def test_files_of_a_model_where_services_see_nothing(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A link to a file that they see is none of that kind, as in the cache of the hub."""
+def test_model_file_linking_to_hidden_directory_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A link to a file that services can see is accepted, as in the cache of the hub."""
     elsewhere = model.with_name("elsewhere")
     elsewhere.mkdir()
     (model / "model-2.safetensors").symlink_to(elsewhere / "weights")
@@ -70,12 +70,12 @@ def test_files_of_a_model_where_services_see_nothing(model: Path, monkeypatch: p
         ModelMissing, match=r"model-2\.safetensors is a link to .*elsewhere/weights, and services cannot"
     ):
         model_directory.find_model(config(model=str(model)))
-    assert model_directory.find_model(config(model=str(model)), elsewhere), "they see what lies among the models"
+    assert model_directory.find_model(config(model=str(model)), elsewhere), "services see the models' directory"
     monkeypatch.setattr(model_directory, "CACHE", elsewhere.parent)
-    assert model_directory.find_model(config(model=str(model), name="elsewhere")), "and their own cache"
+    assert model_directory.find_model(config(model=str(model), name="elsewhere")), "services see their own cache"
 
 
-def test_files_in_flags_where_services_see_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flags_naming_files_in_hidden_directories_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_directory, "HIDDEN", (str(tmp_path),))
     for file in ("template", "seen/adapter", "cache/m/huggingface"):
         (tmp_path / file).mkdir(parents=True)
@@ -94,7 +94,7 @@ def test_files_in_flags_where_services_see_nothing(tmp_path: Path, monkeypatch: 
     assert [sentence.partition(";")[0] for sentence in found] == [f"VLLM_ARGS: {told}"] * 2
 
 
-def test_a_missing_model_says_what_to_do(tmp_path: Path) -> None:
+def test_missing_model_error_suggests_a_remedy(tmp_path: Path) -> None:
     with pytest.raises(ModelMissing, match="no such directory; copy the model there"):
         model_directory.find_model(config(model=str(tmp_path / "none")))
     with pytest.raises(ModelMissing, match=r"no config\.json"):
@@ -112,12 +112,12 @@ def test_weights_in_two_formats_count_once(model: Path) -> None:
     assert model_files.weights_bytes(str(model)) == 1000
 
 
-def test_a_download_needs_the_size_of_its_cache() -> None:
+def test_download_requires_kv_cache_gb() -> None:
     with pytest.raises(SettingsRefused, match="KV_CACHE_GB is missing"):
         sizes.cache_gb(config(allow_download=True), "org/name")
 
 
-def test_flags(model: Path) -> None:
+def test_settings_become_vllm_flags(model: Path) -> None:
     words = launch.arguments(config(kv_cache_gb=0.5, max_model_len=512, vllm_args="--seed 1"), str(model))
     flags = dict(zip(words[::2], words[1::2], strict=False))
     assert flags["--kv-cache-memory-bytes"] == str(2**29)
@@ -127,7 +127,7 @@ def test_flags(model: Path) -> None:
     assert "--enforce-eager" in words
 
 
-def test_the_cache_takes_what_the_limit_leaves_and_a_limit_too_small_is_refused(model: Path) -> None:
+def test_cache_uses_remaining_memory_and_too_small_limit_is_refused(model: Path) -> None:
     assert sizes.cache_gb(config(memory_limit_gb=10), str(model)) == pytest.approx(
         (9.75 - sizes.OVERHEAD_GB) * 0.8, 0.01
     )
@@ -136,7 +136,7 @@ def test_the_cache_takes_what_the_limit_leaves_and_a_limit_too_small_is_refused(
     assert sizes.cache_gb(config(gpu_devices="0"), str(model)) is None
 
 
-def test_the_environment_is_clean_and_the_settings_win(tmp_path: Path) -> None:
+def test_environment_is_clean_and_settings_take_precedence(tmp_path: Path) -> None:
     unit = {"SECRET": "x", "LANG": "C.UTF-8", "CREDENTIALS_DIRECTORY": "/run/c", "VLLM_NO_USAGE_STATS": "1"}
 
     def environment(**settings: Any) -> dict[str, str]:
@@ -170,14 +170,14 @@ def test_one_tensor_parallel_process_runs_within_the_engine(tmp_path: Path) -> N
         assert separate(flags), flags
 
 
-def test_flags_with_ports_of_their_own_by_any_spelling() -> None:
+def test_flags_that_open_ports_are_found_in_any_spelling() -> None:
     assert launch.ports(config(vllm_args="--seed 1"))
     for flags in ("--nnodes 2", "-n 2", "-dp 2", "--master_po 29500", "--kv-transfer-config.kv_port 1"):
         assert launch.ports(config(vllm_args=flags)) is None, flags
 
 
-def test_only_files_that_vllm_loads_count(model: Path) -> None:
-    """Such as in the root directory of a disk, beside lost+found."""
+def test_loaded_files_are_only_those_that_vllm_loads(model: Path) -> None:
+    """For example in the root directory of a disk, beside lost+found."""
     (model / "lost+found").mkdir()
     for name in (
         "tokenizer.json",

@@ -1,4 +1,4 @@
-"""Which errors of vLLM end a service for good, by the messages of vLLM 0.32 (paths below site-packages)."""
+"""Errors of vLLM that end a service without a restart; messages of vLLM 0.32 (paths below site-packages)."""
 
 import builtins
 import ssl
@@ -87,12 +87,12 @@ def test_errors_in_the_settings_are_final(error: Exception) -> None:
 
 
 @pytest.mark.parametrize("error", TRANSIENT, ids=str)
-def test_errors_that_pass_are_not_final(error: Exception) -> None:
+def test_transient_errors_are_not_final(error: Exception) -> None:
     assert not is_final(error)
 
 
 @pytest.mark.parametrize("error", FINAL[:3], ids=str)
-def test_memory_measured_on_a_gpu_may_be_free_at_the_next_start(error: Exception) -> None:
+def test_memory_errors_on_a_gpu_are_not_final(error: Exception) -> None:
     assert not is_final(error, gpu=True)
 
 
@@ -118,7 +118,7 @@ TOO_LONG = "User-specified max_model_len (4096) is greater than the derived max_
     ({"length": 1, "words": TOO_LONG}, True),
     *(({"length": 1, "words": str(error)}, False) for error in TRANSIENT[3:6]),
 ])  # fmt: skip
-def test_a_refused_configuration_is_final_unless_the_refusal_passes(values: dict[str, object], final: bool) -> None:
+def test_validation_error_is_final_unless_its_cause_is_transient(values: dict[str, object], final: bool) -> None:
     with pytest.raises(pydantic.ValidationError) as caught:
         Model.model_validate(values)
     assert is_final(caught.value) is final
@@ -133,7 +133,7 @@ def exclude() -> None:
     ("vllm.engine.arg_utils", True), ("vllm.config.vllm", True),
     ("vllm.configuration", False), ("vllm.v1.worker", False),
 ])  # fmt: skip
-def test_a_value_error_is_final_where_vllm_combines_settings(module: str, final: bool) -> None:
+def test_value_error_is_final_only_in_vllm_configuration_modules(module: str, final: bool) -> None:
     refuse = types.FunctionType(exclude.__code__, {**vars(builtins), "__name__": module})
     with pytest.raises(ValueError, match="exclude") as caught:
         refuse()
@@ -144,7 +144,7 @@ def test_a_value_error_is_final_where_vllm_combines_settings(module: str, final:
     ("RepositoryNotFoundError", True), ("RevisionNotFoundError", True),
     ("LocalEntryNotFoundError", False), ("OfflineModeIsEnabled", False),
 ])  # fmt: skip
-def test_an_answer_of_the_hub_is_final_and_its_absence_is_not(name: str, final: bool) -> None:
+def test_missing_repository_is_final_and_missing_connection_is_not(name: str, final: bool) -> None:
     """huggingface_hub is part of the package, not of the tests' environment."""
     kind = type(name, (OSError,), {"__module__": "huggingface_hub.errors"})
     assert is_final(type("Derived", (kind,), {})("no")) is final

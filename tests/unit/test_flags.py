@@ -73,12 +73,12 @@ def test_flags_are_read_as_vllm_reads_them(text: str, values: dict[str, Any]) ->
         ("--hf_token", "--hf-token cannot be used: set HUB_TOKEN_FILE= instead"),
     ],
 )
-def test_what_is_refused(text: str, said: str) -> None:
+def test_invalid_or_reserved_flags_are_refused(text: str, said: str) -> None:
     (found,) = parse(text).findings
     assert found.startswith("VLLM_ARGS: ") and said in found
 
 
-def test_every_error_is_found_at_once() -> None:
+def test_all_flag_errors_are_reported_together() -> None:
     found = parse("--seed many --dtype int4 --port 1 --seeds 1 -tp 2").findings
     assert [finding.split()[1] for finding in found] == ["--port", "argument", "argument", "vLLM"]
     assert parse("--seed many -tp 2").get("tensor_parallel_size") == 2
@@ -88,7 +88,7 @@ def test_a_flag_that_is_switched_off_is_not_refused() -> None:
     assert parse("--no-enable-ssl-refresh").findings == ()
 
 
-def test_the_recorded_table_has_every_flag_that_the_code_asks_for() -> None:
-    """A misspelt name would never be given."""
+def test_recorded_table_has_every_flag_that_the_code_uses() -> None:
+    """A misspelt name would never match."""
     names = {entry.partition('"dest": "')[2].partition('"')[0] for entry in Path(flags.TABLE).read_text().splitlines()}
     assert flags.REFUSED.keys() <= names

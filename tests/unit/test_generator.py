@@ -14,7 +14,7 @@ from .conftest import Root
 from .generated import GOOD, drop_in, files, made, path_of
 
 
-def test_limits_of_the_settings_file(root: Root) -> None:
+def test_limits_follow_the_settings_file(root: Root) -> None:
     root.instance("m", GOOD + "MEMORY_LIMIT_GB=0.5\nCPU_CORES=1.5\nMAX_TASKS=200\nRESTART_SEC=3\nDRAIN_TIMEOUT_SEC=5\n")
     lines = drop_in(root, "m").splitlines()
     for expected in ("MemoryMax=536870912", "CPUQuota=150%", "TasksMax=200", "RestartSec=3s", "TimeoutStopSec=20s"):
@@ -22,7 +22,7 @@ def test_limits_of_the_settings_file(root: Root) -> None:
     assert int(next(line for line in lines if line.startswith("MemoryHigh=")).split("=")[1]) < 536870912
 
 
-def test_a_bad_file_gets_the_host_wide_limits_and_harms_no_other(root: Root) -> None:
+def test_refused_file_gets_host_limits_and_affects_no_other_instance(root: Root) -> None:
     root.host("DEFAULT_MEMORY_LIMIT_GB=2\n")
     root.instance("bad", GOOD + "MEMORY_LIMIT_GB=lots\nCPU_CORES=8\n")
     root.instance("good", GOOD + "MEMORY_LIMIT_GB=1\n")
@@ -32,14 +32,14 @@ def test_a_bad_file_gets_the_host_wide_limits_and_harms_no_other(root: Root) -> 
     assert "MemoryMax=1073741824\n" in drop_in(root, "good")
 
 
-def test_dependencies_between_instances(root: Root) -> None:
+def test_requires_and_after_become_unit_dependencies(root: Root) -> None:
     root.instance("m", GOOD + "REQUIRES='a b'\nAFTER=c,m\n")
     text = drop_in(root, "m")
     assert "Requires=citadel-llm@a.service citadel-llm@b.service\n" in text
     assert "After=citadel-llm@a.service citadel-llm@b.service citadel-llm@c.service\n" in text
 
 
-def test_a_start_waits_for_the_disk_of_its_model(root: Root) -> None:
+def test_start_waits_for_mount_of_its_model(root: Root) -> None:
     root.instance("m", GOOD)
     assert "After=srv-m.mount srv.mount\n" in drop_in(root, "m")
     root.instance("m", "MODEL=org/name-1\nPORT=11500\n")
@@ -55,7 +55,7 @@ def test_a_start_waits_for_the_disk_of_its_model(root: Root) -> None:
     assert "After" not in drop_in(root, "m")
 
 
-def test_files_of_roots_are_loaded_or_said_to_be_missing_with_what_they_lie_on(root: Root) -> None:
+def test_credentials_are_loaded_or_marked_missing_with_their_mounts(root: Root) -> None:
     large = root.path / "large"
     large.write_bytes(b"")
     os.truncate(large, (1 << 20) + 1)
@@ -69,15 +69,15 @@ def test_files_of_roots_are_loaded_or_said_to_be_missing_with_what_they_lie_on(r
     ):
         assert f"RequiresMountsFor={file}" in lines
         assert f"SetCredential={name}:not there" in lines
-        # systemd would end the start of one whose file it cannot load, and not say why.
+        # If systemd cannot load the file, it fails the start without a reason.
         assert (f"LoadCredential={name}:{file}" in lines) == loaded
-    assert not [line for line in lines if "hub-token" in line], "no start of it asks the hub"
+    assert not [line for line in lines if "hub-token" in line], "its start does not use the hub"
     root.instance("m", GOOD + f"HUB_TOKEN_FILE={large}\nALLOW_DOWNLOAD=yes\n")
     lines = drop_in(root, "m").splitlines()
     assert "SetCredential=hub-token:not there" in lines and f"LoadCredential=hub-token:{large}" not in lines
 
 
-def test_the_network_opens_only_for_an_address_or_a_download(root: Root) -> None:
+def test_network_is_allowed_only_for_a_host_address_or_download(root: Root) -> None:
     root.instance("m", GOOD)
     assert "IPAddressAllow" not in drop_in(root, "m")
     root.instance("m", GOOD + "HOST=0.0.0.0\n")
@@ -86,7 +86,7 @@ def test_the_network_opens_only_for_an_address_or_a_download(root: Root) -> None
     assert "IPAddressAllow=any\n" in drop_in(root, "m")
 
 
-def test_devices_open_only_for_a_gpu(root: Root) -> None:
+def test_devices_are_allowed_only_for_a_gpu(root: Root) -> None:
     root.instance("m", GOOD)
     closed = drop_in(root, "m")
     assert "PrivateDevices" not in closed and "DeviceAllow" not in closed
@@ -98,7 +98,7 @@ def test_devices_open_only_for_a_gpu(root: Root) -> None:
         root.instance("m", GOOD + f"GPU_DEVICES={devices}\n")
         opened = [line for line in drop_in(root, "m").splitlines() if "Device" in line]
         assert opened == ["PrivateDevices=no", *(f"DeviceAllow={rule}" for rule in own), *shared]
-    # A refused file opens nothing.
+    # A refused file allows nothing.
     root.instance("m", GOOD + "GPU_DEVICES=0\nALLOW_DOWNLOAD=yes\nHOST=0.0.0.0\nPORT=x\n")
     refused = drop_in(root, "m")
     assert not {"PrivateDevices", "DeviceAllow", "IPAddressAllow", "LoadCredential"} & set(
@@ -107,7 +107,7 @@ def test_devices_open_only_for_a_gpu(root: Root) -> None:
 
 
 @pytest.mark.parametrize("refused", ["/run/systemd", "/run/systemd/x", "/run/credentials", "/run/./x", "/run/x/.."])
-def test_the_run_time_directories_of_others_are_hidden_where_they_are(root: Root, refused: str) -> None:
+def test_runtime_directories_of_other_instances_are_hidden(root: Root, refused: str) -> None:
     root.host("VLLM_PID_PATH=/var/run/other/place\n")
     root.instance("m", GOOD)
     lines = drop_in(root, "m").splitlines()
@@ -118,7 +118,7 @@ def test_the_run_time_directories_of_others_are_hidden_where_they_are(root: Root
     assert "RuntimeDirectory" not in drop_in(root, "m")
 
 
-def test_the_monitor_reaches_the_models_and_is_reached_at_its_address(root: Root) -> None:
+def test_monitor_may_reach_instances_and_serve_its_address(root: Root) -> None:
     file = root.path / f"run/{MONITOR}.d" / DROP_IN
     root.instance("m", GOOD + "HOST=0.0.0.0\n")
     drop_in(root, "m")
@@ -135,13 +135,13 @@ def test_the_monitor_reaches_the_models_and_is_reached_at_its_address(root: Root
     assert "After=network-online.target\n" in file.read_text()
 
 
-def test_no_settings_at_all_makes_nothing(tmp_path: Path) -> None:
+def test_no_settings_produce_no_drop_in(tmp_path: Path) -> None:
     generate(str(tmp_path / "run"), str(tmp_path))
     assert not list(tmp_path.rglob("*.conf"))
 
 
 @pytest.mark.parametrize("error", [RuntimeError("secret"), MemoryError(), RecursionError(), KeyError("x")])
-def test_an_error_that_nobody_foresaw_costs_one_instance(
+def test_unexpected_exception_affects_one_instance(
     root: Root, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     for name in ("a", "bad", "z"):
@@ -162,9 +162,7 @@ def test_an_error_that_nobody_foresaw_costs_one_instance(
     assert "secret" not in sentence
 
 
-def test_an_unforeseen_error_in_the_host_file_leaves_the_built_in_values(
-    root: Root, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unexpected_exception_in_host_file_leaves_built_in_values(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     def load(_: str) -> Any:
         raise RuntimeError
 
@@ -174,7 +172,7 @@ def test_an_unforeseen_error_in_the_host_file_leaves_the_built_in_values(
     assert made(root)[0] == without
 
 
-def test_the_same_files_in_any_order_make_the_same_bytes(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_does_not_depend_on_file_order_or_environment(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(20):
         root.instance(f"m{number}", GOOD + f"HOST=192.0.2.{number}\nREQUIRES='m1 m2'\n")
     first, _ = made(root)
@@ -199,7 +197,7 @@ def test_the_same_files_in_any_order_make_the_same_bytes(root: Root, monkeypatch
     assert made(root)[0] == first
 
 
-def test_a_drop_in_is_whole_or_not_there(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drop_in_is_written_completely_or_not_at_all(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     root.instance("m", GOOD)
     root.instance("n", GOOD)
     before, _ = made(root)
@@ -234,12 +232,12 @@ def test_output_stays_below_its_directory(root: Root) -> None:
     assert len(said) == 2
     assert not (folder / f"{DROP_IN}.part").is_symlink()
     made(root)
-    # A link in the file's own place is replaced, not followed.
+    # A link in place of the drop-in is replaced, not followed.
     assert files(outside) == {"file": "untouched"}
     assert not (folder / DROP_IN).is_symlink()
 
 
-def test_no_more_instances_than_the_bound(root: Root) -> None:
+def test_instances_above_the_limit_get_no_drop_in(root: Root) -> None:
     for number in range(MAX_INSTANCES + 2):
         root.instance(f"m{number:05}", GOOD)
     written, said = made(root)
@@ -249,7 +247,7 @@ def test_no_more_instances_than_the_bound(root: Root) -> None:
     assert len(said) == 1
 
 
-def test_where_nothing_can_be_read_or_written(tmp_path: Path) -> None:
+def test_unreadable_or_unwritable_directory_is_reported(tmp_path: Path) -> None:
     said: list[str] = []
     (tmp_path / "etc").mkdir()
     (tmp_path / "etc/default").write_text("no directory")
@@ -263,12 +261,12 @@ def test_where_nothing_can_be_read_or_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "value", ["a\nUser=root", "a\\", "a\r", "$X", "a'b", 'a"b', "é", "a;b", "a\0", "a\u2028b", "#", "[x]"]
 )
-def test_a_value_that_a_rule_let_through_by_mistake_is_not_written(value: str) -> None:
+def test_directive_refuses_unsafe_values(value: str) -> None:
     with pytest.raises(ValueError, match="User= would hold"):
         str(Directive("User", value))
 
 
-def test_a_percent_sign_starts_no_specifier() -> None:
+def test_percent_sign_is_not_read_as_specifier() -> None:
     assert str(Directive("LoadCredential", "k:/srv/100%n")) == "LoadCredential=k:/srv/100%%n"
     assert str(Directive("CPUQuota", "150%")) == "CPUQuota=150%"
 

@@ -12,7 +12,7 @@ from .conftest import Root
 from .generated import GOOD, made, path_of
 
 
-def test_for_systemd_it_writes_to_the_kernels_log_and_says_no_more_than_it_takes(
+def test_generator_writes_bounded_number_of_lines_to_kernel_log(
     root: Root, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number in range(12):
@@ -44,7 +44,7 @@ def test_a_missing_kernel_log_is_no_error(
 
 
 @pytest.mark.parametrize("arguments", [[], ["--nonsense"], ["--explain", "a", "b"], ["--dry-run", "x"]])
-def test_used_wrongly(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_arguments_print_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(arguments) == 2
     assert capsys.readouterr().err.startswith("Usage: citadel-llm-generator NORMAL-DIRECTORY")
 
@@ -54,7 +54,7 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--explain" in capsys.readouterr().out
 
 
-def test_a_dry_run_prints_what_a_run_writes(root: Root, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_prints_the_files_of_a_run(root: Root, capsys: pytest.CaptureFixture[str]) -> None:
     root.instance("m", GOOD + "HOST=192.0.2.7\n")
     root.instance("bad", "nonsense\n")
     assert command.dry_run(str(root), print) == 0
@@ -76,9 +76,7 @@ def test_explain_names_the_source_of_each_directive(root: Root, capsys: pytest.C
     assert lines["TasksMax"] == ["MAX_TASKS built-in"]
 
 
-def test_explain_of_a_refused_file_names_where_its_limits_come_from(
-    root: Root, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_explain_names_source_of_limits_for_refused_file(root: Root, capsys: pytest.CaptureFixture[str]) -> None:
     root.host("DEFAULT_CPU_CORES=3\n")
     root.instance("m", GOOD + "CPU_CORES=9\nMEMORY_LIMIT_GB=x\n")
     assert command.explain([], str(root), print) == 0
@@ -89,14 +87,12 @@ def test_explain_of_a_refused_file_names_where_its_limits_come_from(
 
 
 @pytest.mark.parametrize("name", ["none", "../default/citadel-llm", "-x", "%n", ""])
-def test_explain_of_no_instance(root: Root, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_explain_refuses_unknown_instance(root: Root, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert command.explain([name], str(root), print) == 4
     assert "there is no instance" in capsys.readouterr().out
 
 
-def test_what_it_writes_can_be_read_by_all_and_written_by_its_owner(
-    root: Root, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_drop_ins_are_world_readable_and_writable_by_owner_only(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     root.instance("m", GOOD)
     monkeypatch.setattr(command, "generate", lambda directory, report: generate(directory, str(root), report))
     before = os.umask(0o077)

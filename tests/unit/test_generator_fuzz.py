@@ -1,4 +1,4 @@
-"""Hostile settings files by the thousand, through the generator, with what must hold for each of them.
+"""Thousands of hostile settings files through the generator, with invariants that must hold for each of them.
 
     CITADEL_FUZZ_CASES=1000000 CITADEL_FUZZ_SEED=7 ./build.sh test tests/unit/test_generator_fuzz.py -s
 
@@ -29,7 +29,7 @@ BUILT_IN = "MemoryMax=4294967296"
 
 @pytest.fixture
 def root() -> Iterator[Path]:
-    """In memory where there is some: a million files and directories are an hour on a disk."""
+    """A file root in memory if possible: a million files and directories take an hour on a disk."""
     memory = Path("/dev/shm")
     made = Path(tempfile.mkdtemp(prefix="fuzz-", dir=memory if os.access(memory, os.W_OK) else None))
     yield made
@@ -46,7 +46,7 @@ def path_of(name: str) -> str:
 
 
 def fill(defaults: Path, hostile: Hostile, cases: int, of_host: bool) -> dict[str, bytes]:
-    """Write a directory of settings files; those that are an instance's, without the controls."""
+    """Write a directory of settings files; return those with an instance name, without the controls."""
     made = {f"m{number}": hostile.settings() for number in range(cases)}
     for _ in range(3):
         made[hostile.name()] = hostile.settings()
@@ -64,7 +64,7 @@ def write_controls(defaults: Path) -> None:
 
 
 def alone(batch: Path) -> dict[str, str]:
-    """The controls' drop-ins where there is nothing else."""
+    """The controls' drop-ins in a directory without other files."""
     defaults = batch / "etc/default"
     defaults.mkdir(parents=True)
     write_controls(defaults)

@@ -1,4 +1,4 @@
-"""Generator and library over the whole corpus: what one refuses, the other does."""
+"""Generator and library refuse the same lines of the whole corpus."""
 
 import io
 from pathlib import Path
@@ -17,7 +17,7 @@ from .conftest import Root
 GOOD = "MODEL=/srv/m\nPORT=11500\nMEMORY_LIMIT_GB=1\n"
 
 
-def test_the_corpus_is_large_and_has_both_kinds() -> None:
+def test_corpus_has_enough_accepted_and_refused_lines() -> None:
     refused = [line for line in lines() if parse("f", line.replace("{key}", "A").encode()).findings]
     print(f"{len(lines())} lines, {len(refused)} refused")
     assert len(lines()) >= 300
@@ -51,7 +51,7 @@ def test_generator_and_library_agree_on_every_line(root: Root) -> None:
 
 @pytest.mark.parametrize("line", lines())
 def test_no_line_escapes_into_the_drop_in(line: str, root: Root) -> None:
-    """Whatever a file says, each line of the drop-in is one that the generator makes."""
+    """For any content of a file, each line of the drop-in is a line of the generator's own."""
     root.instance("m", GOOD + line.replace("{key}", "AFTER") + "\n" + line.replace("{key}", "API_KEY_FILE") + "\n")
     generate(str(root.path / "run"), str(root))
     drop_in = Path(root.path, "run/citadel-llm@m.service.d", DROP_IN).read_text()

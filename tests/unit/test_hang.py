@@ -13,7 +13,7 @@ Look = tuple[int, float, str, float]
 
 
 def first_hang(looks: Iterable[Look], beats: bool = True, **settings: object) -> tuple[int, str]:
-    """Second and words of the first hang, at one look a second."""
+    """Second and reason of the first hang, with one look per second."""
     values = {"name": "m", "model": "/srv/m", "port": 11500, "hang_timeout_sec": 60, **settings}
     start = 0.0  # seconds that a float represents exactly
     config = ServiceConfigSchema.model_validate(values)
@@ -26,11 +26,11 @@ def first_hang(looks: Iterable[Look], beats: bool = True, **settings: object) ->
     return 0, ""
 
 
-def test_an_idle_server_never_hangs() -> None:
+def test_idle_server_is_never_reported_as_hung() -> None:
     assert first_hang((0, 5.0, "", 1.0) for _ in range(1000)) == (0, "")
 
 
-def test_a_server_that_makes_tokens_never_hangs() -> None:
+def test_server_that_yields_tokens_is_never_reported_as_hung() -> None:
     assert first_hang((1, float(second), "", 0.0) for second in range(1000)) == (0, "")
 
 
@@ -41,29 +41,29 @@ def test_a_server_that_makes_tokens_never_hangs() -> None:
         (1.0, 61, r"1 requests wait and no token has come for 60 s (HANG_TIMEOUT_SEC)"),
     ],
 )
-def test_requests_without_tokens(cpu_per_second: float, seconds: int, words: str) -> None:
+def test_waiting_requests_without_tokens_are_a_hang(cpu_per_second: float, seconds: int, words: str) -> None:
     assert first_hang((1, 5.0, "", second * cpu_per_second) for second in range(1000)) == (seconds, words)
 
 
-def test_a_gpu_may_work_while_the_processes_wait() -> None:
+def test_gpu_instance_with_idle_cpu_is_hung_only_after_timeout() -> None:
     looks = ((1, 5.0, "", 0.0) for _ in range(1000))
     assert first_hang(looks, gpu_devices=("0",))[0] == 61
 
 
-def test_an_end_of_a_process_is_no_standstill() -> None:
-    """CPU time falls when a process is gone, and counts from there."""
+def test_process_exit_lowering_cpu_time_is_no_hang() -> None:
+    """CPU time drops when a process ends, and progress is measured from there."""
     looks = [(1, 5.0, "", 50.0)] * 5 + [(1, 5.0, "", 10.0 + second) for second in range(30)]
     assert first_hang(looks) == (0, "")
 
 
-def test_a_stopped_process_hangs_even_when_idle() -> None:
+def test_stopped_process_is_a_hang_even_when_idle() -> None:
     assert first_hang((0, 5.0, "VLLM::EngineCore (pid 7)", 1.0) for _ in range(1000)) == (
         3,
         "VLLM::EngineCore (pid 7) is stopped by a signal",
     )
 
 
-def test_a_blocked_event_loop() -> None:
+def test_blocked_event_loop_is_a_hang() -> None:
     assert first_hang(((0, 5.0, "", float(second)) for second in range(1000)), beats=False) == (
         31,
         "the API server's event loop has been blocked for 30 s",

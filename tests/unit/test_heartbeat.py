@@ -1,4 +1,4 @@
-"""What a server tells the main process of its failures; no server runs."""
+"""A server's reports of failures to the main process; no server runs."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ from hxp_enterprise_llm.worker import heartbeat
 
 @pytest.fixture
 def told() -> Iterator[socket.socket]:
-    """The far end of what a server tells, which tells the exceptions that vLLM logs."""
+    """The receiving end of a server's reports, which contain the exceptions that vLLM logs."""
     before = logging.getLogRecordFactory()
     near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with near, far:
@@ -29,7 +29,7 @@ def log(name: str, error: Exception | None) -> None:
     logging.getLogger(name).error("It failed", exc_info=error)
 
 
-def test_what_vllm_logs_is_told_also_after_it_has_set_up_its_logging_anew(told: socket.socket) -> None:
+def test_vllm_exceptions_are_reported_after_logging_is_reconfigured(told: socket.socket) -> None:
     new = {"vllm": {"handlers": [], "propagate": False}}
     logging.config.dictConfig({"version": 1, "disable_existing_loggers": False, "loggers": new})
     log("vllm.v1.engine.core", ValueError("Cannot find model module. 'X' is not registered"))
@@ -41,7 +41,7 @@ def test_what_vllm_logs_is_told_also_after_it_has_set_up_its_logging_anew(told: 
     ]
 
 
-def test_what_is_no_exception_of_vllms_is_not_told(told: socket.socket) -> None:
+def test_other_log_records_are_not_reported(told: socket.socket) -> None:
     log("vllm.engine", None)
     log("another", ValueError("x"))
     with pytest.raises(BlockingIOError):
@@ -54,7 +54,7 @@ def test_an_error_of_the_heartbeat_reaches_the_main_process() -> None:
     async def run() -> None:
         beating = asyncio.create_task(heartbeat.beat(near, listener))
         await asyncio.to_thread(far.recv, 4096)
-        # A command that this version does not know how to carry out.
+        # An invalid command.
         far.send(b"no JSON")
         await asyncio.wait_for(beating, 10)
 

@@ -21,13 +21,13 @@ from hxp_enterprise_llm.system import isolation
         (0, Verdict.WARNING, "has Landlock 0"),
     ],
 )
-def test_doctor_says_what_the_kernel_can(version: int, verdict: Verdict, words: str) -> None:
+def test_doctor_reports_isolation_that_the_kernel_supports(version: int, verdict: Verdict, words: str) -> None:
     found = doctor.isolation(lambda: version)
     assert (found.verdict, words in found.text) == (verdict, True), found
 
 
 class FakeKernel(isolation.Kernel):
-    """Records what it is asked, or refuses it."""
+    """Records the calls, or refuses them."""
 
     def __init__(self, version: int) -> None:
         self.version = version
@@ -48,7 +48,7 @@ class FakeKernel(isolation.Kernel):
         self.done.append((scopes, ports))
 
 
-def test_what_a_kernel_refuses_is_said_and_the_rest_is_done(caplog: pytest.LogCaptureFixture) -> None:
+def test_refused_isolation_is_logged_and_the_rest_is_applied(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     kernel = FakeKernel(6)
     kernel.refuses_limits = True
@@ -84,7 +84,7 @@ def test_what_a_kernel_refuses_is_said_and_the_rest_is_done(caplog: pytest.LogCa
         ({"environment": {"VLLM_PORT": "5000"}}, False),
     ],
 )
-def test_ports_that_an_instance_may_listen_on(settings: dict[str, Any], limited: bool) -> None:
+def test_listen_ports_are_limited_unless_settings_need_others(settings: dict[str, Any], limited: bool) -> None:
     ports = launch.ports(ServiceConfigSchema(name="m", model="/srv/m", port=11500, host="127.0.0.1", **settings))
     assert (ports is not None) == limited
     if ports:

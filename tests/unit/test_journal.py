@@ -33,7 +33,7 @@ def test_a_record_carries_the_instance_and_the_reason(tmp_path: Path, monkeypatc
         }
 
 
-def test_without_a_journal_the_words_are_not_lost(
+def test_messages_go_to_stdout_without_a_journal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(journal, "ADDRESS", str(tmp_path / "none"))

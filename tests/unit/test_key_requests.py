@@ -1,4 +1,4 @@
-"""Which requests a model that has keys answers."""
+"""Requests that an instance with keys answers."""
 
 import asyncio
 from typing import Any
@@ -10,7 +10,7 @@ from hxp_enterprise_llm.worker.traffic import Traffic
 
 
 def answer(path: str, authorization: bytes | None, kind: str = "http") -> dict[str, Any]:
-    """What a request is first answered, by an application that lets everybody in."""
+    """The first message of the answer to a request, with an application that accepts every client."""
     sent: list[dict[str, Any]] = []
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
@@ -37,16 +37,16 @@ def locked(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "given", [None, b"", b"Bearer", b"Bearer ", b"Bearer third", b"Basic first", b"first", b"\xff"]
 )
-def test_every_path_asks_for_a_key(locked: None, path: str, given: bytes | None) -> None:
+def test_every_path_requires_a_key(locked: None, path: str, given: bytes | None) -> None:
     assert answer(path, given)["status"] == 401
 
 
 @pytest.mark.parametrize("given", [b"Bearer first", b"bearer second", b"Bearer  first "])
-def test_each_key_opens(locked: None, given: bytes) -> None:
+def test_every_configured_key_is_accepted(locked: None, given: bytes) -> None:
     assert answer("/metrics", given)["status"] == 200
 
 
-def test_health_is_open_and_so_is_all_without_keys(locked: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_health_and_instances_without_keys_require_no_key(locked: None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert answer("/health", None)["status"] == 200
     assert answer("/v1/realtime", None, "websocket") == {"type": "websocket.close", "code": 1008}
     monkeypatch.setattr(Traffic, "key_digests", ())

@@ -47,7 +47,7 @@ OTHER_VALUES = {
     "RELOAD_METHOD": "restart",
     "VLLM_ARGS": "--seed=1",
 }
-"""For each key a value that the instance below does not have, to see what it changes."""
+"""For each key a value that differs from that of the instance below."""
 OTHER_HOST_VALUES = {
     "CITADEL_ENV": "test",
     "SERVER_HOSTNAME": "other",
@@ -71,7 +71,7 @@ INSTANCE = {
     "HUB_TOKEN_FILE": "/etc/m.token",
 }  # fmt: skip
 SILENT = {"MODEL": "/srv/m", "PORT": "11400", "KV_CACHE_GB": "0.25", "ALLOW_DOWNLOAD": "yes"}
-"""An instance that leaves to the host what it can."""
+"""An instance that leaves all possible settings to the host."""
 
 
 class Outside(NamedTuple):
@@ -116,20 +116,20 @@ def names_used_outside() -> set[str]:
 
 
 @pytest.mark.parametrize("key", OTHER_VALUES)
-def test_another_value_of_an_instance_changes_something(root: Root, key: str) -> None:
+def test_every_instance_key_changes_a_result(root: Root, key: str) -> None:
     before = outside(root, INSTANCE, {})
     assert before != outside(root, INSTANCE | {key: OTHER_VALUES[key]}, {})
 
 
 @pytest.mark.parametrize("key", OTHER_HOST_VALUES)
-def test_another_value_of_the_host_changes_something(root: Root, key: str) -> None:
+def test_every_host_key_changes_a_result(root: Root, key: str) -> None:
     pair = {"TLS_CERT_FILE": "/etc/m.pem", "TLS_KEY_FILE": "/etc/m.key"}
     host = {"SERVER_IP": "192.0.2.1"} | (pair if key in pair else {})
     assert outside(root, SILENT, host) != outside(root, SILENT, host | {key: OTHER_HOST_VALUES[key]})
 
 
 def test_every_other_key_is_read_by_name() -> None:
-    """Of the rest, a process reads the value itself; a key without any reader is in the list that this prints."""
+    """Processes read the other keys by name; a failure lists the keys that no code reads."""
     used = names_used_outside()
     of_instances = [key for key in INSTANCE_KEYS.keys() - OTHER_VALUES if key.lower() not in used]
     of_the_host = [key for key in HOST_KEYS.keys() - OTHER_HOST_VALUES if not used & readers(key)]

@@ -1,4 +1,4 @@
-"""The log file of an instance: what a line is, what a crash repeats, and where the next start goes on."""
+"""The log file of an instance: the format of a line, entries after a crash, and where the next start resumes."""
 
 import json
 import os
@@ -52,17 +52,17 @@ def test_a_line_has_time_host_sender_and_message() -> None:
         ("\u2028", r"\x2028"),
     ],
 )
-def test_no_message_forges_an_entry_or_steers_a_terminal(message: object, text: str) -> None:
+def test_message_cannot_forge_an_entry_or_control_a_terminal(message: object, text: str) -> None:
     assert parse(entry(1, message)).text.endswith(f"]: {text}\n")
 
 
 @pytest.mark.parametrize("line", [b"", b"no json", b"[]", b"{}", b'{"__CURSOR": "a"}'])
-def test_what_journalctl_does_not_write_is_an_error(line: bytes) -> None:
+def test_invalid_journal_line_raises_value_error(line: bytes) -> None:
     with pytest.raises(ValueError):
         parse(line)
 
 
-def test_a_start_goes_on_after_the_last_entry(file: LogFile, tmp_path: Path) -> None:
+def test_start_resumes_after_the_last_entry(file: LogFile, tmp_path: Path) -> None:
     assert journal_command("m", file.position(1010.5))[-1] == "--since=@1000"
     assert file.position(2000) == "@1000", "a file that could not be written yet misses no line"
     file.append([Entry("s=1;i=1", "a\n"), Entry("s=1;i=2", "b\n")])
@@ -79,7 +79,7 @@ def test_after_a_rotation_lines_go_to_a_new_file(file: LogFile, tmp_path: Path) 
     assert [(tmp_path / name).read_text() for name in ("m.log.1", "m.log")] == ["a\n", "b\n"]
 
 
-def test_a_failed_write_leaves_the_cursor(file: LogFile, tmp_path: Path) -> None:
+def test_failed_write_does_not_move_the_cursor(file: LogFile, tmp_path: Path) -> None:
     file.append([Entry("s=1;i=1", "a\n")])
     (tmp_path / "m.log").unlink()
     (tmp_path / "m.log").symlink_to(tmp_path / "elsewhere")
@@ -99,7 +99,7 @@ def pipe() -> Callable[[bytes], tuple[int, int]]:
     return make
 
 
-def test_what_arrived_before_a_stop_is_written(
+def test_entries_received_before_a_stop_are_written(
     file: LogFile, tmp_path: Path, pipe: Callable[[bytes], tuple[int, int]]
 ) -> None:
     source, _ = pipe(entry(1) + entry(2) + entry(3)[:20])
@@ -109,14 +109,14 @@ def test_what_arrived_before_a_stop_is_written(
     assert file.position(1010) == "s=1;i=2", "half an entry is for the next start"
 
 
-def test_a_journal_that_ends_is_no_stop(file: LogFile, pipe: Callable[[bytes], tuple[int, int]]) -> None:
+def test_end_of_the_journal_is_not_a_stop(file: LogFile, pipe: Callable[[bytes], tuple[int, int]]) -> None:
     source, writer = pipe(entry(1))
     os.close(writer)
     assert not follow(source, pipe(b"")[0], file)
     assert file.position(1010) == "s=1;i=1"
 
 
-def test_models_want_their_followers_if_the_host_says_so(root: Root) -> None:
+def test_unit_wants_its_log_follower_if_log_to_file_is_set(root: Root) -> None:
     root.instance("m", GOOD)
     assert "citadel-llm-log" not in drop_in(root, "m")
     root.host("LOG_TO_FILE=yes\n")
@@ -126,7 +126,7 @@ def test_models_want_their_followers_if_the_host_says_so(root: Root) -> None:
     assert "Wants=citadel-llm-log@refused.service\n" in drop_in(root, "refused")
 
 
-def test_another_directory_is_opened_to_the_followers_and_warned_of(root: Root, tmp_path: Path) -> None:
+def test_other_log_directory_is_bound_and_causes_a_warning(root: Root, tmp_path: Path) -> None:
     root.host("LOG_TO_FILE=yes\n")
     rotating = tmp_path / "logrotate"
     rotating.touch()

@@ -3,7 +3,7 @@ from pathlib import Path
 from hxp_enterprise_llm.supervisor.memory_events import oom_kills
 
 
-def test_both_versions_of_control_groups(tmp_path: Path) -> None:
+def test_oom_kills_are_read_from_both_cgroup_versions(tmp_path: Path) -> None:
     membership = tmp_path / "cgroup"
     membership.write_text("4:memory:/a.slice/b.service\n0::/a.slice/b.service\n")
     assert oom_kills(membership, tmp_path) == 0

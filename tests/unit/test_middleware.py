@@ -50,7 +50,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "deep.X",
     ],
 )
-def test_what_the_server_may_take(package: Path, name: str) -> None:
+def test_importable_middleware_is_accepted(package: Path, name: str) -> None:
     assert refusal(f"pkg.{name}") == ""
     assert "pkg" not in sys.modules
 
@@ -71,6 +71,6 @@ def test_what_the_server_may_take(package: Path, name: str) -> None:
         ("no_such_package.X", "there is no module no_such_package"),
     ],
 )
-def test_what_the_server_would_refuse(package: Path, name: str, why: str) -> None:
+def test_unusable_middleware_is_refused(package: Path, name: str, why: str) -> None:
     assert why in refusal(name)
     assert "pkg" not in sys.modules

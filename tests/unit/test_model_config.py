@@ -19,7 +19,7 @@ def check(directory: Path, content: str | bytes | dict[str, object], **settings:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", b"\xff\xfe\0", "[" * 100_000, '"text"'])
-def test_what_is_no_config_is_refused_with_its_path(tmp_path: Path, content: str | bytes) -> None:
+def test_invalid_config_json_is_refused_with_its_path(tmp_path: Path, content: str | bytes) -> None:
     with pytest.raises(ModelMissing, match=r"config\.json.*fetch or copy the model again"):
         check(tmp_path, content)
 
@@ -46,7 +46,7 @@ def test_an_unknown_architecture_is_a_warning(
     assert not faults and "no code of its own for Strange" in warning
 
 
-def test_a_length_beyond_the_model_says_the_most(tmp_path: Path) -> None:
+def test_max_model_len_beyond_the_model_names_the_maximum(tmp_path: Path) -> None:
     (fault,), _ = check(tmp_path, LLAMA, max_model_len=4096)
     assert fault.startswith("MAX_MODEL_LEN=4096 is more than this model can: write 2048 (max_position_embeddings")
     assert check(tmp_path, LLAMA, max_model_len=2048) == ([], [])
@@ -54,13 +54,13 @@ def test_a_length_beyond_the_model_says_the_most(tmp_path: Path) -> None:
     assert check(tmp_path, nested, max_model_len=11)[0]
 
 
-def test_a_length_in_flags_counts_too(tmp_path: Path) -> None:
+def test_max_model_len_flag_is_checked_too(tmp_path: Path) -> None:
     (fault,), _ = check(tmp_path, LLAMA, vllm_args="--max_model_len=4K", max_model_len=64)
     assert fault.startswith("VLLM_ARGS: --max-model-len 4096 is more than this model can")
     assert check(tmp_path, LLAMA, vllm_args="--max-model-len auto", max_model_len=4096) == ([], [])
 
 
-def test_a_model_that_generates_needs_room_for_an_answer(tmp_path: Path) -> None:
+def test_generating_model_requires_a_length_of_two_tokens(tmp_path: Path) -> None:
     for given in cast("list[dict[str, object]]", [{"max_model_len": 1}, {"vllm_args": "--max-model-len 1"}]):
         (fault,), _ = check(tmp_path, LLAMA, **given)
         assert fault.endswith("has no room for a prompt and an answer: write 2 or more")
@@ -71,7 +71,7 @@ def test_a_model_that_generates_needs_room_for_an_answer(tmp_path: Path) -> None
     assert check(tmp_path, LLAMA, max_model_len=1) == ([], [])
 
 
-def test_a_scaled_length_is_left_to_vllm(tmp_path: Path) -> None:
+def test_scaled_context_length_is_left_to_vllm(tmp_path: Path) -> None:
     scaled = {**LLAMA, "rope_scaling": {"rope_type": "linear", "factor": 4.0}}
     assert check(tmp_path, scaled, max_model_len=8192) == ([], [])
     forced = {"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}

@@ -1,4 +1,4 @@
-"""debian/citadel-llm.install names what the generator and the reload request import, late imports included."""
+"""debian/citadel-llm.install lists the modules that the generator and the reload request import, also late ones."""
 
 import ast
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ PROGRAMS = "hxp_enterprise_llm/generator/command.py", "hxp_enterprise_llm/protoc
 
 
 def imported(file: str) -> Iterator[str]:
-    """Files of this project that a module needs: what it imports, and the packages that those are in."""
+    """Files of this project that a module needs: the modules that it imports, and their packages."""
     for node in ast.walk(ast.parse((PROJECT / file).read_text(encoding="utf-8"))):
         names = []
         if isinstance(node, ast.Import):
@@ -23,7 +23,7 @@ def imported(file: str) -> Iterator[str]:
                 yield from (f"{parent}/__init__.py" for parent in Path(module).parents if parent != Path())
 
 
-def test_the_package_installs_what_is_imported_and_no_more() -> None:
+def test_package_installs_exactly_the_imported_modules() -> None:
     needed: set[str] = set()
     todo = list(PROGRAMS)
     while todo:

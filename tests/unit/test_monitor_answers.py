@@ -1,4 +1,4 @@
-"""What the health port and the metrics port answer."""
+"""The answers of the health port and the metrics port."""
 
 import asyncio
 from pathlib import Path
@@ -17,7 +17,7 @@ from .monitored import KILLED, RUNS, Answering, fleet_of, settle, state_file
 
 
 class Client:
-    """Asks an application, without a network."""
+    """Sends requests to an application without a network."""
 
     def __init__(self, application: Any) -> None:
         self.application = application
@@ -38,7 +38,7 @@ def client_of(root: Root, tmp_path: Path) -> tuple[Fleet, Client]:
     return fleet, Client(web.application(fleet, "1.2"))
 
 
-def test_the_answers_of_the_health_port(root: Root, tmp_path: Path) -> None:
+def test_health_port_returns_documented_fields_and_status_codes(root: Root, tmp_path: Path) -> None:
     fleet, client = client_of(root, tmp_path)
     answer = client.get("/health/services")
     assert answer.status_code == 200
@@ -61,7 +61,7 @@ def test_the_answers_of_the_health_port(root: Root, tmp_path: Path) -> None:
     assert client.get("/health/services").status_code == 503
 
 
-def test_the_host_is_named_as_its_settings_say_since_the_last_reload(root: Root, tmp_path: Path) -> None:
+def test_host_labels_follow_the_settings_of_the_last_reload(root: Root, tmp_path: Path) -> None:
     fleet, client = client_of(root, tmp_path)
     root.host("CITADEL_ENV=staging\nSERVER_HOSTNAME=gpu-1.example\n")
     fleet.present(set(fleet.names()))
@@ -78,7 +78,7 @@ def test_the_host_is_named_as_its_settings_say_since_the_last_reload(root: Root,
         assert client.get(path).json()["environment"] == "test"
 
 
-def test_head_is_answered_as_get_is(root: Root, tmp_path: Path) -> None:
+def test_head_returns_status_and_headers_of_get(root: Root, tmp_path: Path) -> None:
     _, client = client_of(root, tmp_path)
     for path in ("/", "/health", "/health/services", "/health/services/b", "/health/services/none", "/health/targets"):
         head, get = client.get(path, "HEAD"), client.get(path)
@@ -86,7 +86,7 @@ def test_head_is_answered_as_get_is(root: Root, tmp_path: Path) -> None:
     assert client.get("/health", "POST").status_code == 405
 
 
-def test_the_page_may_run_its_own_script_only(root: Root, tmp_path: Path) -> None:
+def test_security_policy_allows_only_script_and_style_of_the_page(root: Root, tmp_path: Path) -> None:
     _, client = client_of(root, tmp_path)
     answer = client.get("/")
     assert answer.headers["content-type"].startswith("text/html")
@@ -98,7 +98,7 @@ def test_the_page_may_run_its_own_script_only(root: Root, tmp_path: Path) -> Non
     assert f"script-src 'sha256-{digest}';" in web.policy("<script>x</script>")
 
 
-def test_the_metrics_of_the_contract(root: Root, tmp_path: Path) -> None:
+def test_metrics_contain_the_specified_samples(root: Root, tmp_path: Path) -> None:
     async def scenario() -> None:
         fleet = fleet_of(root, tmp_path, Answering(), "a")
         fleet.connected("")
@@ -161,7 +161,7 @@ def test_ready_depends_on_the_phase(root: Root, tmp_path: Path, active: str, pha
     asyncio.run(scenario())
 
 
-def test_settings_are_not_told_to_the_network(root: Root, tmp_path: Path) -> None:
+def test_settings_are_not_exposed_to_the_network(root: Root, tmp_path: Path) -> None:
     fleet = fleet_of(root, tmp_path, Answering())
     root.instance("a", "MODEL=/srv/m\nPORT=11500\nMY_TOKEN=secret\n")
     fleet.present(set(fleet.names()))

@@ -1,4 +1,4 @@
-"""What control groups tell the monitor, of both versions."""
+"""The figures that the monitor reads from control groups of both versions."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from hxp_enterprise_llm.monitoring import cgroups
 from .monitored import write
 
 
-def test_version_2_of_control_groups(tmp_path: Path) -> None:
+def test_usage_is_read_from_cgroup_version_2(tmp_path: Path) -> None:
     (tmp_path / "cgroup.controllers").write_text("cpu memory pids\n")
     write(
         tmp_path / "citadel.slice/a.service", memory__current="1000\n", memory__peak="3000\n", memory__max="4000\n",
@@ -18,7 +18,7 @@ def test_version_2_of_control_groups(tmp_path: Path) -> None:
     assert cgroups.read("/citadel.slice/a.service", tmp_path) == (1000, 3000, 4000, 2.5, 1.5, 5, 64, 2)
 
 
-def test_version_1_of_control_groups(tmp_path: Path) -> None:
+def test_usage_is_read_from_cgroup_version_1(tmp_path: Path) -> None:
     write(
         tmp_path / "memory/a.service", memory__usage_in_bytes="1000\n", memory__max_usage_in_bytes="3000\n",
         memory__limit_in_bytes="4000\n", memory__oom_control="oom_kill_disable 0\nunder_oom 0\noom_kill 2\n",
@@ -32,7 +32,7 @@ def test_version_1_of_control_groups(tmp_path: Path) -> None:
     assert cgroups.read("/a.service", tmp_path).cpu_seconds == 0.7
 
 
-def test_no_limit_and_no_group_are_none(tmp_path: Path) -> None:
+def test_missing_limit_or_cgroup_reads_as_none(tmp_path: Path) -> None:
     write(tmp_path / "memory/a", memory__limit_in_bytes="9223372036854771712\n")
     write(tmp_path / "cpu/a", cpu__cfs_quota_us="-1\n", cpu__cfs_period_us="100000\n")
     assert set(cgroups.read("/a", tmp_path)) == {None}
@@ -46,5 +46,5 @@ def test_no_limit_and_no_group_are_none(tmp_path: Path) -> None:
     )
     assert set(cgroups.read("/b", tmp_path)) == {None}
     assert set(cgroups.read("/gone", tmp_path)) == {None}
-    # A stopped unit has no group: the root's figures are not its own.
+    # A stopped unit has no group: the figures of the root group must not be used.
     assert set(cgroups.read("", tmp_path)) == set(cgroups.read("/", tmp_path)) == {None}

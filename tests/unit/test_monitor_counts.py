@@ -1,4 +1,4 @@
-"""What the monitor counts of starts and failures, and the time that it does."""
+"""The monitor's counters of starts and failures, and its periods of uptime."""
 
 from typing import Any
 
@@ -25,11 +25,11 @@ from .monitored import KILLED, RUNS, SECOND
         ("resources", 0, "unavailable"), ("protocol", 0, "exit-code"),
     ],
 )  # fmt: skip
-def test_kinds_of_failures(result: str, status: int, kind: str | None) -> None:
+def test_failure_kind_follows_result_and_exit_status(result: str, status: int, kind: str | None) -> None:
     assert kind_of({"Result": result, "ExecMainStatus": status}) == kind
 
 
-def test_an_exit_code_is_told_as_shells_do() -> None:
+def test_exit_code_follows_shell_convention() -> None:
     assert exit_code(KILLED) == 137
     assert exit_code(KILLED | {"ExecMainCode": 1, "ExecMainStatus": 70}) == 70
     assert exit_code(RUNS) is None
@@ -50,12 +50,12 @@ def test_an_exit_code_is_told_as_shells_do() -> None:
     assert said_nothing == "systemd: exit-code; the main process ended with exit status 70"
 
 
-def test_a_start_is_counted_once_with_its_time() -> None:
+def test_start_is_counted_once_with_its_duration() -> None:
     ledger = Ledger()
     assert ledger.take_unit(RUNS | {"ActiveState": "activating", "ActiveEnterTimestamp": 0}, 1, 105) == []
     assert ledger.take_unit(RUNS, 1, 108) == [Start(at=108, seconds=8)]
     assert ledger.take_unit(RUNS, 1, 109) == []
-    # A re-read ledger, as after a restart of the monitor, knows it still.
+    # A ledger that is read again, as after a restart of the monitor, still knows the start.
     assert Ledger.model_validate_json(ledger.model_dump_json()).take_unit(RUNS, 1, 110) == []
     assert ledger.startup_seconds == 8
     assert ledger.take_state(InstanceState(startup_seconds=3.0), 120) == []
@@ -72,7 +72,7 @@ def test_implausible_timestamps_are_ignored() -> None:
     assert failure.at == 1.79e9
 
 
-def test_a_killed_main_process_is_one_failure_and_one_restart() -> None:
+def test_killed_main_process_counts_as_one_failure_and_one_restart() -> None:
     ledger = Ledger()
     ledger.take_unit(RUNS, 1, 108)
     (failure,) = ledger.take_unit(RUNS | KILLED, 1, 201)
@@ -91,14 +91,14 @@ def test_a_killed_main_process_is_one_failure_and_one_restart() -> None:
 @pytest.mark.parametrize(
     ("before", "at_the_end", "kind"), [(1, 2, Kind.OUT_OF_MEMORY), (1, 1, Kind.SIGNAL), (1, None, Kind.SIGNAL)]
 )
-def test_the_kernels_count_tells_why_a_main_process_was_killed(before: int, at_the_end: int | None, kind: Kind) -> None:
+def test_oom_kill_count_identifies_out_of_memory_kill(before: int, at_the_end: int | None, kind: Kind) -> None:
     ledger = Ledger()
     ledger.take_unit(RUNS, 1, 108)
     ledger.take_usage(cgroups.Usage(oom_kills=before))
     (failure,) = ledger.take_unit(RUNS | KILLED, 1, 201, at_the_end)
     assert isinstance(failure, Event) and (failure.what, failure.at) == (kind, 200)
     assert ("memory limit" in failure.reason) is (kind is Kind.OUT_OF_MEMORY)
-    # Told again, when the group is gone or has been read meanwhile, it is still one failure.
+    # Reported again after the group is gone or was read, it remains one failure.
     ledger.take_usage(cgroups.Usage(oom_kills=at_the_end))
     assert ledger.take_unit(RUNS | KILLED, 1, 202) == ledger.take_unit(RUNS | KILLED, 1, 203, at_the_end) == []
     assert ledger.failures == {kind: 1}
@@ -107,7 +107,7 @@ def test_the_kernels_count_tells_why_a_main_process_was_killed(before: int, at_t
     assert isinstance(failure, Event) and failure.what == Kind.SIGNAL, "the kernel sends SIGKILL only"
 
 
-def test_a_clean_stop_counts_nothing() -> None:
+def test_clean_stop_counts_neither_failure_nor_restart() -> None:
     ledger = Ledger()
     ledger.take_unit(RUNS, 1, 108)
     stopped = RUNS | {
@@ -120,7 +120,7 @@ def test_a_clean_stop_counts_nothing() -> None:
     assert (ledger.restarts, ledger.failures, ledger.exit_code) == (0, {}, 0)
 
 
-def test_a_start_limit_counts_beside_the_failure_before_it() -> None:
+def test_start_limit_is_counted_in_addition_to_the_failure() -> None:
     ledger = Ledger()
     refused = RUNS | {"Result": "exit-code", "ExecMainStatus": 70, "ExecMainCode": 1, "ExecMainExitTimestamp": SECOND}
     ledger.take_unit(refused, 1, 1)
@@ -128,14 +128,14 @@ def test_a_start_limit_counts_beside_the_failure_before_it() -> None:
     assert ledger.failures == {Kind.ENGINE_DIED: 1, Kind.START_LIMIT_HIT: 1}
 
 
-def test_restarts_only_rise() -> None:
+def test_restart_count_never_decreases() -> None:
     ledger = Ledger()
     for boot, seen, total in ((1, 2, 2), (1, 2, 2), (1, 3, 3), (1, 0, 3), (1, 1, 4), (2, 1, 5), (2, 1, 5)):
         ledger.take_unit({"NRestarts": seen}, boot, 1)
         assert ledger.restarts == total, (boot, seen)
 
 
-def test_what_the_main_process_mended_is_counted_once_for_each_of_its_lives() -> None:
+def test_recovered_failures_are_counted_once_per_invocation() -> None:
     ledger = Ledger()
     ledger.take_unit(RUNS, 1, 108)
     mended = InstanceState.model_validate(
@@ -146,7 +146,7 @@ def test_what_the_main_process_mended_is_counted_once_for_each_of_its_lives() ->
     )
     assert ledger.take_state(mended, 160) == [Event(at=150, what="engine-died", reason="r", count=2)]
     assert ledger.take_state(mended, 160) == []
-    # Lowering its count wins it nothing.
+    # A lowered count has no effect.
     assert ledger.take_state(InstanceState(failures={Kind.ENGINE_DIED: 1}), 160) == []
     assert ledger.take_state(mended, 160) == []
     ledger.take_unit(RUNS | {"InvocationID": "b"}, 1, 300)
@@ -155,14 +155,14 @@ def test_what_the_main_process_mended_is_counted_once_for_each_of_its_lives() ->
     assert ledger.last_failure and ledger.last_failure.reason == "r"
 
 
-def test_a_meter_never_falls() -> None:
+def test_meter_never_decreases() -> None:
     meter = Meter()
     for reading, total in ((5, 5), (7, 7), (None, 7), (2, 9), (3, 10)):
         meter.read(reading)
         assert meter.total == total
 
 
-def test_the_kernels_peak_counts_when_it_rises() -> None:
+def test_kernel_memory_peak_is_used_only_after_a_rise() -> None:
     ledger = Ledger()
     readings = [(10, 90), (10, 90), (20, 90), (10, 95)]
     taken = [ledger.take_usage(cgroups.Usage(memory_bytes=now, memory_peak_bytes=peak)) for now, peak in readings]
@@ -172,7 +172,7 @@ def test_the_kernels_peak_counts_when_it_rises() -> None:
 # Periods
 
 
-def test_periods_follow_each_other() -> None:
+def test_periods_are_contiguous() -> None:
     presence = Presence()
     assert presence.seen(True, since=90, now=100) == [(True, 90, 100)]
     assert presence.seen(True, 90, 110) == [(True, 90, 110)]
@@ -184,14 +184,14 @@ def test_periods_follow_each_other() -> None:
     assert presence.seen(True, 160, 170) == [(True, 160, 170)]
 
 
-def test_a_pause_of_the_monitor_is_filled_by_what_ran_on() -> None:
+def test_monitor_downtime_counts_as_uptime_of_running_instances() -> None:
     assert Presence(until=100).seen(True, since=50, now=500) == [(True, 100, 500)]
     assert Presence(until=100).seen(True, since=400, now=500) == [(True, 400, 500)]
-    # Down since when, nobody saw.
+    # The start of the downtime is unknown.
     assert Presence(until=100).seen(False, since=50, now=500) == []
 
 
-def test_a_jump_of_the_clock_is_no_time() -> None:
+def test_clock_jump_adds_no_period() -> None:
     presence = Presence()
     presence.seen(True, 90, 100)
     assert presence.seen(True, 90, 100 + LONGEST_GAP_SEC + 1) == []
@@ -199,26 +199,26 @@ def test_a_jump_of_the_clock_is_no_time() -> None:
     assert presence.seen(True, 90, 60) == [(True, 50, 60)]
 
 
-def test_what_time_counts() -> None:
+def test_uptime_follows_unit_state_and_probe() -> None:
     instance = Instance("a", Presence())
 
     def then(active: str, sub: str, now: float, **properties: Any) -> bool | None:
         instance.properties |= {"ActiveState": active, "SubState": sub, **properties}
         return instance.uptime_counts(now)
 
-    assert instance.uptime_counts(0) is None, "nothing is known of it"
+    assert instance.uptime_counts(0) is None, "its state is unknown"
     instance.known = True
     assert then("inactive", "dead", 100) is None
-    assert then("activating", "start", 110, StateChangeTimestamp=105 * SECOND) is None, "a start takes its time"
-    assert then("activating", "start", 136) is False, "but not more than what is promised"
-    assert then("active", "running", 140) is None, "it has not been asked"
+    assert then("activating", "start", 110, StateChangeTimestamp=105 * SECOND) is None, "a start may take some time"
+    assert then("activating", "start", 136) is False, "but not more than promised"
+    assert then("active", "running", 140) is None, "it has not been probed"
     instance.problem = ""
     assert then("active", "running", 141) is True
     assert then("reloading", "reload", 142) is True
     assert then("deactivating", "stop", 143, Result="success") is None
     assert then("deactivating", "stop", 143, Result="signal") is False
     assert then("activating", "auto-restart", 144) is False
-    assert then("activating", "start", 145, StateChangeTimestamp=145 * SECOND) is False, "it mends a failure"
+    assert then("activating", "start", 145, StateChangeTimestamp=145 * SECOND) is False, "it recovers from a failure"
     assert then("active", "running", 150) is True
     instance.problem = "answers 500"
     assert then("active", "running", 150) is False

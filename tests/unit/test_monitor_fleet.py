@@ -1,4 +1,4 @@
-"""Which instances are ready, of what systemd and their endpoints say."""
+"""Readiness of instances, from systemd's state and the probes of their endpoints."""
 
 import asyncio
 import time
@@ -17,7 +17,7 @@ from .conftest import Root
 from .monitored import KILLED, RUNS, Answering, fleet_of, settle, state_file, write
 
 
-def test_bus_paths_are_instances() -> None:
+def test_bus_path_maps_to_instance() -> None:
     from hxp_enterprise_llm.control.systemd import unit_path
 
     for name in ("test", "openchat-3.5", "7b", "A_b"):
@@ -27,7 +27,7 @@ def test_bus_paths_are_instances() -> None:
     assert units.instance_at("/org/freedesktop/systemd1") is None
 
 
-def test_ready_is_what_systemd_and_the_endpoint_agree_on(root: Root, tmp_path: Path) -> None:
+def test_ready_requires_systemd_and_endpoint(root: Root, tmp_path: Path) -> None:
     async def scenario() -> None:
         answering = Answering()
         fleet = fleet_of(root, tmp_path, answering, "a", "b")
@@ -59,7 +59,7 @@ def test_ready_is_what_systemd_and_the_endpoint_agree_on(root: Root, tmp_path: P
     asyncio.run(scenario())
 
 
-def test_one_that_becomes_ready_is_believed_at_once(root: Root, tmp_path: Path) -> None:
+def test_instance_is_ready_as_soon_as_systemd_reports_active(root: Root, tmp_path: Path) -> None:
     async def scenario() -> None:
         fleet = fleet_of(root, tmp_path, Answering(), "a")
         fleet.connected("")
@@ -100,13 +100,13 @@ def test_probe_uses_reported_address_not_current_settings(root: Root, tmp_path: 
         assert (target.targets, target.labels) == (("127.0.0.1:11700",), {"service": "a", "__scheme__": "https"})
         fleet.changed("a", {"ActiveState": "inactive", "SubState": "dead"}, 1)
         (a,) = fleet.services().services
-        assert a.port != 11700 and a.certificate_expires is None, "what it said of a run that has ended"
+        assert a.port != 11700 and a.certificate_expires is None, "the reported values belong to an ended run"
         assert expiry not in metrics.Exposition(fleet, "1").text("")[1]
 
     asyncio.run(scenario())
 
 
-def test_one_that_cannot_be_asked_is_not_ready(root: Root, tmp_path: Path) -> None:
+def test_instance_with_unknown_address_is_not_ready(root: Root, tmp_path: Path) -> None:
     async def scenario() -> None:
         answering = Answering()
         fleet = fleet_of(root, tmp_path, answering)
@@ -130,7 +130,7 @@ def test_one_that_cannot_be_asked_is_not_ready(root: Root, tmp_path: Path) -> No
     asyncio.run(scenario())
 
 
-def test_a_lack_of_our_own_is_no_sign_against_an_instance(
+def test_descriptor_shortage_of_monitor_does_not_change_readiness(
     root: Root, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario() -> None:
@@ -148,7 +148,7 @@ def test_a_lack_of_our_own_is_no_sign_against_an_instance(
     assert caplog.text.count("too few descriptors") == caplog.text.count("again has descriptors") == 2
 
 
-def test_the_kernels_count_is_read_before_the_group_goes(root: Root, tmp_path: Path) -> None:
+def test_oom_kill_count_is_read_before_the_cgroup_is_removed(root: Root, tmp_path: Path) -> None:
     async def scenario() -> None:
         (tmp_path / "cgroup.controllers").write_text("")
         write(tmp_path / "a.service", memory__events="oom_kill 0\n")
@@ -163,7 +163,7 @@ def test_the_kernels_count_is_read_before_the_group_goes(root: Root, tmp_path: P
     asyncio.run(scenario())
 
 
-def test_without_systemd_nothing_is_known(root: Root, tmp_path: Path) -> None:
+def test_state_is_unknown_without_systemd(root: Root, tmp_path: Path) -> None:
     async def scenario() -> None:
         fleet = fleet_of(root, tmp_path, Answering(), "a")
         fleet.connected("")
@@ -180,7 +180,7 @@ def test_without_systemd_nothing_is_known(root: Root, tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_units_without_a_file_count_while_they_run(root: Root, tmp_path: Path) -> None:
+def test_active_or_failed_unit_without_settings_file_is_listed(root: Root, tmp_path: Path) -> None:
     async def scenario() -> None:
         fleet = fleet_of(root, tmp_path, Answering())
         fleet.connected("")
@@ -196,7 +196,7 @@ def test_units_without_a_file_count_while_they_run(root: Root, tmp_path: Path) -
     asyncio.run(scenario())
 
 
-def test_a_state_of_an_earlier_run_is_neither_believed_nor_counted(root: Root, tmp_path: Path) -> None:
+def test_state_of_an_earlier_run_is_ignored_and_not_counted(root: Root, tmp_path: Path) -> None:
     async def scenario() -> None:
         fleet = fleet_of(root, tmp_path, Answering(), "a")
         fleet.connected("")
@@ -229,7 +229,7 @@ def test_the_reason_of_a_failed_start_is_that_of_the_main_process(root: Root, tm
     asyncio.run(scenario())
 
 
-def test_a_running_instance_of_an_earlier_version_is_what_systemd_says(root: Root, tmp_path: Path) -> None:
+def test_running_instance_of_an_earlier_version_has_state_of_systemd(root: Root, tmp_path: Path) -> None:
     """After an upgrade that restarts nothing its state.json has neither phase nor invocation."""
 
     async def scenario() -> None:

@@ -1,4 +1,4 @@
-"""What the health port serves is what its OpenAPI description says, for whatever schemathesis thinks of to ask."""
+"""The health port's answers match its OpenAPI description for all requests that schemathesis generates."""
 
 import asyncio
 from pathlib import Path
@@ -20,7 +20,7 @@ async def answers(_: Address) -> str:
 
 
 def fleet() -> Fleet:
-    """One instance that is ready, one that has failed, one that nothing is known of."""
+    """An instance that is ready, one that has failed, and one in an unknown state."""
     found = Fleet(Store(Path("/nonexistent/monitor.sqlite")), answers, "/nonexistent")
     found.connected("")
     found.present({"ready", "failed", "unknown"})
@@ -43,18 +43,18 @@ schema = schemathesis.openapi.from_asgi("/openapi.json", web.application(fleet()
 
 @schema.parametrize()
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-def test_every_answer_is_as_described(case: schemathesis.Case[Any]) -> None:
+def test_every_response_matches_the_openapi_schema(case: schemathesis.Case[Any]) -> None:
     response = case.call()
-    # A name may be drawn that there is; 503 is what a service that is not ready is meant to give.
+    # The generated name may exist; a service that is not ready answers 503, as intended.
     case.validate_response(response, excluded_checks=[not_a_server_error])
     assert response.status_code < 500 or response.status_code == 503
 
 
-def test_names_that_there_are_are_described_too() -> None:
+def test_responses_for_existing_names_match_the_schema() -> None:
     operation = schema["/health/services/{name}"]["GET"]
     for name, status in (("ready", 200), ("failed", 503), ("unknown", 503), ("none", 404)):
         case = operation.Case(path_parameters={"name": name})
         response = case.call()
-        # 503 is what a service that is not ready is meant to give.
+        # A service that is not ready answers 503, as intended.
         case.validate_response(response, excluded_checks=[not_a_server_error])
         assert response.status_code == status

@@ -1,4 +1,4 @@
-"""A port that is taken, and clients that hold on to it; on loopback, with ports of the kernel's choice."""
+"""Ports in use, and clients that do not disconnect; on loopback, with ports that the kernel chooses."""
 
 import asyncio
 import logging
@@ -47,7 +47,7 @@ async def serving(port: Port, scenario: Callable[[], Awaitable[None]]) -> None:
 
 
 async def half_a_request(number: int) -> bytes:
-    """What comes of one, until the other side ends the connection."""
+    """Send half a request; return the answer until the server ends the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", number)
     writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nX-Half")
     try:
@@ -63,7 +63,7 @@ async def answer(number: int) -> httpx.Response:
         return await client.get(f"http://127.0.0.1:{number}/")
 
 
-def test_one_request_a_connection_and_none_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connection_serves_one_request_and_incomplete_requests_expire(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ports, "REQUEST_SEC", 0.3)
     number = free_port()
 
@@ -77,7 +77,7 @@ def test_one_request_a_connection_and_none_for_ever(monkeypatch: pytest.MonkeyPa
     asyncio.run(serving(port_at(number), scenario))
 
 
-def test_an_answer_that_nobody_reads_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unread_response_is_aborted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ports, "REQUEST_SEC", 0.1)
     monkeypatch.setattr(ports, "CONNECTION_SEC", 0.5)
     number = free_port()
@@ -103,12 +103,12 @@ def test_an_answer_that_nobody_reads_is_given_up(monkeypatch: pytest.MonkeyPatch
 
 
 def descriptors() -> list[int]:
-    """Our own, and the one that they were read with."""
+    """The descriptors of this process, including the one that they were read with."""
     return [int(file.name) for file in Path("/proc/self/fd").iterdir()]
 
 
 def open_connections(number: int) -> int:
-    """How many of our own descriptors are the serving end of a connection to a port."""
+    """Number of descriptors of this process that are the server's end of a connection to a port."""
     count = 0
     for descriptor in descriptors():
         try:
@@ -119,7 +119,7 @@ def open_connections(number: int) -> int:
     return count
 
 
-def test_with_too_many_connections_the_oldest_idle_ones_go(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_oldest_idle_connections_are_closed_above_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ports, "CONNECTIONS", 20)
     monkeypatch.setattr(ports, "BACKLOG", 5)
     number = free_port()
@@ -151,7 +151,7 @@ def test_with_too_many_connections_the_oldest_idle_ones_go(monkeypatch: pytest.M
     asyncio.run(serving(port_at(number, handler=slow), scenario))
 
 
-def test_one_more_than_can_be_answered_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connection_beyond_the_limit_is_closed_if_all_are_busy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ports, "CONNECTIONS", 2)
     number = free_port()
     go = asyncio.Event()
@@ -171,7 +171,7 @@ def test_one_more_than_can_be_answered_is_closed(monkeypatch: pytest.MonkeyPatch
     asyncio.run(serving(port_at(number, handler=slow), scenario))
 
 
-def test_a_taken_port_is_had_once_it_is_free(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_port_in_use_is_bound_once_free(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(ports, "AGAIN_SEC", 0.1)
     caplog.set_level(logging.INFO)
     with socket.create_server(("127.0.0.1", 0)) as thief:
@@ -188,10 +188,10 @@ def test_a_taken_port_is_had_once_it_is_free(monkeypatch: pytest.MonkeyPatch, ca
             assert (await answer(number)).text == "hello"
 
         asyncio.run(serving(port, scenario))
-    assert caplog.text.count("cannot be served") == 1, "said once, however often it is tried"
+    assert caplog.text.count("cannot be served") == 1, "logged once, however often it is tried"
 
 
-def test_an_address_that_is_not_there_is_said() -> None:
+def test_missing_address_is_reported() -> None:
     port = port_at(free_port(), "192.0.2.1")
 
     async def scenario() -> None:
@@ -212,9 +212,7 @@ def test_an_address_that_is_not_there_is_said() -> None:
         (None, "does not answer within 0.2 s"),
     ],
 )
-def test_an_endpoint_is_judged_by_its_first_line(
-    monkeypatch: pytest.MonkeyPatch, reply: bytes | None, said: str
-) -> None:
+def test_probe_result_follows_the_status_line(monkeypatch: pytest.MonkeyPatch, reply: bytes | None, said: str) -> None:
     monkeypatch.setattr(probe, "ANSWER_SEC", 0.2)
 
     async def scenario() -> None:
@@ -235,12 +233,12 @@ def test_an_endpoint_is_judged_by_its_first_line(
     asyncio.run(scenario())
 
 
-def test_an_endpoint_is_not_blamed_for_our_own_lack_of_descriptors() -> None:
+def test_descriptor_shortage_gives_no_probe_result() -> None:
     async def scenario() -> None:
         address = Address(scheme="http", host="127.0.0.1", port=free_port())
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
         async with probe.client() as client:
-            # A first question opens what stays open.
+            # The first probe opens the descriptors that stay open.
             assert str(await probe.ask(client, address)).endswith("cannot be reached")
             used = max(descriptors()) + 1
             resource.setrlimit(resource.RLIMIT_NOFILE, (used, limits[1]))

@@ -1,4 +1,4 @@
-"""What the monitor keeps, and what it does where it cannot."""
+"""The history that the monitor keeps, and its behaviour if it cannot be kept."""
 
 import asyncio
 import concurrent.futures
@@ -145,7 +145,7 @@ def test_a_migration_that_is_interrupted_changes_nothing(tmp_path: Path) -> None
     assert opened(file).ledger("a").restarts == 1
 
 
-def test_a_newer_schema_is_written_and_not_lowered(tmp_path: Path) -> None:
+def test_newer_schema_is_used_and_not_downgraded(tmp_path: Path) -> None:
     file = recorded(
         tmp_path,
         *NEXT_STEP,
@@ -191,7 +191,7 @@ def test_records_of_unknown_kinds_are_kept_and_ignored(tmp_path: Path) -> None:
     assert ("a", NOW - 1, "melted", "r", 2) in rows(file, "event")
     (figures,) = read_figures(1, NOW, [], file)
     assert figures.failures == {"signal": 1}
-    # A failure of this version takes the place of the one that it cannot read.
+    # A failure of this version replaces the last failure, whose kind is unknown.
     store = opened(file)
     store.ledger("a").take_unit(KILLED | {"InvocationID": "new", "ExecMainExitTimestamp": NOW * SECOND}, 1, NOW)
     store.close()
@@ -237,8 +237,8 @@ def test_a_damaged_store_is_moved_aside_and_salvaged(tmp_path: Path, damage: str
     assert rows(file, "wake") == [("a", 5.0)]
 
 
-def test_the_log_of_a_damaged_store_is_kept_with_it(tmp_path: Path) -> None:
-    """What the monitor wrote last is in the log only."""
+def test_write_ahead_log_of_damaged_store_is_kept(tmp_path: Path) -> None:
+    """The monitor's last write is only in the write-ahead log."""
     file = recorded(tmp_path)
     live = opened(file)
     live.ledger("a").restarts = 5
@@ -252,7 +252,7 @@ def test_the_log_of_a_damaged_store_is_kept_with_it(tmp_path: Path) -> None:
     assert not no_file_set_aside(killed.parent)
 
 
-def test_a_few_damaged_stores_are_kept(tmp_path: Path) -> None:
+def test_only_the_latest_damaged_stores_are_kept(tmp_path: Path) -> None:
     file = tmp_path / "m.sqlite"
     for number in range(KEPT + 2):
         file.write_bytes(f"nonsense {number} ".encode() * 100)
@@ -270,14 +270,14 @@ def connecting(factory: type[sqlite3.Connection]) -> Connect:
 
 
 def copied(file: Path, folder: Path) -> Path:
-    """The files of a store as a process leaves them that is killed at this moment."""
+    """Copy the files of a store as a process that is killed at this moment leaves them."""
     folder.mkdir()
     for path in file.parent.glob(f"{file.name}*"):
         shutil.copy(path, folder)
     return folder / file.name
 
 
-def test_a_full_disk_delays_what_is_written_and_loses_nothing(tmp_path: Path) -> None:
+def test_full_disk_delays_writes_without_loss(tmp_path: Path) -> None:
     file = tmp_path / "m.sqlite"
     full = False
 
@@ -324,7 +324,7 @@ def test_a_process_killed_during_a_write_leaves_the_last_committed_state(tmp_pat
         assert no_file_set_aside(killed.parent)
 
 
-def test_a_stop_during_a_write_waits_for_it_and_writes_the_rest_once(tmp_path: Path) -> None:
+def test_stop_waits_for_a_running_write_and_writes_the_rest_once(tmp_path: Path) -> None:
     file = recorded(tmp_path)
     begun, go_on = threading.Event(), threading.Event()
 
@@ -416,7 +416,7 @@ def test_the_history_is_read_while_the_disk_cannot_be_written(tmp_path: Path) ->
     assert opened(file).ledger("a").restarts == 2
 
 
-def test_counters_that_began_before_the_history_could_be_read_are_added_to_it(tmp_path: Path) -> None:
+def test_counters_from_before_the_history_was_read_are_added(tmp_path: Path) -> None:
     (tmp_path / "away").mkdir()
     file = recorded(tmp_path / "away")
     store = Store(tmp_path / "there/m.sqlite", clock=lambda: NOW)
@@ -435,7 +435,7 @@ def test_counters_that_began_before_the_history_could_be_read_are_added_to_it(tm
         assert found.ledger("a").startup_seconds == 8
 
 
-def test_a_store_that_cannot_be_opened_is_no_end(tmp_path: Path) -> None:
+def test_unopenable_store_is_retried(tmp_path: Path) -> None:
     store = Store(tmp_path / "missing/m.sqlite")
     assert "cannot be written" in store.problem
     store.ledger("a").restarts = 7
@@ -482,7 +482,7 @@ def test_a_clock_that_is_wrong_for_an_hour_does_not_erase_the_history(tmp_path: 
     assert len(rows(file, "event")) >= 298
 
 
-def test_what_is_old_is_forgotten(tmp_path: Path) -> None:
+def test_old_records_are_deleted(tmp_path: Path) -> None:
     file = tmp_path / "m.sqlite"
     store = Store(file)
     now = 2e9

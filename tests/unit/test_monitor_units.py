@@ -1,4 +1,4 @@
-"""Following systemd: signals, what is asked anew, and a bus that goes away; systemd is a parameter."""
+"""Following systemd: signals, repeated queries, and a lost bus; systemd is a parameter."""
 
 import asyncio
 from collections.abc import Callable
@@ -63,7 +63,7 @@ class FakeSystemd:
 
 
 class Told:
-    """Keeps what the watch tells."""
+    """Records the calls of the watch."""
 
     def __init__(self) -> None:
         self.files = ["a", "broken", "idle"]
@@ -115,18 +115,18 @@ def follow(scenario: Callable[[FakeSystemd, Told], Any]) -> None:
     asyncio.run(run())
 
 
-def test_all_are_asked_at_first_and_one_that_cannot_be_is_no_end() -> None:
+def test_all_loaded_units_are_queried_despite_a_failed_query() -> None:
     async def scenario(systemd: FakeSystemd, told: Told) -> None:
         assert told.there == [{"a", "broken", "enabled", "idle"}]
         assert ("a", {"ActiveState": "active", "InvocationID": "01ab"}, 5) in told.seen
-        assert sorted(set(systemd.asked)) == [UNIT, "citadel-llm@broken.service"], "those that systemd holds"
+        assert sorted(set(systemd.asked)) == [UNIT, "citadel-llm@broken.service"], "the loaded units"
         told_of = {name: (seen["ActiveState"], seen.get("UnitFileState")) for name, seen, _ in told.seen}
         assert (told_of["enabled"], told_of["idle"]) == (("inactive", "enabled"), ("inactive", "disabled"))
 
     follow(scenario)
 
 
-def test_one_that_cannot_be_asked_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_query_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(units, "AGAIN_SEC", 0.05)
 
     async def scenario(systemd: FakeSystemd, told: Told) -> None:
@@ -140,7 +140,7 @@ def test_one_that_cannot_be_asked_is_asked_again(monkeypatch: pytest.MonkeyPatch
     follow(scenario)
 
 
-def test_signals_are_told_at_once_and_the_silent_rest_is_asked_for() -> None:
+def test_signals_are_forwarded_at_once_and_other_properties_queried() -> None:
     async def scenario(systemd: FakeSystemd, told: Told) -> None:
         systemd.asked.clear()
         systemd.send(changed(UNIT, StatusText="Loading"))
@@ -156,7 +156,7 @@ def test_signals_are_told_at_once_and_the_silent_rest_is_asked_for() -> None:
     follow(scenario)
 
 
-def test_an_answer_that_a_signal_has_overtaken_is_not_believed() -> None:
+def test_answer_overtaken_by_a_signal_is_discarded() -> None:
     async def scenario(systemd: FakeSystemd, told: Told) -> None:
         overtaking = [changed(UNIT, StatusText="newer")]
         systemd.before_answer = lambda: systemd.send(overtaking.pop()) if overtaking else None
@@ -169,7 +169,7 @@ def test_an_answer_that_a_signal_has_overtaken_is_not_believed() -> None:
     follow(scenario)
 
 
-def test_a_reload_of_systemd_is_one_of_ours() -> None:
+def test_daemon_reload_rereads_the_instances() -> None:
     async def scenario(systemd: FakeSystemd, told: Told) -> None:
         told.files.append("new")
         systemd.send(signal("Reloading", True, signature="b"))
@@ -182,7 +182,7 @@ def test_a_reload_of_systemd_is_one_of_ours() -> None:
     follow(scenario)
 
 
-def test_one_that_starts_while_systemd_lists_the_others_is_asked() -> None:
+def test_unit_started_during_listing_is_queried() -> None:
     async def scenario(systemd: FakeSystemd, told: Told) -> None:
         starting = [changed("citadel-llm@idle.service", ActiveState="activating")]
         systemd.before_answer = lambda: systemd.send(starting.pop()) if starting else None
@@ -195,7 +195,7 @@ def test_one_that_starts_while_systemd_lists_the_others_is_asked() -> None:
     follow(scenario)
 
 
-def test_a_connection_that_breaks_while_units_are_asked_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connection_broken_during_queries_is_reopened(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(units, "FIRST_PAUSE_SEC", 0.02)
     broken = "the connection to the system bus has broken ([Errno 11] Resource temporarily unavailable)"
 
@@ -208,14 +208,14 @@ def test_a_connection_that_breaks_while_units_are_asked_is_made_anew(monkeypatch
         told.seen.clear()
         systemd.send(changed(UNIT, ActiveState="active"))
         await soon(lambda: told.problems[-1] == "" and len(told.problems) > 1)
-        # Of the second connection the fake says "no bus".
+        # The fake refuses the second connection with "no bus".
         assert (told.problems, systemd.connections) == (["", broken, "no bus", ""], 3)
         assert ("a", {"ActiveState": "active", "InvocationID": "01ab"}, 5) in told.seen
 
     follow(scenario)
 
 
-def test_a_lost_bus_is_told_and_found_again() -> None:
+def test_lost_bus_is_reported_and_reconnected() -> None:
     units.FIRST_PAUSE_SEC, before = 0.02, units.FIRST_PAUSE_SEC
 
     async def scenario(systemd: FakeSystemd, told: Told) -> None:

@@ -21,11 +21,11 @@ from .conftest import Root
         ("citadel-llm@", ""),
     ],
 )
-def test_a_unit_means_its_instance(given: str, meant: str) -> None:
+def test_unit_name_is_converted_to_instance_name(given: str, meant: str) -> None:
     assert NAME.convert(given, None, None) == meant
 
 
-def test_files_that_can_be_no_instance_are_told_from_leftovers(root: Root) -> None:
+def test_invalid_names_are_reported_and_leftover_files_are_not(root: Root) -> None:
     for name in ("good", "good~", "good.dpkg-old", "good.bak", "good.swp", "a b", "é", "x" * 65, "-x", ""):
         root.instance(name, "PORT=1\n")
     said = strays.warnings(str(root))
@@ -35,7 +35,7 @@ def test_files_that_can_be_no_instance_are_told_from_leftovers(root: Root) -> No
     assert all(strays.RULE in warning for warning in said)
 
 
-def test_without_the_directory_there_is_nothing_to_warn_of(root: Root) -> None:
+def test_missing_defaults_directory_gives_no_warnings(root: Root) -> None:
     root.defaults.rmdir()
     assert strays.warnings(str(root)) == []
 

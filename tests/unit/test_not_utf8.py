@@ -1,4 +1,4 @@
-"""Bytes that are not UTF-8, in settings, in names of files and in what root's files hold: an error in words."""
+"""Bytes that are not UTF-8 in settings, in names of files and in root's files cause a readable error."""
 
 import io
 import json
@@ -28,7 +28,7 @@ from hxp_enterprise_llm.system.notify import Notifier
 from .conftest import Root
 
 NAME = os.fsdecode(b"caf\xe9")
-"""A name in Latin-1, as Python has it."""
+"""A name in Latin-1, as Python decodes it."""
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_escapes_show_the_bytes() -> None:
     assert shown("100\n200") == "100\\n200"
 
 
-def test_a_file_or_a_name_is_refused_with_the_place(not_utf8: Root) -> None:
+def test_file_or_name_that_is_not_utf8_is_refused_with_its_place(not_utf8: Root) -> None:
     with pytest.raises(SettingsRefused) as refused:
         config.load("a", str(not_utf8))
     assert [(finding.file, finding.line) for finding in refused.value.findings] == [
@@ -60,7 +60,9 @@ def test_a_file_or_a_name_is_refused_with_the_place(not_utf8: Root) -> None:
     assert "citadel-llm-caf\\xe9' is ignored" in warning
 
 
-def test_the_generator_leaves_the_others_alone(not_utf8: Root, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+def test_generator_still_writes_drop_ins_of_other_instances(
+    not_utf8: Root, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
     said: list[object] = []
     drop_ins.generate(str(not_utf8.path / "out"), str(not_utf8), said.append)
     made = {path.parent.name for path in (not_utf8.path / "out").rglob("*.conf")}
@@ -71,7 +73,7 @@ def test_the_generator_leaves_the_others_alone(not_utf8: Root, capsysbinary: pyt
     str(said[1]).encode()
 
 
-def test_a_model_with_such_a_file_name_is_refused(tmp_path: Path) -> None:
+def test_weight_file_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / f"{NAME}.safetensors").touch()
     with pytest.raises(ModelMissing) as refused:
@@ -80,7 +82,7 @@ def test_a_model_with_such_a_file_name_is_refused(tmp_path: Path) -> None:
     assert "caf\\xe9.safetensors" in str(refused.value)
 
 
-def test_a_file_of_keys_is_refused_and_its_comments_stay(root: Root) -> None:
+def test_key_file_that_is_not_utf8_is_refused_and_comments_are_kept(root: Root) -> None:
     settings = ServiceConfigSchema(name="a", model="/m", port=11400, api_key_file="/etc/a.keys")
     with pytest.raises(SettingsRefused, match="API_KEY_FILE"):
         credentials.judge(settings, {API_KEY: b"caf\xe9".decode("latin-1")})
@@ -92,13 +94,13 @@ def test_a_file_of_keys_is_refused_and_its_comments_stay(root: Root) -> None:
     assert file.read_bytes().startswith(b"# caf\xe9\nsha256:")
 
 
-def test_the_command_names_an_instance_that_is_not_there() -> None:
+def test_unknown_name_that_is_not_utf8_is_reported() -> None:
     done = CliRunner().invoke(cli, ["show", NAME])
     assert isinstance(done.exception, NoSuchInstance)
     str(done.exception).encode()
 
 
-def test_an_error_can_be_printed_whatever_it_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_with_a_name_that_is_not_utf8_is_printed_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
     monkeypatch.setattr(sys, "stderr", stream)
     output.complain(f"{NAME}\x1b[31m")
@@ -114,7 +116,7 @@ def receiver(tmp_path: Path) -> Iterator[socket.socket]:
         yield receiver
 
 
-def test_systemd_and_the_journal_get_it_escaped(tmp_path: Path, receiver: socket.socket) -> None:
+def test_systemd_and_journal_get_escaped_text(tmp_path: Path, receiver: socket.socket) -> None:
     Notifier(str(tmp_path / "notify")).send(STATUS=f"Loading {NAME}")
     assert receiver.recv(100).startswith(b"STATUS=Loading caf\\")
     record = logging.makeLogRecord({"msg": f"Loading {NAME}", "levelno": logging.INFO})

@@ -9,7 +9,7 @@ import pytest
 from hxp_enterprise_llm.system.notify import Notifier
 
 
-def test_state_reaches_the_manager_one_assignment_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notify_sends_one_assignment_per_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     address = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(address)
@@ -18,7 +18,7 @@ def test_state_reaches_the_manager_one_assignment_a_line(tmp_path: Path, monkeyp
         assert manager.recv(4096) == b"STATUS=two; lines\nREADY=1"
 
 
-def test_the_address_is_taken_away_from_children_and_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notifier_unsets_notify_socket_and_tolerates_its_absence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", "@abstract")
     Notifier.take()
     Notifier.take().send(READY=1)

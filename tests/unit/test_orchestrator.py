@@ -12,7 +12,7 @@ GOOD = "MODEL=/srv/m\nPORT=11500\n"
 
 
 class Actions:
-    """Records what is done, and how much of it at once."""
+    """Records the actions, and the highest number of simultaneous actions."""
 
     def __init__(self, failing: tuple[str, ...] = ()) -> None:
         self.done: list[str] = []
@@ -43,7 +43,7 @@ def run(actions: Actions, names: list[str], root: Root, **options: bool | int) -
     asyncio.run(in_order(names, str(root), actions, **options))  # type: ignore[arg-type]
 
 
-def test_what_is_required_comes_first_and_along(chain: Root) -> None:
+def test_required_instances_are_started_first(chain: Root) -> None:
     actions = Actions()
     run(actions, ["c"], chain, and_required=True)
     assert actions.done == ["a", "b", "c"]
@@ -52,7 +52,7 @@ def test_what_is_required_comes_first_and_along(chain: Root) -> None:
     assert actions.done == ["c"]
 
 
-def test_stopping_goes_in_reverse_and_takes_nothing_along(chain: Root) -> None:
+def test_stop_runs_in_reverse_order_and_stops_no_other_instance(chain: Root) -> None:
     actions = Actions()
     run(actions, ["a", "c", "b"], chain, reverse=True)
     assert actions.done == ["c", "b", "a"]
@@ -61,7 +61,7 @@ def test_stopping_goes_in_reverse_and_takes_nothing_along(chain: Root) -> None:
     assert actions.done == ["b"]
 
 
-def test_a_failure_stops_its_dependants_with_the_reason_and_no_other(chain: Root) -> None:
+def test_failed_start_skips_only_dependent_instances(chain: Root) -> None:
     actions = Actions(failing=("a",))
     with pytest.raises(SeveralFailed) as failed:
         run(actions, ["c", "x"], chain, and_required=True)
@@ -73,7 +73,7 @@ def test_a_failure_stops_its_dependants_with_the_reason_and_no_other(chain: Root
     assert actions.done == ["x"]
 
 
-def test_independent_ones_side_by_side_but_bounded(root: Root) -> None:
+def test_independent_instances_start_in_parallel_up_to_a_limit(root: Root) -> None:
     for name in "abcdef":
         root.instance(name, GOOD)
     actions = Actions()
@@ -82,12 +82,12 @@ def test_independent_ones_side_by_side_but_bounded(root: Root) -> None:
     assert sorted(actions.done) == list("abcdef")
 
 
-def test_a_cycle_is_named(root: Root) -> None:
+def test_dependency_cycle_is_named_and_affects_no_other_instance(root: Root) -> None:
     root.instance("a", GOOD + "REQUIRES=b\n")
     root.instance("b", GOOD + "AFTER=a\n")
     with pytest.raises(DependencyCycle, match=r"in a cycle: . → . → ."):
         run(Actions(), ["a"], root, and_required=True)
-    # And is nobody else's business.
+    # Other instances are not affected.
     root.instance("x", GOOD)
     actions = Actions()
     run(actions, ["x"], root, and_required=True)

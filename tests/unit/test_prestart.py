@@ -17,7 +17,7 @@ def refused(root: Root, **settings: object) -> list[str]:
     return [finding.text for finding in caught.value.findings]
 
 
-def test_flags_model_and_memory_are_told_of_at_once(root: Root, tmp_path: Path) -> None:
+def test_errors_of_flags_model_and_memory_are_reported_together(root: Root, tmp_path: Path) -> None:
     found = refused(root, MODEL="/srv/none", VLLM_ARGS="--uds=/x")
     assert [text.partition(":")[0] for text in found] == ["VLLM_ARGS", "MODEL=/srv/none"]
     model = tmp_path / "model"
@@ -28,13 +28,13 @@ def test_flags_model_and_memory_are_told_of_at_once(root: Root, tmp_path: Path) 
     assert [text.split()[0] for text in found] == ["VLLM_ARGS:", "MAX_MODEL_LEN=65", "MEMORY_LIMIT_GB=0.5"]
 
 
-def test_a_model_that_alone_is_missing_is_called_missing(root: Root) -> None:
+def test_missing_model_without_other_errors_raises_model_missing(root: Root) -> None:
     root.instance("m", "MODEL=/srv/none\nPORT=11500\n")
     with pytest.raises(ModelMissing, match="no such directory"):
         prepare("m", str(root))
 
 
-def test_every_fault_is_told_of_at_once(root: Root) -> None:
+def test_all_errors_before_a_start_are_reported_together(root: Root) -> None:
     others = {"KV_CACHE_GB": 9, "VLLM_ARGS": "--uds=/x", "HOST": "10.1.2.3", "HF_TOKEN": "x", "TLS_KEY_FILE": "/k"}
     found = refused(root, MODEL="/srv/none", MAX_TASKS=1, **others)
     assert [text.partition(" ")[0] for text in found] == [
@@ -44,6 +44,6 @@ def test_every_fault_is_told_of_at_once(root: Root) -> None:
     assert len(refused(root, MODEL="/srv/none", KV_CACHE_GB=9)) == 3
 
 
-def test_what_contradicts_a_refused_value_is_not_told(root: Root) -> None:
+def test_no_error_is_derived_from_a_refused_value(root: Root) -> None:
     found = refused(root, MODEL="/srv/none", KV_CACHE_GB=9, MEMORY_LIMIT_GB="lots")
     assert [text.partition("=")[0] for text in found] == ["MEMORY_LIMIT_GB", "MODEL"]

@@ -6,7 +6,7 @@ from hxp_enterprise_llm.cli.pull import read_token
 from hxp_enterprise_llm.settings.errors import CitadelError
 
 
-def test_a_token_is_read_without_the_end_of_its_line(tmp_path: Path) -> None:
+def test_token_is_read_without_trailing_newline(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("hf_abc\n")
     assert read_token(file) == "hf_abc"
@@ -24,7 +24,7 @@ def test_a_token_is_read_without_the_end_of_its_line(tmp_path: Path) -> None:
         (b"x" * 5000, "no token"),
     ],
 )
-def test_what_is_no_token_is_refused_and_not_repeated(tmp_path: Path, content: bytes, said: str) -> None:
+def test_invalid_token_is_refused_and_not_printed(tmp_path: Path, content: bytes, said: str) -> None:
     file = tmp_path / "token"
     file.write_bytes(content)
     with pytest.raises(CitadelError, match=said) as refused:
@@ -32,7 +32,7 @@ def test_what_is_no_token_is_refused_and_not_repeated(tmp_path: Path, content: b
     assert "hf_" not in str(refused.value).replace(str(file), "")
 
 
-def test_a_token_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_unreadable_token_file_is_named_in_the_error(tmp_path: Path) -> None:
     with pytest.raises(CitadelError, match="none: No such file"):
         read_token(tmp_path / "none")
     with pytest.raises(CitadelError, match=f"m: HUB_TOKEN_FILE={tmp_path}: Is a directory"):

@@ -1,4 +1,4 @@
-"""How a reload is asked for: who is heard, what is handed over, what is answered. No process: both ends are here."""
+"""Reload requests: permission, files that are sent, and answers. Both ends run in the test's own process."""
 
 import asyncio
 import errno
@@ -27,7 +27,7 @@ GOOD = "MODEL=/srv/m\nPORT=11500\n"
 
 
 def asked(directory: Path, do: Callable[[Request], str], pid: int = 0, files: dict[str, str] | None = None) -> str:
-    """What the command says of a reload that a main process, which is this one, treats with `do`."""
+    """The command's result for a reload that the main process, which is this process, handles with `do`."""
 
     async def answer(request: Request) -> None:
         request.answer(do(request))
@@ -44,7 +44,7 @@ def as_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reload, "ROOT", os.getuid())
 
 
-def test_files_of_any_size_arrive_and_the_answer_comes_back(tmp_path: Path) -> None:
+def test_reload_request_carries_files_of_any_size_and_the_answer(tmp_path: Path) -> None:
     files = {"api-key": "k\n" * 400_000, "tls-key": "\xff\x00"}
     seen: list[dict[str, str]] = []
 
@@ -58,17 +58,17 @@ def test_files_of_any_size_arrive_and_the_answer_comes_back(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_directory_of_any_length(tmp_path: Path) -> None:
+def test_reload_socket_works_in_a_directory_with_a_long_path(tmp_path: Path) -> None:
     deep = tmp_path / ("x" * 100) / ("y" * 100)
     deep.mkdir(parents=True)
     assert asked(deep, lambda _: "") == ""
 
 
-def test_nothing_is_told_to_another_process(tmp_path: Path) -> None:
+def test_credentials_are_not_sent_to_another_process(tmp_path: Path) -> None:
     assert "another process" in asked(tmp_path, lambda _: "", pid=1)
 
 
-def test_nobody_but_root_is_heard(
+def test_reload_request_requires_root(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(reload, "ROOT", os.getuid() + 1)
@@ -76,7 +76,7 @@ def test_nobody_but_root_is_heard(
     assert "only root may" in caplog.text
 
 
-def test_who_waits_when_it_ends_is_told(tmp_path: Path) -> None:
+def test_waiting_client_gets_an_answer_when_the_service_stops(tmp_path: Path) -> None:
     async def end() -> str:
         taken = asyncio.Event()
 
@@ -92,7 +92,7 @@ def test_who_waits_when_it_ends_is_told(tmp_path: Path) -> None:
     assert asyncio.run(end()) == "the service has stopped"
 
 
-def test_who_is_not_answered_does_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_client_stops_waiting_after_the_answer_timeout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reload_request, "ANSWER_SEC", 0.2)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as deaf:
         deaf.bind(str(tmp_path / reload_request.SOCKET))
@@ -102,10 +102,10 @@ def test_who_is_not_answered_does_not_wait_for_ever(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("fault", [OSError(errno.EMFILE, "Too many open files"), "[]", "7", "no JSON"])
-def test_it_listens_on_after(
+def test_listener_survives_bad_messages_and_descriptor_shortage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: OSError | str
 ) -> None:
-    """Want of file descriptors and messages that are none end nothing."""
+    """A lack of file descriptors or an invalid message does not end the listener."""
     monkeypatch.setattr(reload, "PAUSE_SEC", 0.0)
     texts = [fault] if isinstance(fault, str) else []
     errors = [fault] if isinstance(fault, OSError) else []
@@ -136,7 +136,7 @@ def test_it_listens_on_after(
 
 
 @pytest.mark.parametrize("fault", [OSError(errno.EMFILE, "Too many open files"), RuntimeError("not foreseen")])
-def test_an_answer_that_fails_is_told_and_ends_nothing(tmp_path: Path, fault: Exception) -> None:
+def test_failed_reload_handler_is_reported_and_listener_survives(tmp_path: Path, fault: Exception) -> None:
     todo = [fault]
 
     def do(_: Request) -> str:
@@ -155,7 +155,7 @@ def test_an_answer_that_fails_is_told_and_ends_nothing(tmp_path: Path, fault: Ex
     assert "the request failed" in first and second == ""
 
 
-def test_what_the_settings_name_is_handed_over(root: Root) -> None:
+def test_files_named_in_settings_are_sent_with_the_request(root: Root) -> None:
     for name, content in (("keys", b"k\xff"), ("large", b"")):
         (root.path / name).write_bytes(content)
     os.truncate(root.path / "large", LARGEST_BYTES + 1)
@@ -166,9 +166,7 @@ def test_what_the_settings_name_is_handed_over(root: Root) -> None:
     assert reload_request.contents("m", str(root)) == {}, "refused settings name nothing"
 
 
-def test_a_device_is_not_opened_and_a_terminal_does_not_become_roots(
-    root: Root, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_credential_read_opens_only_regular_files_with_o_noctty(root: Root, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[tuple[str, int]] = []
     really = os.open
 
@@ -183,13 +181,13 @@ def test_a_device_is_not_opened_and_a_terminal_does_not_become_roots(
     assert credential_files.read(f"{root}/keys") == b"k"
     flags = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     assert opened == [(f"{root}/keys", os.O_RDONLY | flags)]
-    # One that takes its place after it was looked at.
+    # A FIFO that replaces the file after the check.
     os.mkfifo(root.path / "pipe")
     monkeypatch.setattr("os.stat", lambda _: os.lstat(f"{root}/keys"))
     assert credential_files.read(f"{root}/pipe") == MISSING.encode()
 
 
-def test_what_takes_a_restart_and_what_no_new_server() -> None:
+def test_changes_are_classified_by_restart_or_same_server() -> None:
     old = ServiceConfigSchema(name="m", model="/m", port=11500)
     for changed in (
         {"port": 11501},
@@ -216,16 +214,16 @@ GB = 1 << 30
     [
         (1, 8, {"kv_cache_gb": 1}, True),
         (1, 5, {"kv_cache_gb": 1}, False),
-        (1, 64, {}, False),  # a cache that takes what is left leaves no room for a second one
+        (1, 64, {}, False),  # a cache that takes all remaining memory leaves none for a second cache
         (1, 64, {"kv_cache_gb": 1, "gpu_devices": "0"}, False),
         (0, 64, {"kv_cache_gb": 1}, True),
         (None, 64, {"kv_cache_gb": 1}, False),
     ],
 )
-def test_whether_two_servers_fit(
+def test_two_servers_run_together_only_if_memory_suffices(
     tmp_path: Path, weights: int | None, limit: float, more: dict[str, Any], expected: bool
 ) -> None:
-    """`weights` in GiB, None for a model of the hub, of which nothing is known."""
+    """`weights` in GiB, None for a model of the hub, whose size is unknown."""
     model = "organisation/model"
     if weights is not None:
         model = str(tmp_path)
@@ -255,12 +253,12 @@ def taken_in(now: InEffect, keys: str, keys_only: bool = False) -> bool:
         return asyncio.run(now.take_in(one))
 
 
-def test_other_keys_count_at_once_and_another_server_when_it_is_its_turn() -> None:
+def test_new_keys_apply_at_once_and_settings_with_the_next_server() -> None:
     settings = [keyed()]
     now = InEffect(keyed(), "/m", Credentials((digest("a"),)), lambda: (settings[0], "/m"))
     assert not taken_in(now, "b")
     assert now.credentials.key_digests == (digest("b"),)
-    assert taken_in(now, "b"), "a reload without any change is for another server"
+    assert taken_in(now, "b"), "a reload without any change starts a new server"
     settings[0] = keyed(max_model_len=5)
     assert taken_in(now, "c")
     assert (now.credentials.key_digests, now.config.max_model_len) == ((digest("c"),), None)
@@ -270,8 +268,8 @@ def test_other_keys_count_at_once_and_another_server_when_it_is_its_turn() -> No
     assert now.config.max_model_len is None
 
 
-def test_a_key_that_is_revoked_while_the_settings_change() -> None:
-    """Of the settings as they are now it takes nothing, whatever they are."""
+def test_key_revocation_applies_no_other_changed_setting() -> None:
+    """A revocation applies none of the current settings, whether they are valid or not."""
 
     def broken() -> tuple[ServiceConfigSchema, str]:
         raise SettingsRefused([])
@@ -282,13 +280,13 @@ def test_a_key_that_is_revoked_while_the_settings_change() -> None:
     assert now.credentials == Credentials((digest("b"),), made.CERTIFICATE, made.KEY)
     with pytest.raises(SettingsRefused, match="not there"):
         taken_in(now, MISSING, keys_only=True)
-    assert now.credentials.key_digests == (digest("b"),), "a file that is not there opens nothing"
+    assert now.credentials.key_digests == (digest("b"),), "a missing file admits no client"
     open_to_all = InEffect(ServiceConfigSchema(name="m", model="/m", port=11500), "/m", Credentials(), broken)
     with pytest.raises(SettingsRefused, match="run systemctl reload"):
         taken_in(open_to_all, "b", keys_only=True)
 
 
-def test_a_reload_after_a_key_was_revoked_takes_no_other_server() -> None:
+def test_reload_after_key_revocation_keeps_the_server() -> None:
     now = InEffect(keyed(), "/m", Credentials((digest("a"), digest("b"))), lambda: (keyed(), "/m"))
     taken_in(now, "b", keys_only=True)
     assert not taken_in(now, "b")

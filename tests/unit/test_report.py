@@ -1,4 +1,4 @@
-"""The figures of `citadel-llm report`, and what it says where there are none."""
+"""The figures of `citadel-llm report`, and its messages without figures."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ NOW = 1.8e9
 
 
 def filled(file: Path) -> Store:
-    """A store in which `good` did well, `bad` did not, and both have a past that is longer ago than a day."""
+    """A store in which `good` meets the goals, `bad` misses them, and both have records older than a day."""
     store = Store(file)
     store.add_period("good", True, NOW - 10 * DAY_SEC, NOW)
     store.add_events("good", *(Start(at=NOW - 60, seconds=seconds) for seconds in (5, 6, 7)), Start(at=1, seconds=99))
@@ -38,7 +38,7 @@ def filled(file: Path) -> Store:
     return store
 
 
-def test_the_figures(tmp_path: Path) -> None:
+def test_figures_give_uptime_starts_failures_and_verdict(tmp_path: Path) -> None:
     store = filled(tmp_path / "m.sqlite")
     bad, good, idle = figures.read(1, NOW, ["idle"], tmp_path / "m.sqlite")
     assert (good.name, good.verdict, good.missed, good.uptime_ratio) == ("good", Verdict.GOOD, (), 1)
@@ -55,13 +55,13 @@ def test_the_figures(tmp_path: Path) -> None:
     store.close()
 
 
-def test_a_store_whose_monitor_is_gone_is_read_without_a_trace(tmp_path: Path) -> None:
+def test_reading_store_of_stopped_monitor_leaves_no_files(tmp_path: Path) -> None:
     filled(tmp_path / "m.sqlite").close()
     assert [one.name for one in figures.read(1, NOW, [], tmp_path / "m.sqlite")] == ["bad", "good"]
     assert list(tmp_path.iterdir()) == [tmp_path / "m.sqlite"]
 
 
-def test_percentiles() -> None:
+def test_percentile_uses_nearest_rank() -> None:
     assert percentile([], 0.5) is None
     assert percentile([3, 1, 2], 0.5) == 2
     assert percentile([3, 1, 2, 4], 0.5) == 2
@@ -69,7 +69,9 @@ def test_percentiles() -> None:
     assert percentile([7], 0.95) == 7
 
 
-def test_no_data_and_no_permission_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_data_and_missing_permission_give_different_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "m.sqlite"
     with pytest.raises(NoFigures, match="enable --now citadel-llm-monitor"):
         figures.read(1, NOW, [], file)
@@ -87,7 +89,7 @@ def test_no_data_and_no_permission_are_told_apart(tmp_path: Path, monkeypatch: p
 
 
 def test_a_hostile_store_is_refused(tmp_path: Path) -> None:
-    """The monitor's user writes it, and root may read it."""
+    """The monitor's user writes the store, and root may read it."""
     filled(tmp_path / "m.sqlite").close()
     with contextlib.closing(sqlite3.connect(tmp_path / "m.sqlite")) as connection:
         connection.execute("UPDATE start SET seconds = 'soon'")
@@ -96,7 +98,7 @@ def test_a_hostile_store_is_refused(tmp_path: Path) -> None:
         figures.read(1, NOW, [], tmp_path / "m.sqlite")
 
 
-def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_report_command_prints_table_and_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = filled(tmp_path / "m.sqlite")
     found = figures.read(1, NOW, ["idle"], tmp_path / "m.sqlite")
     monkeypatch.setattr(figures, "read", lambda *_: found)
@@ -113,7 +115,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store.close()
 
 
-def test_an_uptime_is_cut_and_never_rounded_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uptime_is_truncated_not_rounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(tmp_path / "m.sqlite")
     store.add_period("a", True, 0, 999_999.9)
     store.add_period("a", False, 999_999.9, 1_000_000)
@@ -125,7 +127,7 @@ def test_an_uptime_is_cut_and_never_rounded_up(tmp_path: Path, monkeypatch: pyte
     store.close()
 
 
-def test_nothing_seen_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_report_says_that_no_instance_has_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(tmp_path / "m.sqlite")
     found = figures.read(30, time.time(), ["idle"], tmp_path / "m.sqlite")
     monkeypatch.setattr(figures, "read", lambda *_: found)

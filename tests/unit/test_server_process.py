@@ -51,7 +51,7 @@ def heartbeat(taken: int) -> Heartbeat:
     return Heartbeat(time.monotonic(), 0, 0, True, taken, [])
 
 
-def test_a_server_that_loads_hears_of_its_keys_before_it_opens(one_server: Server) -> None:
+def test_loading_server_receives_keys_before_it_opens(one_server: Server) -> None:
     async def run() -> None:
         await one_server.take(Credentials(("k",)))
         one_server.heartbeat = heartbeat(2)
@@ -64,7 +64,7 @@ def test_a_server_that_loads_hears_of_its_keys_before_it_opens(one_server: Serve
     assert one_server.signals == []
 
 
-def test_a_server_that_does_not_take_its_keys_is_ended(one_server: Server) -> None:
+def test_server_that_does_not_confirm_keys_is_killed(one_server: Server) -> None:
     async def run() -> None:
         one_server.heartbeat = heartbeat(1)
         await one_server.open(asyncio.Event())
@@ -74,18 +74,18 @@ def test_a_server_that_does_not_take_its_keys_is_ended(one_server: Server) -> No
     assert one_server.signals == [9]
 
 
-def test_what_imports_is_no_engine(one_server: Server) -> None:
-    """Before the fork the fork server stands for the server; it must not end with that."""
+def test_fork_server_is_not_tracked_as_engine(one_server: Server) -> None:
+    """Before the fork the server's process is the fork server, whose end must not count as the server's."""
     one_server.family = [SimpleNamespace(pid=os.getpid(), name=lambda: "VLLM::ForkServer")]
     one_server.watch_engines()
     assert one_server.watched_engines == set()
 
 
 @pytest.mark.parametrize(("patient", "seconds"), [(True, 0.6), (False, 0.3)])
-def test_a_patient_leave_lasts_while_tokens_come(
+def test_patient_drain_continues_while_tokens_arrive(
     one_server: Server, monkeypatch: pytest.MonkeyPatch, patient: bool, seconds: float
 ) -> None:
-    """They come for 0.4 s, and the limit is 0.3."""
+    """Tokens arrive for 0.4 s, and the limit is 0.3 s."""
     clock: SimpleNamespace = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
 
     async def tick(_: float) -> None:
@@ -100,7 +100,7 @@ def test_a_patient_leave_lasts_while_tokens_come(
     assert (clock.now > 0.35) is patient
 
 
-def test_a_server_that_cannot_be_told_never_opens(one_server: Server) -> None:
+def test_server_with_broken_channel_is_not_opened(one_server: Server) -> None:
     one_server.hears = False
 
     async def run() -> None:

@@ -1,4 +1,4 @@
-"""ServiceManager against a systemd that is a parameter."""
+"""ServiceManager with a fake systemd as a parameter."""
 
 import asyncio
 import json
@@ -19,12 +19,12 @@ from hxp_enterprise_llm.settings.errors import ExitStatus, JobFailed, NoSuchInst
 from .conftest import Root
 
 RUN = "0" * 32
-"""systemd's id of the units' present run."""
+"""systemd's ID of the units' current run."""
 GOOD = "MODEL=/srv/m\nPORT=11500\n"
 
 
 class FakeSystemd:
-    """Answers from a table of properties and keeps what it was asked to do."""
+    """Answers from a table of properties and records the calls."""
 
     def __init__(self, results: dict[str, str] | None = None, **properties: Any) -> None:
         self.results = results or {}
@@ -85,7 +85,7 @@ class Running(FakeSystemd):
 
 
 def state_file(root: Root, name: str) -> StateFile:
-    """The state of an instance's present run, to be written."""
+    """The state file of an instance's current run."""
     directory = root.path / "run/citadel-llm" / name
     directory.mkdir(parents=True)
     return StateFile(directory, RUN)
@@ -95,7 +95,7 @@ def manager(root: Root, systemd: FakeSystemd) -> ServiceManager:
     return ServiceManager(root=str(root), connect=lambda: systemd)  # type: ignore[arg-type, return-value]
 
 
-def test_every_instance_is_listed_with_its_configuration_running_or_not(root: Root) -> None:
+def test_list_shows_every_instance_with_its_configuration(root: Root) -> None:
     root.instance("a", GOOD)
     root.instance("b", GOOD + "PORT=none\n")
     found = manager(root, FakeSystemd()).list_services()
@@ -108,7 +108,7 @@ def test_every_instance_is_listed_with_its_configuration_running_or_not(root: Ro
     assert found[0].memory_bytes is None
 
 
-def test_the_figures_of_a_running_one(root: Root) -> None:
+def test_status_reports_figures_of_running_instance(root: Root) -> None:
     root.instance("a", GOOD)
     state_file(root, "a").enter(Phase.READY)
     systemd = Running(
@@ -123,20 +123,20 @@ def test_the_figures_of_a_running_one(root: Root) -> None:
     assert not service.queued
 
 
-def test_a_stopped_one_may_have_a_start_waiting(root: Root) -> None:
+def test_status_shows_queued_start_of_stopped_instance(root: Root) -> None:
     root.instance("a", GOOD)
     service = manager(root, FakeSystemd(Job=(7, "/org/freedesktop/systemd1/job/7"))).status("a")
     assert (service.running, service.queued) == (False, True)
 
 
-def test_the_limits_of_one_that_systemd_does_not_hold_are_those_of_its_settings(root: Root) -> None:
+def test_limits_of_unloaded_unit_come_from_its_settings(root: Root) -> None:
     root.instance("a", GOOD + "MEMORY_LIMIT_GB=0.5\nCPU_CORES=1.5\nMAX_TASKS=99\n")
     service = manager(root, FakeSystemd()).status("a")
     assert (service.memory_limit_bytes, service.cpu_limit_cores, service.tasks_limit) == (2**29, 1.5, 99)
     assert manager(root, FakeSystemd(MemoryMax=2**64 - 1)).status("a").memory_limit_bytes is None
 
 
-def test_only_units_that_systemd_holds_are_asked_for() -> None:
+def test_only_loaded_units_are_queried() -> None:
     class Recorder(Systemd):
         def __init__(self) -> None:
             super().__init__()
@@ -161,7 +161,7 @@ def test_only_units_that_systemd_holds_are_asked_for() -> None:
     assert systemd.asked[2:] == [f"GetAll {unit_path(units[0]).rpartition('/')[2]}"]
 
 
-def test_one_that_runs_without_a_file_is_seen_and_can_be_stopped(root: Root) -> None:
+def test_running_instance_without_settings_file_is_listed_and_stopped(root: Root) -> None:
     root.instance("a", GOOD)
     systemd = FakeSystemd(ActiveState="active", SubState="running")
     systemd.running = ["citadel-llm@lost.service"]
@@ -174,14 +174,14 @@ def test_one_that_runs_without_a_file_is_seen_and_can_be_stopped(root: Root) -> 
         manager(root, systemd).stop("other")
 
 
-def test_a_bad_host_file_hides_nothing(root: Root) -> None:
+def test_invalid_host_file_hides_no_instance(root: Root) -> None:
     root.instance("a", GOOD)
     root.host("HEALTH_PORT=abc\n")
     (service,) = manager(root, FakeSystemd(ActiveState="active", SubState="running")).list_services()
     assert service.running and "HEALTH_PORT=abc is refused" in service.findings[0]
 
 
-def test_jobs_go_to_the_units(root: Root) -> None:
+def test_commands_queue_jobs_for_the_unit(root: Root) -> None:
     root.instance("a", GOOD)
     systemd = FakeSystemd(ActiveState="active", SubState="running")
     instances = manager(root, systemd)
@@ -194,7 +194,7 @@ def test_jobs_go_to_the_units(root: Root) -> None:
     assert systemd.asked == [("Start", unit), ("Reload", unit), ("Restart", unit), ("Stop", unit), ("enable", unit)]
 
 
-def test_an_edited_file_counts_for_limits_too(root: Root) -> None:
+def test_changed_settings_trigger_daemon_reload_before_the_job(root: Root) -> None:
     root.instance("a", GOOD)
     systemd = FakeSystemd(ActiveState="active", SubState="running", NeedDaemonReload=True)
     for verb in ("start", "restart", "reload"):
@@ -204,7 +204,7 @@ def test_an_edited_file_counts_for_limits_too(root: Root) -> None:
 
 
 @pytest.mark.parametrize("verb", ["start", "restart"])
-def test_who_starts_a_failed_one_does_not_meet_the_limit_of_starts(root: Root, verb: str) -> None:
+def test_start_of_failed_instance_resets_its_start_limit(root: Root, verb: str) -> None:
     root.instance("a", GOOD)
     systemd = FakeSystemd(ActiveState="failed", SubState="failed")
     systemd.later = [{"ActiveState": "active", "SubState": "running"}]
@@ -212,7 +212,7 @@ def test_who_starts_a_failed_one_does_not_meet_the_limit_of_starts(root: Root, v
     assert [word for word, _ in systemd.asked] == ["ResetFailedUnit", verb.capitalize()]
 
 
-def test_an_instance_that_replaces_its_engine_is_not_ready_and_a_start_waits(root: Root) -> None:
+def test_recovering_instance_is_not_ready_and_start_waits(root: Root) -> None:
     root.instance("a", GOOD)
     systemd = Running()
     told = state_file(root, "a")
@@ -239,7 +239,7 @@ def test_only_a_running_instance_can_be_reloaded(root: Root) -> None:
 @pytest.mark.parametrize(
     ("result", "outcome", "status"),
     [
-        # systemd holds a reload for done once a server is ready, also one with the old settings.
+        # For systemd a reload is done once a server is ready, also a server with the old settings.
         ("done", ReloadOutcome.REVERTED, ExitStatus.CONFIG),
         ("failed", ReloadOutcome.REFUSED, ExitStatus.CONFIG),
         ("failed", None, ExitStatus.FAILED),
@@ -248,7 +248,7 @@ def test_only_a_running_instance_can_be_reloaded(root: Root) -> None:
         ("done", None, None),
     ],
 )
-def test_a_reload_ends_as_the_main_process_has_written(
+def test_reload_result_follows_the_reported_outcome(
     root: Root, result: str, outcome: ReloadOutcome | None, status: ExitStatus | None
 ) -> None:
     root.instance("a", GOOD)
@@ -268,9 +268,7 @@ def test_a_reload_ends_as_the_main_process_has_written(
     assert "an earlier one" not in str(failed.value)
 
 
-def test_a_reload_for_which_requests_waited_is_done_with_a_warning(
-    root: Root, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_reload_with_waiting_requests_succeeds_with_a_warning(root: Root, caplog: pytest.LogCaptureFixture) -> None:
     root.instance("a", GOOD)
     told, systemd = state_file(root, "a"), Running()
     ended = LastReload(outcome=ReloadOutcome.DONE, at=2, waited="two servers do not fit")
@@ -317,7 +315,7 @@ def test_a_state_of_another_run_is_ignored(root: Root) -> None:
     assert manager(root, systemd).status("a").reason == "Loading", "systemd's own text, for people"
 
 
-def test_a_running_instance_of_an_earlier_version_is_what_systemd_says(root: Root) -> None:
+def test_running_instance_of_an_earlier_version_has_state_of_systemd(root: Root) -> None:
     """After an upgrade that restarts nothing its state.json has neither phase nor invocation."""
     root.instance("a", GOOD)
     earlier = {
@@ -359,7 +357,7 @@ def test_a_running_instance_of_an_earlier_version_is_what_systemd_says(root: Roo
         ("failed", Phase.FAILED, State.FAILED),
     ],
 )
-def test_states(active: str, phase: Phase | None, state: State) -> None:
+def test_state_follows_systemd_and_phase(active: str, phase: Phase | None, state: State) -> None:
     assert State.of(active, "", phase) is state
 
 
@@ -367,11 +365,11 @@ def test_no_module_parses_the_text_of_a_unit() -> None:
     """Its text is for people; programs read state.json."""
     code = Path(hxp_enterprise_llm.__file__).parent
     readers = {str(file.relative_to(code)) for file in code.rglob("*.py") if "StatusText" in file.read_text()}
-    # The one shows it where there is no state, the other keeps it for that.
+    # The former shows the text if there is no state, the latter keeps it for this purpose.
     assert readers == {"control/failures.py", "monitoring/units.py"}
 
 
-def test_enabling_refused_settings_is_done_and_a_warning(root: Root, caplog: pytest.LogCaptureFixture) -> None:
+def test_enable_warns_about_refused_settings(root: Root, caplog: pytest.LogCaptureFixture) -> None:
     root.instance("a", GOOD)
     root.instance("b", GOOD + "PORT=none\n")
     systemd = FakeSystemd()
@@ -382,7 +380,7 @@ def test_enabling_refused_settings_is_done_and_a_warning(root: Root, caplog: pyt
     assert "PORT=none is refused" in warning
 
 
-def test_one_that_waits_for_a_failed_one_says_so(root: Root) -> None:
+def test_status_names_failed_requirement(root: Root) -> None:
     root.instance("a", GOOD)
     root.instance("b", GOOD + "REQUIRES=a\n")
     systemd = FakeSystemd()
@@ -402,7 +400,7 @@ def test_one_that_waits_for_a_failed_one_says_so(root: Root) -> None:
     assert manager(root, systemd).status("b").reason == "Ready"
 
 
-def test_an_unknown_instance_is_named_with_those_that_there_are(root: Root) -> None:
+def test_unknown_instance_is_reported_by_name(root: Root) -> None:
     root.instance("a", GOOD)
     for call in ("status", "start", "enable"):
         with pytest.raises(NoSuchInstance, match="there is no instance 'b'; citadel-llm list"):

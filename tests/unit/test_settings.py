@@ -15,7 +15,7 @@ def test_every_key_of_the_table_is_a_field_of_the_schema() -> None:
     assert fields == set(INSTANCE_KEYS)
 
 
-def test_an_instance_over_the_host_over_the_built_in(root: Root) -> None:
+def test_instance_overrides_host_and_host_overrides_built_in(root: Root) -> None:
     root.host("DEFAULT_MEMORY_LIMIT_GB=6\nDEFAULT_CPU_CORES=3\n")
     root.instance("m", "MODEL=/srv/m\nPORT=11500\nCPU_CORES=1.5\nOMP_NUM_THREADS=1\n")
     settings, warnings = config.load("m", str(root))
@@ -25,7 +25,7 @@ def test_an_instance_over_the_host_over_the_built_in(root: Root) -> None:
     assert not warnings
 
 
-def test_all_faults_of_a_file_at_once(root: Root) -> None:
+def test_all_errors_of_a_file_are_reported_together(root: Root) -> None:
     root.instance("m", "MEMORY_LIMIT_GB=lots\nPORT=80\nMODEL=$X\n")
     with pytest.raises(SettingsRefused) as refused:
         config.load("m", str(root))
@@ -36,7 +36,7 @@ def test_all_faults_of_a_file_at_once(root: Root) -> None:
     assert refused.value.exit_status is ExitStatus.CONFIG and int(ExitStatus.CONFIG) == 78
 
 
-def test_a_missing_key_and_a_missing_file_say_what_to_write(root: Root) -> None:
+def test_missing_key_or_file_error_suggests_the_fix(root: Root) -> None:
     root.instance("m", "PORT=11500\n")
     with pytest.raises(SettingsRefused, match="MODEL is missing; write MODEL= and the absolute path"):
         config.load("m", str(root))
@@ -44,13 +44,13 @@ def test_a_missing_key_and_a_missing_file_say_what_to_write(root: Root) -> None:
         config.load("other", str(root))
 
 
-def test_an_unknown_key_is_a_warning_with_the_nearest_known_one(root: Root) -> None:
+def test_unknown_key_is_a_warning_suggesting_the_nearest_key(root: Root) -> None:
     root.instance("m", "MODEL=/srv/m\nPORT=11500\nMEMORY_LIMIT=4\n")
     _, warnings = config.load("m", str(root))
     assert "did you mean MEMORY_LIMIT_GB?" in str(warnings[0])
 
 
-def test_a_hang_timeout_that_an_idle_server_would_not_survive_is_raised(root: Root) -> None:
+def test_too_short_hang_timeout_is_raised_to_the_minimum(root: Root) -> None:
     root.instance("m", "MODEL=/srv/m\nPORT=11500\nHANG_TIMEOUT_SEC=2\n")
     settings, (warning,) = config.load("m", str(root))
     assert (settings.hang_timeout_sec, warning.line, warning.fatal) == (5.0, 3, False)
@@ -62,12 +62,12 @@ def test_a_hang_timeout_that_an_idle_server_would_not_survive_is_raised(root: Ro
 
 
 @pytest.mark.parametrize("name", ["../x", "a b", "é", "x" * 300, "", "-x", "m.dpkg-old", "a/b"])
-def test_names_that_are_no_instance(name: str, root: Root) -> None:
+def test_invalid_instance_names_are_refused(name: str, root: Root) -> None:
     with pytest.raises(SettingsRefused, match="is not an instance name"):
         config.load(name, str(root))
 
 
-def test_leftovers_beside_the_settings_are_no_instances(root: Root) -> None:
+def test_leftover_files_are_not_instances(root: Root) -> None:
     for name in ("m", "m.dpkg-old", "m~", "m.ucf-dist", "m.bak", ".m.swp"):
         root.instance(name, "")
     assert config.instance_names(str(root)) == ["m"]
@@ -80,7 +80,7 @@ def test_a_secret_in_a_settings_file_is_refused(root: Root) -> None:
             config.load("m", str(root))
 
 
-def test_a_certificate_needs_its_key_and_the_host_may_have_both(root: Root) -> None:
+def test_certificate_requires_key_and_host_file_may_set_both(root: Root) -> None:
     for line, other in (("TLS_CERT_FILE=/c", "TLS_KEY_FILE"), ("TLS_KEY_FILE=/k", "TLS_CERT_FILE")):
         root.instance("m", f"MODEL=/srv/m\nPORT=11500\n{line}\n")
         with pytest.raises(SettingsRefused, match=f"requires {other}"):
@@ -104,7 +104,7 @@ def test_schema_from_python_follows_the_same_rules() -> None:
         ServiceConfigSchema(name="m", model="/srv/m", port=80)
 
 
-def test_manager_config_has_the_fields_of_the_task_and_reads_the_host_file(root: Root) -> None:
+def test_manager_config_reads_the_host_file(root: Root) -> None:
     assert ServiceManagerConfig.load(str(root)) == ServiceManagerConfig()
     root.host("VLLM_USER=llm\nDEFAULT_RESTART_SEC=5\nDEFAULT_MEMORY_LIMIT_GB=8\n")
     loaded = ServiceManagerConfig.load(str(root))
@@ -114,7 +114,7 @@ def test_manager_config_has_the_fields_of_the_task_and_reads_the_host_file(root:
         ServiceManagerConfig.load(str(root))
 
 
-def test_the_host_wide_settings_follow_the_rules_of_their_keys(root: Root) -> None:
+def test_host_settings_follow_the_rules_of_their_keys(root: Root) -> None:
     assert ServiceManagerConfig(pid_path="/var/run/citadel-llm", restart_sec=10) == ServiceManagerConfig()
     root.host("HEALTH_PORT=8001\nDEFAULT_CPU_CORES=1.5\nSERVER_IP=192.0.2.1\n")
     loaded = ServiceManagerConfig.load(str(root))
@@ -123,7 +123,7 @@ def test_the_host_wide_settings_follow_the_rules_of_their_keys(root: Root) -> No
         ServiceManagerConfig(restart_policy="x")
 
 
-def test_a_token_of_the_hub_is_no_setting(root: Root) -> None:
+def test_hub_token_in_settings_file_is_refused(root: Root) -> None:
     root.instance("m", "MODEL=/srv/m\nPORT=11500\nHF_TOKEN=hf_secret\n")
     with pytest.raises(SettingsRefused, match=r"HF_TOKEN does not belong .*HUB_TOKEN_FILE") as refused:
         config.load("m", str(root))

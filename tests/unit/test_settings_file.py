@@ -55,7 +55,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("line", ACCEPTED)
-def test_accepted_line_is_read_as_dotenv_reads_it(line: str) -> None:
+def test_accepted_line_has_the_same_value_in_dotenv(line: str) -> None:
     found = parse("f", line.encode())
     assert not found.findings
     assert found.entries["A"].value == ACCEPTED[line]
@@ -63,13 +63,13 @@ def test_accepted_line_is_read_as_dotenv_reads_it(line: str) -> None:
 
 
 @pytest.mark.parametrize("line", REFUSED)
-def test_refused_line_is_named_with_the_rule_it_breaks(line: str) -> None:
+def test_refused_line_error_names_line_and_rule(line: str) -> None:
     (finding,) = parse("f", b"B=1\n" + line.encode()).findings
     assert (finding.line, finding.fatal) == (2, True)
     assert REFUSED[line] in finding.text
 
 
-def test_every_refusal_says_what_each_of_the_three_readers_would_do() -> None:
+def test_every_refusal_mentions_systemd_dotenv_and_shell() -> None:
     for line in REFUSED:
         (finding,) = parse("f", line.encode()).findings
         assert len(line) > MAX_LINE or all(reader in finding.text for reader in ("systemd", "dotenv", "shell")), line
@@ -77,31 +77,31 @@ def test_every_refusal_says_what_each_of_the_three_readers_would_do() -> None:
 
 @settings(max_examples=1000)
 @given(written_lines())
-def test_whatever_is_accepted_dotenv_reads_the_same(line: str) -> None:
-    """tests/system/test_grammar.py asks a shell and systemd the same."""
+def test_generated_accepted_lines_have_the_same_value_in_dotenv(line: str) -> None:
+    """tests/system/test_grammar.py checks the same with a shell and systemd."""
     found = parse("f", line.encode())
     if not found.findings:
         assert dotenv_values(stream=io.StringIO(line)) == {key: entry.value for key, entry in found.entries.items()}
 
 
 @given(st.binary(max_size=200))
-def test_no_bytes_raise(content: bytes) -> None:
+def test_parse_raises_for_no_bytes(content: bytes) -> None:
     parse("f", content)
 
 
-def test_all_faults_at_once_and_no_value_of_them_repeated() -> None:
+def test_all_errors_are_reported_without_values() -> None:
     found = parse("f", b"A=$SECRET1\nB=$SECRET2\n")
     assert [finding.line for finding in found.findings] == [1, 2]
     assert "SECRET" not in str(found.findings)
 
 
-def test_a_key_set_twice_is_a_warning_and_the_last_counts() -> None:
+def test_duplicate_key_is_a_warning_and_the_last_value_applies() -> None:
     found = parse("f", b"A=1\nA=2\n")
     assert found.entries["A"].value == "2"
     assert [finding.fatal for finding in found.findings] == [False]
 
 
-def test_unreadable_things_are_refused_not_raised(tmp_path: Path) -> None:
+def test_unreadable_paths_are_reported_without_exception(tmp_path: Path) -> None:
     (tmp_path / "directory").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "directory")
     os.mkfifo(tmp_path / "fifo")
@@ -155,7 +155,7 @@ def test_a_file_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.M
     assert not found.entries
 
 
-def test_a_file_that_may_not_be_read_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_error_for_unreadable_file_suggests_chmod(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     def refuse(*_: object, **__: object) -> int:
@@ -167,14 +167,14 @@ def test_a_file_that_may_not_be_read_says_what_to_do(monkeypatch: pytest.MonkeyP
     )
 
 
-def test_a_sparse_file_of_a_terabyte_costs_nothing(tmp_path: Path) -> None:
+def test_sparse_terabyte_file_is_refused_by_its_size(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
     os.truncate(file, 2**40)
     assert "larger than 64 KiB" in read(str(file)).findings[0].text
 
 
-def test_the_work_for_a_file_is_bounded() -> None:
+def test_number_of_lines_and_errors_is_bounded() -> None:
     assert "is beyond 1000 lines" in parse("f", b"# x\n" * 2 * MAX_LINES).findings[-1].text
     many = parse("f", b"nonsense\n" * 900).findings
     assert len(many) == MAX_FINDINGS + 1
@@ -183,15 +183,15 @@ def test_the_work_for_a_file_is_bounded() -> None:
 
 
 @pytest.mark.parametrize("character", ["\ufdd0", "\ufdef", "\ufffe", "\uffff", "\U0001fffe", "\U0010ffff"])
-def test_what_unicode_keeps_free_is_refused(character: str) -> None:
-    """systemd does not read a file that has one anywhere in a value."""
+def test_unicode_noncharacters_are_refused(character: str) -> None:
+    """systemd does not read a file with such a character in a value."""
     (finding,) = parse("f", f"K='a{character}'\n".encode()).findings
     assert finding.line == 1 and "delete it" in finding.text
     assert not parse("f", "K='\ufffd\ufdcf\ufdf0'\n".encode()).findings
 
 
 @pytest.mark.parametrize("value", ["", "a b", 'say "hi"', "it's", "# x", '--hf-overrides={"a":1}', "é", "  "])
-def test_a_quoted_value_is_read_as_it_was(value: str) -> None:
+def test_quoted_value_is_read_back_unchanged(value: str) -> None:
     line = f"A={quoted(value)}"
     assert parse("f", line.encode()).entries["A"].value == value
     assert dotenv_values(stream=io.StringIO(line))["A"] == value
@@ -230,7 +230,7 @@ def test_json_in_flags_keeps_its_quotes_and_spaces(text: str, words: tuple[str, 
 
 
 @given(st.text(alphabet="ab-= '\"#\t", max_size=20))
-def test_other_flags_are_split_as_a_shell_splits_them(text: str) -> None:
+def test_other_flags_are_split_like_shell_words(text: str) -> None:
     try:
         expected = tuple(shlex.split(text))
     except ValueError:

@@ -1,4 +1,4 @@
-"""state.json: what the main process writes, and what readers believe of it."""
+"""state.json: content from the main process, and its validation by readers."""
 
 import json
 import os
@@ -13,13 +13,13 @@ from hxp_enterprise_llm.settings.address import Address
 
 
 def written(tmp_path: Path, content: object) -> InstanceState | None:
-    """What is read of a file with `content`: JSON text, or what is to be written as JSON."""
+    """The state that is read from a file with `content`, which is JSON text or a value to write as JSON."""
     (tmp_path / "a").mkdir(exist_ok=True)
     (tmp_path / "a" / NAME).write_text(content if isinstance(content, str) else json.dumps(content))
     return state.read(str(tmp_path), "a")
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_written_state_is_read_back(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     before = os.umask(0o077)
     try:
@@ -69,7 +69,7 @@ def test_a_file_of_an_earlier_version_has_no_phase(tmp_path: Path) -> None:
     assert state.read(str(tmp_path), "b") is None
 
 
-def test_a_file_of_a_later_version_is_read_for_what_is_known(tmp_path: Path) -> None:
+def test_unknown_values_of_a_later_version_are_ignored(tmp_path: Path) -> None:
     later = {
         "phase": "dreaming",
         "failures": {"engine-died": 3, "news": 1},
@@ -99,7 +99,7 @@ def test_a_file_of_a_later_version_is_read_for_what_is_known(tmp_path: Path) -> 
         '{"invocation": "' + "f" * 65 + '"}', '{"last_reload": {"outcome": "done", "at": -1}}',
     ],
 )  # fmt: skip
-def test_hostile_content_is_not_believed(tmp_path: Path, text: str) -> None:
+def test_invalid_state_content_is_ignored(tmp_path: Path, text: str) -> None:
     assert written(tmp_path, text) is None
 
 
@@ -114,13 +114,13 @@ def test_text_is_bounded_and_without_control_characters(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("host", "believed"), [("127.9.9.9", True), ("::", True), ("192.0.2.1", False)])
-def test_an_address_of_another_host_is_not_believed(tmp_path: Path, host: str, believed: bool) -> None:
+def test_reported_address_of_another_host_is_ignored(tmp_path: Path, host: str, believed: bool) -> None:
     found = written(tmp_path, {"address": {"scheme": "http", "host": host, "port": 11500}, "startup_seconds": 1})
     assert found and found.startup_seconds == 1
     assert bool(found.address) == believed
 
 
-def test_hostile_files_in_the_place_of_the_state_are_not_opened(tmp_path: Path) -> None:
+def test_state_that_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
     good = tmp_path / "good.json"
     good.write_text('{"startup_seconds": 1}')
     for name in ("link", "pipe", "folder"):
@@ -136,7 +136,7 @@ def test_hostile_files_in_the_place_of_the_state_are_not_opened(tmp_path: Path) 
     assert state.read(str(tmp_path), "elsewhere")
 
 
-def test_a_new_run_clears_what_an_earlier_one_has_left(tmp_path: Path) -> None:
+def test_new_run_clears_files_of_an_earlier_run(tmp_path: Path) -> None:
     left, other = tmp_path / "left", tmp_path / "other"
     left.mkdir()
     other.mkdir()

@@ -1,4 +1,4 @@
-"""The main process around a reload and an end, with servers that are none."""
+"""The main process during a reload and at the end of a server, with fake servers."""
 
 import asyncio
 import socket
@@ -22,7 +22,7 @@ from .test_reload import keyed, request
 
 
 class Recorder(notify.Notifier):
-    """What systemd would hear."""
+    """Records the notifications to systemd."""
 
     def __init__(self) -> None:
         super().__init__(None)
@@ -37,7 +37,7 @@ class Recorder(notify.Notifier):
 
 
 def supervisor(tmp_path: Path, keys: tuple[str, ...] = (), **wanted: object) -> tuple[Supervisor, Recorder]:
-    """A main process whose next server is to have other settings."""
+    """A main process whose next server gets other settings."""
     recorder = Recorder()
     main = Supervisor(
         keyed(), "/m", Credentials(tuple(map(digest, keys))), recorder, StateFile(tmp_path),
@@ -48,14 +48,14 @@ def supervisor(tmp_path: Path, keys: tuple[str, ...] = (), **wanted: object) -> 
 
 
 def written(tmp_path: Path) -> InstanceState:
-    """What other programs read."""
+    """The state that other programs read."""
     found = state.read(str(tmp_path.parent), tmp_path.name)
     assert found
     return found
 
 
 class Server:
-    """What a supervisor knows of one."""
+    """The part of a server that a supervisor uses."""
 
     url, heartbeat, gone = "http://127.0.0.1:1", None, False
 
@@ -155,12 +155,12 @@ def test_the_state_is_written_before_systemd_hears_of_it(tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("keys_only", [True, False])
-def test_every_server_hears_of_a_revoked_key_while_another_loads(tmp_path: Path, keys_only: bool) -> None:
+def test_every_server_receives_revocation_while_another_loads(tmp_path: Path, keys_only: bool) -> None:
     main, recorder = supervisor(tmp_path, ("a", "b"), max_model_len=None if keys_only else 5)
 
     async def ask() -> list[Server]:
         main.servers = servers = [Server(), Server(), Server()]  # type: ignore[assignment]
-        # No part of a start or a stop is told to look for it, as it is while a server loads or retires.
+        # No start or stop waits for the request here, as is the case while a server loads or drains.
         one, far = request("b", keys_only)
         with far:
             await asyncio.wait_for(main.carry_out(one), 5)
@@ -170,18 +170,16 @@ def test_every_server_hears_of_a_revoked_key_while_another_loads(tmp_path: Path,
 
     for server in asyncio.run(ask()):
         assert server.keys[0] == digest("b") and digest("a") not in server.keys
-        assert len(server.keys) == 2, "and the main process's own"
-    # READY=1 or a status of its own would end the reload that is under way for systemd.
+        assert len(server.keys) == 2, "the second is the main process's own"
+    # For systemd, READY=1 or a status would end the reload that is in progress.
     assert recorder.said == ([] if keys_only else [{"RELOADING": 1}])
 
 
-def test_a_reload_that_came_while_an_engine_was_replaced_ends_with_its_own_server(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_recovery_does_not_complete_a_pending_reload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def run() -> list[bool]:
         main, recorder = supervisor(tmp_path)
         for due in (True, True, False):
-            # The first start is one, whatever is due.
+            # The first start sends READY=1 even if a reload is due.
             main.now.due.set() if due else main.now.due.clear()
             assert await main.start(Server())  # type: ignore[arg-type]
         return ["READY" in state for state in recorder.said if str(state.get("STATUS")).startswith("Ready")]
@@ -190,9 +188,7 @@ def test_a_reload_that_came_while_an_engine_was_replaced_ends_with_its_own_serve
     assert asyncio.run(run()) == [True, False, True]
 
 
-def test_settings_that_have_gone_bad_since_the_reload_leave_the_server_that_serves(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_server_is_kept_if_new_settings_become_invalid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def refuse(_: object) -> None:
         raise SettingsRefused([SettingsFinding("file", 0, "gone")])
 
@@ -217,10 +213,10 @@ def test_settings_that_have_gone_bad_since_the_reload_leave_the_server_that_serv
 @pytest.mark.parametrize(
     ("kills", "starts", "error"), [(0, True, EngineDied), (0, False, EngineDied), (1, False, OutOfMemory)]
 )
-def test_a_server_that_dies_while_its_successor_loads(
+def test_old_server_dying_during_reload_is_replaced_or_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: int, starts: bool, error: type[CitadelError]
 ) -> None:
-    """All of it is ended at once, so that requests wait; what follows is the successor's start, or a recovery."""
+    """The old server is killed at once, so that requests wait; then its successor starts, or a recovery."""
     old, new = Server(), Server()
 
     async def made(_: object) -> Server:
@@ -260,7 +256,7 @@ def test_a_server_that_dies_while_its_successor_loads(
     asyncio.run(asyncio.wait_for(run(), 10))
 
 
-def test_a_reload_may_wait_for_the_end_of_the_one_before_longer_than_systemd_would(tmp_path: Path) -> None:
+def test_timeout_is_extended_while_a_reload_waits(tmp_path: Path) -> None:
     main, recorder = supervisor(tmp_path)
 
     async def run() -> None:

@@ -1,4 +1,4 @@
-"""The connection to systemd: how much it asks at once, and what it says when the bus breaks; the bus is a parameter."""
+"""The connection to systemd: the number of concurrent queries, and the errors of a broken bus, with a fake bus."""
 
 import asyncio
 from typing import Any
@@ -11,11 +11,11 @@ from hxp_enterprise_llm.control.systemd import Systemd, readable
 from hxp_enterprise_llm.settings.errors import JobFailed, SystemdUnreachable
 
 REPLIES = 128
-"""What dbus-daemon allows."""
+"""Pending replies that dbus-daemon allows per connection."""
 
 
 class FakeBus:
-    """As dbus-daemon and dbus-fast: it refuses what is asked beyond its limit, and a write may break it."""
+    """Like dbus-daemon and dbus-fast, refuses queries beyond the limit, and may break during a write."""
 
     def __init__(self, **_: Any) -> None:
         self.connected = True
@@ -72,7 +72,7 @@ async def ask_all(connection: Systemd, count: int) -> list[dict[str, Any] | Base
         return await asyncio.gather(*map(connection.properties, units), return_exceptions=True)
 
 
-def test_many_units_are_asked_and_each_answers() -> None:
+def test_many_units_are_queried_within_the_bus_limit() -> None:
     async def scenario() -> None:
         async with Systemd() as connection:
             found = await ask_all(connection, 2000)
@@ -82,7 +82,7 @@ def test_many_units_are_asked_and_each_answers() -> None:
     asyncio.run(scenario())
 
 
-def test_without_that_bound_the_bus_would_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bus_refuses_queries_beyond_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(systemd, "QUESTIONS", 2000)
 
     async def scenario() -> None:
@@ -92,7 +92,7 @@ def test_without_that_bound_the_bus_would_refuse(monkeypatch: pytest.MonkeyPatch
     asyncio.run(scenario())
 
 
-def test_a_bus_that_breaks_in_between_is_said_at_once_and_of_every_question() -> None:
+def test_broken_bus_fails_every_pending_query_at_once() -> None:
     async def scenario() -> None:
         async with Systemd() as connection:
             FakeBus.last.breaks_after = 100
@@ -108,7 +108,7 @@ def test_a_bus_that_breaks_in_between_is_said_at_once_and_of_every_question() ->
     asyncio.run(scenario())
 
 
-def test_a_run_has_the_id_that_its_processes_know() -> None:
+def test_invocation_id_is_hexadecimal_as_in_the_environment() -> None:
     """INVOCATION_ID is in hexadecimal, the property is bytes."""
     found = readable({"InvocationID": Variant("ay", b"\x01\xab"), "NRestarts": Variant("u", 2)})
     assert found == {"InvocationID": "01ab", "NRestarts": 2}

@@ -1,4 +1,4 @@
-"""Certificates as they are given, what is said of those that are no good, and a handshake with one that is."""
+"""Certificates from files, errors of unusable certificates, and a handshake with a valid certificate."""
 
 import ssl
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def config(**more: object) -> ServiceConfigSchema:
 
 
 def handshake(server: ssl.SSLContext, change: Callable[[ssl.SSLContext], None] = lambda _: None) -> ssl.SSLObject:
-    """A client's end of a connection with `server`, which trusts its certificate."""
+    """The end of a connection with `server` of a client that trusts the server's certificate."""
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname = False
     client.load_verify_locations(cadata=made.CERTIFICATE)
@@ -41,13 +41,13 @@ def handshake(server: ssl.SSLContext, change: Callable[[ssl.SSLContext], None] =
     return ends[0]
 
 
-def test_a_good_one_is_shown_and_its_end_known() -> None:
+def test_valid_certificate_is_served_and_its_expiry_known() -> None:
     client = handshake(tls.server(made.CERTIFICATE, made.KEY))
     assert client.version() == "TLSv1.3"
     assert tls.expires(made.CERTIFICATE, made.KEY) == END
 
 
-def test_those_of_issuers_are_shown_and_not_judged() -> None:
+def test_expiry_of_issuer_certificates_is_ignored() -> None:
     assert tls.expires(made.CERTIFICATE + made.EXPIRED, made.KEY) == END
     with pytest.raises(tls.CertificateRefused, match="no certificate that OpenSSL"):
         tls.server(made.CERTIFICATE + made.EXPIRED[:200] + made.EXPIRED[260:], made.KEY)
@@ -58,7 +58,7 @@ def test_certificate_and_key_may_be_one_file() -> None:
     assert tls.expires(both, both) == END
 
 
-def test_nothing_older_than_1_2_is_spoken() -> None:
+def test_tls_below_1_2_is_refused() -> None:
     def old(client: ssl.SSLContext) -> None:
         with pytest.warns(DeprecationWarning):
             client.minimum_version = client.maximum_version = ssl.TLSVersion.TLSv1_1
@@ -87,7 +87,9 @@ def test_nothing_older_than_1_2_is_spoken() -> None:
         (None, made.KEY, "TLS_CERT_FILE", "daemon-reload"),
     ],
 )
-def test_what_is_no_good_is_named(certificate: str | None, key: str, setting: str, said: str) -> None:
+def test_unusable_certificate_or_key_names_its_setting(
+    certificate: str | None, key: str, setting: str, said: str
+) -> None:
     contents = {"tls-cert": certificate, "tls-key": key}
     with pytest.raises(SettingsRefused) as refused:
         credentials.judge(config(), {name: text for name, text in contents.items() if text is not None})
@@ -96,7 +98,7 @@ def test_what_is_no_good_is_named(certificate: str | None, key: str, setting: st
     assert "BEGIN" not in str(finding)
 
 
-def test_every_fault_of_every_file_at_once() -> None:
+def test_errors_of_all_credential_files_are_reported_together() -> None:
     with pytest.raises(SettingsRefused) as refused:
         credentials.judge(config(api_key_file="/a", hub_token_file="/t", allow_download=True), {"hub-token": "\n"})  # noqa: S106
     assert [str(finding).split(": ", 1)[1].split("=")[0] for finding in refused.value.findings] == [
@@ -107,7 +109,7 @@ def test_every_fault_of_every_file_at_once() -> None:
     ]
 
 
-def test_without_a_key_left_none_opens() -> None:
+def test_key_file_without_keys_admits_no_client() -> None:
     keyed = ServiceConfigSchema(name="m", model="/m", port=11500, api_key_file="/a")
     with pytest.raises(SettingsRefused, match="holds no key"):
         credentials.judge(keyed, {"api-key": "# none\n"})
@@ -116,14 +118,12 @@ def test_without_a_key_left_none_opens() -> None:
     assert digest("") not in given.key_digests
 
 
-def test_no_private_key_in_what_is_printed() -> None:
+def test_private_key_is_not_in_repr() -> None:
     given = credentials.judge(config(), {"tls-cert": made.CERTIFICATE, "tls-key": made.KEY})
     assert given.expires == END and "BEGIN" not in repr(given)
 
 
-def test_check_names_what_a_start_would_and_an_end_that_is_near(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_check_reports_certificate_errors_and_near_expiry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     certificate, key = tmp_path / "c", tmp_path / "k"
     settings = config(tls_cert_file=str(certificate), tls_key_file=str(key))
     assert len(secrets.findings(settings)) == 2

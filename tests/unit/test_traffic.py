@@ -1,4 +1,4 @@
-"""What the middleware counts, with an application and a client that a test makes up."""
+"""The counters of the middleware, with an application and a client that a test provides."""
 
 import asyncio
 import gc
@@ -36,7 +36,7 @@ def scope(method: str, path: str) -> dict[str, Any]:
 
 
 def counts(method: str, path: str, messages: Iterator[dict[str, Any]]) -> tuple[list[int], int]:
-    """Requests in flight after each message of a client, and pieces sent in the end."""
+    """Requests in flight after each message of a client, and the number of chunks sent in the end."""
     seen = []
 
     async def application(_: Any, receive: Any, send: Any) -> None:
@@ -61,20 +61,20 @@ def counts(method: str, path: str, messages: Iterator[dict[str, Any]]) -> tuple[
     return seen, Traffic.sent
 
 
-def test_a_request_is_work_once_all_of_it_is_there() -> None:
+def test_request_counts_once_received_completely() -> None:
     assert counts("POST", "/v1/completions", iter([PART, PART, REST])) == ([0, 0, 1], 2)
 
 
-def test_a_client_that_goes_in_the_middle_leaves_nothing() -> None:
+def test_client_disconnecting_mid_request_is_not_counted() -> None:
     assert counts("POST", "/v1/completions", iter([PART, {"type": "http.disconnect"}])) == ([0, 0], 2)
 
 
 @pytest.mark.parametrize("path", ["/health", "/metrics", "/v1/models"])
-def test_probes_are_no_work_and_no_progress(path: str) -> None:
+def test_probes_count_neither_as_requests_nor_as_progress(path: str) -> None:
     assert counts("GET", path, iter([REST])) == ([0], 0)
 
 
-def test_who_leaves_closes_after_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_draining_server_closes_connection_after_response(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[dict[str, Any]] = []
 
     async def application(_: Any, receive: Any, send: Any) -> None:
@@ -89,7 +89,7 @@ def test_who_leaves_closes_after_the_answer(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("error", [ValueError("\N{PILE OF POO}" * 5000), ValueError("x" * 10_000)])
-def test_no_error_is_too_long_to_be_told(error: Exception) -> None:
+def test_long_error_fits_into_a_message(error: Exception) -> None:
     near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with near, far:
         heartbeat.tell_failure(near, error)
@@ -103,7 +103,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def at_a_real_server(tls: bool, do: Callable[[socket.socket], Awaitable[None]]) -> None:
-    """Have uvicorn serve behind the middleware, and do something with a client that has connected, and no more."""
+    """Run uvicorn with the middleware, and call `do` with a client that has connected and sent nothing."""
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
@@ -137,7 +137,7 @@ def at_a_real_server(tls: bool, do: Callable[[socket.socket], Awaitable[None]]) 
 
 
 def answer_to(client: socket.socket, tls: bool) -> bytes:
-    """What a client is answered who now begins to speak."""
+    """The answer to a client that now sends its request."""
     if tls:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -148,12 +148,12 @@ def answer_to(client: socket.socket, tls: bool) -> bytes:
 
 
 @pytest.mark.parametrize("tls", [True, False])
-def test_a_client_that_has_not_spoken_yet_is_served_by_who_leaves(tls: bool) -> None:
+def test_draining_server_answers_client_connected_before_drain(tls: bool) -> None:
     async def speak_late(client: socket.socket) -> None:
         await until(lambda: Traffic.connections() == 1)
         Traffic.leave()
         await asyncio.sleep(0.1)
-        assert Traffic.connections() == 1, "the main process would end it now"
+        assert Traffic.connections() == 1, "the main process would end the server now"
         answer = await asyncio.to_thread(answer_to, client, tls)
         assert answer.startswith(b"HTTP/1.1 200") and b"connection: close" in answer and answer.endswith(b"ok")
         await until(lambda: Traffic.connections() == 0)
@@ -162,20 +162,20 @@ def test_a_client_that_has_not_spoken_yet_is_served_by_who_leaves(tls: bool) -> 
 
 
 @pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x00\x05"])
-def test_a_client_whose_handshake_fails_holds_nobody_up(said: bytes) -> None:
+def test_failed_handshake_does_not_delay_the_drain(said: bytes) -> None:
     async def fail(client: socket.socket) -> None:
         await until(lambda: Traffic.connections() == 1)
         Traffic.leave()
         client.sendall(said)
         client.close()
-        # uvloop, which a server has, lets go of it at once, and asyncio's own loop with the next collection.
+        # uvloop, which a server uses, frees the transport at once, asyncio's own loop at the next collection.
         await until(lambda: gc.collect() >= 0 and Traffic.connections() == 0)
 
     at_a_real_server(True, fail)
 
 
 class Talk:
-    """A WebSocket with an application that answers each message until its client is gone."""
+    """A WebSocket with an application that answers each message until the client disconnects."""
 
     def __init__(self, key: str) -> None:
         self.sent: list[dict[str, Any]] = []
@@ -205,7 +205,7 @@ class Talk:
             await self._coming.put({"type": "websocket.disconnect"})
 
 
-def test_a_websocket_ends_with_its_key() -> None:
+def test_websocket_is_closed_when_its_key_is_revoked() -> None:
     async def revoke() -> tuple[Talk, Talk]:
         first, second = Talk("first"), Talk("second")
         Traffic.take(Credentials((digest("first"), digest("second"))))
@@ -216,7 +216,7 @@ def test_a_websocket_ends_with_its_key() -> None:
         await asyncio.wait_for(tasks[0], 5)
         await second.say()
         assert not tasks[1].done()
-        # Open to all: it needs no key, and goes on.
+        # Without keys the WebSocket needs none and stays open.
         Traffic.take(Credentials())
         await second.say()
         tasks[1].cancel()
@@ -229,7 +229,7 @@ def test_a_websocket_ends_with_its_key() -> None:
     assert second.seen == ["websocket.receive", "websocket.receive"]
 
 
-def test_what_a_client_said_before_it_heard_of_the_end_of_its_key_is_not_worked_on() -> None:
+def test_websocket_message_after_key_revocation_is_not_processed() -> None:
     async def revoke() -> Talk:
         talk = Talk("first")
         Traffic.take(Credentials((digest("first"),)))
@@ -243,7 +243,7 @@ def test_what_a_client_said_before_it_heard_of_the_end_of_its_key_is_not_worked_
     assert asyncio.run(revoke()).seen == ["websocket.disconnect"]
 
 
-def test_a_request_whose_key_is_revoked_before_it_came_in_full_is_not_worked_on() -> None:
+def test_incomplete_request_is_dropped_when_its_key_is_revoked() -> None:
     seen: list[str] = []
 
     async def app(_scope: Any, receive: Any, _send: Any) -> None:
@@ -266,7 +266,7 @@ def test_a_request_whose_key_is_revoked_before_it_came_in_full_is_not_worked_on(
     assert seen == ["http.request", "http.disconnect"]
 
 
-def test_a_server_that_is_ending_opens_no_door_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopping_server_does_not_open_its_listener(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Traffic, "server", SimpleNamespace(should_exit=True, servers=[]))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         asyncio.run(Traffic.open(listener))

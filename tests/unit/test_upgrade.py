@@ -17,7 +17,7 @@ GOOD = "MODEL=/srv/m\nPORT=11500\n"
 
 
 class FakeSystemd:
-    """Units that run, each with the number of its run, and what each model requires."""
+    """Running units with a counter of their starts, and the requirements of each model."""
 
     def __init__(self, running: list[str], requires: dict[str, list[str]] | None = None) -> None:
         self.runs = {unit_name(name): 1 for name in running} | {MONITOR: 1}
@@ -113,14 +113,14 @@ def test_each_model_is_restarted_once_and_the_monitor_last(root: Root) -> None:
     assert not host.said
 
 
-def test_a_stopped_dependant_comes_before_a_running_model(root: Root) -> None:
+def test_stopped_dependents_start_before_the_next_model_restarts(root: Root) -> None:
     host = Host(root, b="", c="", z="REQUIRES=b\n", y="REQUIRES=z\n")
     host.upgrade()
     assert host.systemd.done[:6] == ["Stop y", "Stop z", "TryRestart b", "Start z", "Start y", "TryRestart c"]
     assert set(host.systemd.runs.values()) == {2}
 
 
-def test_what_does_not_run_is_not_started(root: Root) -> None:
+def test_stopped_units_are_not_started(root: Root) -> None:
     host = Host(root, a="", b="REQUIRES=a\n")
     host.file("idle", "REQUIRES=a\n")
     host.systemd.state[unit_name("b")] = "deactivating"
@@ -129,7 +129,7 @@ def test_what_does_not_run_is_not_started(root: Root) -> None:
     assert host.systemd.done == ["TryRestart a"]
 
 
-def test_a_model_that_would_not_come_back_stays_and_so_does_what_it_requires(root: Root) -> None:
+def test_model_that_cannot_restart_keeps_running_with_requirements(root: Root) -> None:
     host = Host(root, a="", b="REQUIRES=a\n", c="REQUIRES=b\n", d="")
     host.bad = {"c"}
     host.upgrade()
@@ -141,7 +141,7 @@ def test_a_model_that_would_not_come_back_stays_and_so_does_what_it_requires(roo
     ]
 
 
-def test_a_model_stays_if_something_that_it_requires_is_masked_or_would_not_start(root: Root) -> None:
+def test_model_keeps_running_if_a_requirement_cannot_start(root: Root) -> None:
     host = Host(root, a="", b="REQUIRES=a\n", c="REQUIRES=broken\n", d="REQUIRES=missing\n")
     host.file("broken", "")
     host.systemd.masked = {unit_name("a")}
@@ -153,7 +153,7 @@ def test_a_model_stays_if_something_that_it_requires_is_masked_or_would_not_star
     assert "check broken" in seen and "check missing" in seen
 
 
-def test_a_check_that_breaks_stops_no_model(root: Root) -> None:
+def test_exception_in_a_check_stops_no_model(root: Root) -> None:
     host = Host(root, a="")
 
     def broken(name: str, running: bool) -> list[Finding]:
@@ -163,7 +163,7 @@ def test_a_check_that_breaks_stops_no_model(root: Root) -> None:
     assert host.restarted() == {"monitor"}
 
 
-def test_models_that_wait_for_each_other_stay(root: Root) -> None:
+def test_models_in_a_dependency_cycle_keep_running(root: Root) -> None:
     host = Host(root, a="REQUIRES=b\n", b="AFTER=a\n", c="", z="")
     host.file("a", "REQUIRES=b,z\n")
     host.upgrade()
@@ -180,7 +180,7 @@ def test_followers_of_the_journal_are_restarted_after_the_models(root: Root) -> 
     assert not host.said
 
 
-def test_a_policy_that_forbids_it_keeps_models_and_monitor(root: Root) -> None:
+def test_policy_against_restarts_keeps_models_and_monitor(root: Root) -> None:
     host = Host(root, a="", b="REQUIRES=a\n", c="")
     host.forbidden = {unit_name("b"), MONITOR}
     host.upgrade()
@@ -190,14 +190,14 @@ def test_a_policy_that_forbids_it_keeps_models_and_monitor(root: Root) -> None:
 
 
 @pytest.mark.parametrize("line", ["CITADEL_RESTART_ON_UPGRADE=no\n", "HEALTH_PORT=no\n"])
-def test_the_host_may_say_that_no_model_is_restarted(root: Root, line: str) -> None:
+def test_host_setting_disables_restarts_of_models(root: Root, line: str) -> None:
     root.host(line)
     host = Host(root, a="")
     host.upgrade()
     assert host.restarted() == {"monitor"}
 
 
-def test_a_failure_ends_neither_the_other_restarts_nor_the_upgrade(root: Root) -> None:
+def test_failed_restart_does_not_stop_the_other_restarts(root: Root) -> None:
     host = Host(root, a="", b="")
     host.systemd.fails = {unit_name("a")}
     host.upgrade()
@@ -205,7 +205,7 @@ def test_a_failure_ends_neither_the_other_restarts_nor_the_upgrade(root: Root) -
     assert "citadel-llm@a.service did not start" in host.said[0]
 
 
-def test_an_interruption_starts_what_it_has_stopped(root: Root) -> None:
+def test_interrupted_upgrade_starts_stopped_models_again(root: Root) -> None:
     host = Host(root, zulu="", alpha="REQUIRES=zulu\n")
     host.systemd.never_ends = unit_name("zulu")
 
@@ -220,5 +220,5 @@ def test_an_interruption_starts_what_it_has_stopped(root: Root) -> None:
     assert host.systemd.queued == [unit_name("alpha")]
 
 
-def test_a_host_without_a_policy_lets_units_be_restarted(tmp_path: Path) -> None:
+def test_restarts_are_permitted_without_a_policy(tmp_path: Path) -> None:
     assert permitted(MONITOR, tmp_path / "missing")

@@ -1,4 +1,4 @@
-"""Weight files that are cut off, damaged or missing, told before a start."""
+"""Weight files that are truncated, damaged or missing are reported before a start."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 
 
 def shard(*sizes: int, metadata: bool = True) -> bytes:
-    """A file as the safetensors library writes it: bytes of tensors one after another, a header padded to eight."""
+    """A file in the safetensors library's format: a header padded to eight bytes, then the bytes of the tensors."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}} if metadata else {}
     begin = 0
     for number, size in enumerate(sizes):
@@ -28,7 +28,7 @@ def check(directory: Path, **values: object) -> None:
     weights.check(ServiceConfigSchema.model_validate(settings), str(directory))
 
 
-def test_a_model_without_weights(tmp_path: Path) -> None:
+def test_model_without_weights_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelMissing, match="no weights are there"):
         check(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text("{}")
@@ -37,7 +37,7 @@ def test_a_model_without_weights(tmp_path: Path) -> None:
     check(tmp_path, vllm_args="--load-format dummy")
 
 
-def test_whole_files_are_good(tmp_path: Path) -> None:
+def test_complete_weight_files_are_accepted(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(shard(100, 7))
     (tmp_path / "empty.safetensors").write_bytes(shard())
     (tmp_path / "bare.safetensors").write_bytes(shard(5, metadata=False))
@@ -59,24 +59,24 @@ def test_whole_files_are_good(tmp_path: Path) -> None:
         ((50_000).to_bytes(8, "little") + b"[" * 50_000, "its header cannot be read"),
     ],
 )
-def test_a_damaged_file_is_refused_with_what_is_wrong(tmp_path: Path, content: bytes, words: str) -> None:
+def test_damaged_weight_file_is_refused_with_the_reason(tmp_path: Path, content: bytes, words: str) -> None:
     (tmp_path / "a.safetensors").write_bytes(content)
     with pytest.raises(ModelMissing) as caught:
         check(tmp_path)
     assert f"MODEL={tmp_path}: a.safetensors" in str(caught.value) and words in str(caught.value)
     assert str(caught.value).endswith("copy the model there again")
     assert caught.value.exit_status is ExitStatus.CONFIG
-    # Another format, so that it is not looked at.
+    # With another load format the file is not checked.
     check(tmp_path, vllm_args=("--load-format", "dummy"))
 
 
-def test_a_model_of_the_hub_is_fetched_again(tmp_path: Path) -> None:
+def test_error_for_hub_model_suggests_fetching_again(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(shard(100)[:-1])
     with pytest.raises(ModelMissing, match=f"delete {tmp_path} and fetch it again with `citadel-llm pull m`"):
         check(tmp_path, model="org/model")
 
 
-def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
+def test_weight_file_that_is_not_regular_is_not_opened(tmp_path: Path) -> None:
     """Opening a FIFO would wait for a writer."""
     os.mkfifo(tmp_path / "a.safetensors")
     os.mkfifo(tmp_path / model_files.INDEX)
@@ -89,7 +89,7 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
             os.close(writer)
 
 
-def test_the_index_says_which_files_count(tmp_path: Path) -> None:
+def test_only_files_in_the_index_are_checked(tmp_path: Path) -> None:
     (tmp_path / "left-over.safetensors").write_bytes(b"cut")
     for number in (1, 2):
         (tmp_path / f"model-{number}.safetensors").write_bytes(shard(10))

@@ -122,8 +122,9 @@ _WORD = r"[a-z_][a-z0-9_-]{0,31}"
 _LINE = re.compile(
     "|".join(
         (
-            r"# Made by citadel-llm-generator from [A-Za-z0-9_./-]+(?:; edit that and run systemctl daemon-reload\."
-            r"|, which is refused: these are the host's limits\. citadel-llm check [A-Za-z0-9._-]+ says why\.)",
+            r"# Made by citadel-llm-generator from [A-Za-z0-9_./-]+"
+            r"(?:; edit that file and run systemctl daemon-reload\."
+            r"|, which is refused; these are the host-wide limits\. Reason: citadel-llm check [A-Za-z0-9._-]+)",
             r"# Made by citadel-llm-generator from the settings of the host and of all models\.",
             r"\[Unit\]|\[Service\]",
             r"SourcePath=/[A-Za-z0-9_./-]+",

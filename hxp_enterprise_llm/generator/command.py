@@ -1,6 +1,6 @@
-"""The generator as a program: for systemd, and for a person who asks what it would do.
+"""The generator as a program: for systemd, and for a person who wants to see its output.
 
-Standard library only, see `utils.settings_file`; no argparse, which would be half of the time at boot.
+It uses the standard library only, see `settings.grammar`, and not argparse, whose import would double the run time.
 """
 
 import contextlib
@@ -22,8 +22,8 @@ from hxp_enterprise_llm.settings.values import (
 
 KERNEL_LOG = "/dev/kmsg"
 KERNEL_LOG_LINES, KERNEL_LOG_BYTES = 8, 700
-"""What one run may say there: Linux takes 10 records in 5 s from a process (printk_devkmsg) and none beyond 992 bytes
-(LOG_LINE_MAX)."""
+"""Most records of one run, and most bytes of a record. Linux accepts 10 records in 5 s from a process (printk_devkmsg),
+of at most 992 bytes each (LOG_LINE_MAX)."""
 
 OUTPUT = "/run/systemd/generator"
 NO_SUCH_INSTANCE, USAGE_STATUS = 4, 2
@@ -35,33 +35,33 @@ Usage: citadel-llm-generator NORMAL-DIRECTORY [EARLY-DIRECTORY LATE-DIRECTORY]
 Turns the limits in /etc/default/citadel-llm-<model> into drop-ins of citadel-llm@<model>.service. systemd runs it at
 boot and at every daemon-reload, see systemd.generator(7).
 
-  --dry-run   print the files that it would write, and write none
-  --explain   print each directive with the key that it comes from, and where that is set
+  --dry-run   print the files instead of writing them
+  --explain   print each directive with its key and the file that sets the key
 """
 
 
 class KernelLog:
-    """Where a generator's words are seen: it may use no journal, and its standard error goes nowhere."""
+    """The log of a generator: it must not use the journal, and its standard error is discarded."""
 
     def __init__(self) -> None:
-        # O_NONBLOCK: nothing may hold up the boot.
+        # O_NONBLOCK: the boot must not wait.
         self._file = os.open(KERNEL_LOG, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         self._said = 0
 
     def say(self, finding: object) -> None:
-        """Log one sentence, or count it if there have been enough."""
+        """Log one finding, or only count it after KERNEL_LOG_LINES."""
         self._said += 1
         if self._said <= KERNEL_LOG_LINES:
             self._write(str(finding))
 
     def close(self) -> None:
-        """Say how many sentences were left out."""
+        """Log how many findings were left out."""
         if self._said > KERNEL_LOG_LINES:
-            self._write(f"and {self._said - KERNEL_LOG_LINES} more; citadel-llm check names all")
+            self._write(f"and {self._said - KERNEL_LOG_LINES} more findings; citadel-llm check lists all")
         os.close(self._file)
 
     def _write(self, text: str) -> None:
-        # One write is one record, and <4> makes it a warning. ASCII: no file may steer the terminal that shows the log.
+        # One write is one record; <4> is the level of a warning. ASCII: no file may send escapes to a terminal.
         line = text.encode("ascii", "backslashreplace").replace(b"\n", b" ")[:KERNEL_LOG_BYTES]
         with contextlib.suppress(OSError):
             os.write(self._file, b"<4>citadel-llm-generator: " + line + b"\n")
@@ -74,12 +74,12 @@ def to_standard_error(finding: object) -> None:
 def main(arguments: list[str]) -> int:
     """Run with the arguments of the command; the exit status.
 
-    With directories it is 0 whatever the settings say: systemd can do nothing about them. 2: used wrongly. 4: there is
-    no such instance.
+    Called by systemd, with directories, it is always 0: systemd cannot correct settings. 2: wrong usage. 4: no such
+    instance.
     """
     if arguments and not arguments[0].startswith("-"):
         return _for_systemd(arguments[0])
-    # Whoever reads our output may stop early.
+    # The reader of the output may close the pipe early.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     match arguments:
         case ["--help" | "-h"]:
@@ -96,7 +96,7 @@ def main(arguments: list[str]) -> int:
 def _for_systemd(directory: str) -> int:
     os.umask(0o022)
     log = None
-    # Generators have it in their environment since systemd 251.
+    # systemd sets the variable for generators since version 251.
     if "SYSTEMD_SCOPE" in os.environ:
         with contextlib.suppress(OSError):
             log = KernelLog()
@@ -107,20 +107,20 @@ def _for_systemd(directory: str) -> int:
 
 
 def dry_run(root: str, report: Report) -> int:
-    """Print every file that a run would write, each below its name."""
+    """Print every file that a run would write, each after its name."""
     for unit, text in drop_ins(root, report):
         print(f"# {OUTPUT}/{unit}.d/{DROP_IN}\n{text}")
     return 0
 
 
 def explain(names: list[str], root: str, report: Report) -> int:
-    """Print each directive of these instances, or of all, with the keys that it comes from and where those are set."""
+    """Print each directive of these instances, or of all, with its keys and the file that sets each."""
     host = load_host(root)
     for finding in host.findings:
         report(finding)
     for name in names or instance_names(root):
         if not is_instance_name(name) or not os.path.lexists(instance_file(name, root)):
-            report(f"there is no instance {name!r}; citadel-llm list names those there are")
+            report(f"there is no instance {name!r}; citadel-llm list shows all instances")
             return NO_SUCH_INSTANCE
         settings = load_instance(name, host, root)
         for finding in settings.findings:

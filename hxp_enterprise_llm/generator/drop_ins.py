@@ -1,8 +1,8 @@
 """Settings to systemd: the limits, restart policy, dependencies, devices and credentials of an instance as a drop-in.
 
-Why a generator: `MemoryMax=${X}` cannot work, systemd expands variables in Exec lines only.
-It runs as root at boot on files that may hold anything: docs/decisions/0009 says what it promises then.
-Standard library only, see `utils.settings_file`.
+A generator is needed because systemd expands variables in Exec lines only: `MemoryMax=${X}` cannot work.
+It runs as root at boot on files with any content; docs/decisions/0009 lists its guarantees.
+It uses the standard library only, see `settings.grammar`.
 """
 
 import contextlib
@@ -12,7 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from hxp_enterprise_llm.settings import credential_files
-from hxp_enterprise_llm.settings.keys import EVERY_ADDRESS, GIBIBYTE, HOST_KEYS, is_loopback, memory_high
+from hxp_enterprise_llm.settings.keys import (
+    EVERY_ADDRESS,
+    GIBIBYTE,
+    HOST_KEYS,
+    STOP_MARGIN_SEC,
+    is_loopback,
+    memory_high,
+)
 from hxp_enterprise_llm.settings.units import LOG_TEMPLATE, MONITOR, log_unit_name, unit_name
 from hxp_enterprise_llm.settings.values import (
     MODELS,
@@ -26,38 +33,35 @@ from hxp_enterprise_llm.settings.values import (
 )
 
 DROP_IN = "50-settings.conf"
-STOP_MARGIN_SEC = 15
-"""What TimeoutStopSec= adds to the drain (seconds): vLLM ends in under 1 s once its requests are done."""
-
-
 DEEPEST_MOUNT, LONGEST_UNIT = 16, 249
-"""Directories of a path that may be mounts, and characters of a unit's name without .mount (systemd.unit(5))."""
+"""Number of leading directories of a path that are treated as mounts, and the longest unit name without .mount
+(characters; systemd.unit(5))."""
 MAX_INSTANCES = 2048
-"""Instances that get a drop-in; with the bounds of a settings file this bounds time, memory and /run."""
+"""Number of instances that get a drop-in. With the limits on a settings file, it limits run time, memory and /run."""
 
 _SAFE = re.compile(r"[A-Za-z0-9 ._/:@%+,=-]*")
 _SAFE_UNITS = re.compile(r"(?:[A-Za-z0-9 ._:@-]|\\x[0-9a-f]{2})*")
-"""Names of units keep the backslash that escapes a character of a path."""
+"""Unit names may hold the backslash that escapes a character of a path."""
 Report = Callable[[object], None]
-"""Takes one sentence about what is wrong."""
+"""Receives one finding, as a sentence."""
 
 
 class Directive(NamedTuple):
-    """One line of a drop-in, and the keys of the settings (with spaces between) that it comes from."""
+    """One line of a drop-in. `keys` are the settings that it is made from, separated by spaces."""
 
     name: str
     value: object
     keys: str = ""
 
     def __str__(self) -> str:
-        """The line as systemd reads it back: a `%` is one, not the start of a specifier.
+        """The line with `%` escaped, so that systemd reads no specifier.
 
-        Raises ValueError for a character that no rule of a key lets through: then one of the rules is wrong.
+        Raises ValueError for a character that the rules of the keys should have refused.
         """
         value = str(self.value)
         if not (_SAFE_UNITS if self.name == "After" else _SAFE).fullmatch(value):
-            raise ValueError(f"{self.name}= would hold a character that has a meaning to systemd")
-        # CPUQuota= is a percentage, made here of a number, and knows no specifiers.
+            raise ValueError(f"{self.name}= would contain a character with a special meaning to systemd")
+        # CPUQuota= ends in a percent sign and expands no specifiers.
         return f"{self.name}={value if self.name == 'CPUQuota' else value.replace('%', '%%')}"
 
 
@@ -65,10 +69,10 @@ Sections = dict[str, list[Directive]]
 
 
 def sections(settings: InstanceSettings, host: HostSettings) -> Sections:
-    """What the drop-in of one instance says; refused settings get the host-wide limits."""
+    """The content of an instance's drop-in. If the settings are refused, it has the host-wide limits."""
     values = settings.values
     unit = [Directive("SourcePath", settings.file)]
-    # A dependency on itself would be a cycle that systemd breaks by dropping a job.
+    # systemd would break the cycle of a unit that depends on itself by dropping a job.
     requires = [unit_name(name) for name in values["REQUIRES"] if name != settings.name]
     after = [unit_name(name) for name in values["AFTER"] if name != settings.name]
     if requires:
@@ -76,19 +80,19 @@ def sections(settings: InstanceSettings, host: HostSettings) -> Sections:
     if requires or after:
         unit.append(Directive("After", " ".join(sorted({*requires, *after})), "REQUIRES AFTER"))
     if not is_loopback(str(values["HOST"])):
-        # At network.target an address of the host may not be there yet.
+        # network.target may be reached before the host has this address.
         unit += [
             Directive("Wants", "network-online.target", "HOST"),
             Directive("After", "network-online.target", "HOST"),
         ]
     if host.values["LOG_TO_FILE"]:
-        # After it: at a shutdown the log file gets the last lines of the instance.
+        # Ordered after the follower, so that at a shutdown the log file gets the instance's last lines.
         follower = log_unit_name(settings.name)
         unit += [Directive("Wants", follower, "LOG_TO_FILE"), Directive("After", follower, "LOG_TO_FILE")]
     mounts = mounts_above(os.path.join(MODELS, values["MODEL"])) if values["MODEL"] else []
     if mounts:
-        # Not required: the start of one whose disk does not come says so, and counts as a failure. systemd would leave
-        # it out in silence.
+        # Not required: without the disk, the start fails with a reason. systemd would skip a start without its
+        # requirement silently.
         unit.append(Directive("After", " ".join(sorted(mounts)), "MODEL"))
     for name, file in credential_files.files(values).items():
         unit.append(Directive("RequiresMountsFor", file, credential_files.KEYS[name]))
@@ -96,10 +100,10 @@ def sections(settings: InstanceSettings, host: HostSettings) -> Sections:
 
 
 def mounts_above(path: str) -> list[str]:
-    """Units of the mounts that a directory may lie on, if there are any (systemd.unit(5), "String Escaping")."""
+    """Names of the mount units that a directory may lie on (systemd.unit(5), "String Escaping"); they may not exist."""
     parts = [re.sub("[^A-Za-z0-9:_.]", lambda found: f"\\x{ord(found[0]):02x}", part) for part in path[1:].split("/")]
     if parts[0] in ("", "usr"):
-        # Both are there before any generator runs.
+        # Both are mounted before any generator runs.
         return []
     parts[0] = re.sub(r"^\.", r"\\x2e", parts[0])
     names = ["-".join(parts[:end]) for end in range(1, min(len(parts), DEEPEST_MOUNT) + 1)]
@@ -111,10 +115,10 @@ def drop_in(settings: InstanceSettings, host: HostSettings) -> str:
     made_from = f"Made by citadel-llm-generator from {settings.file}"
     if settings.refused:
         return _text(
-            f"{made_from}, which is refused: these are the host's limits. citadel-llm check {settings.name} says why.",
+            f"{made_from}, which is refused; these are the host-wide limits. Reason: citadel-llm check {settings.name}",
             sections(settings, host),
         )
-    return _text(f"{made_from}; edit that and run systemctl daemon-reload.", sections(settings, host))
+    return _text(f"{made_from}; edit that file and run systemctl daemon-reload.", sections(settings, host))
 
 
 def _text(comment: str, parts: Sections) -> str:
@@ -148,17 +152,17 @@ def _service(settings: InstanceSettings, host: HostSettings) -> list[Directive]:
         service += [
             Directive("RuntimeDirectory", "", "VLLM_PID_PATH"),
             Directive("RuntimeDirectory", f"{below_run}/{settings.name}", "VLLM_PID_PATH"),
-            # As in the template: those of other instances are not there.
+            # As in the template: hides the directories of other instances.
             Directive("TemporaryFileSystem", f"{host.values['VLLM_PID_PATH']}:ro", "VLLM_PID_PATH"),
         ]
     for name, file in credential_files.files(values).items():
         key = credential_files.KEYS[name]
-        # What the service finds where there is no file: without it systemd would end the start, and give no reason.
+        # The service gets this value if the file is missing. Without it, systemd would fail the start without a reason.
         service.append(Directive("SetCredential", f"{name}:{credential_files.MISSING}", key))
         if credential_files.can_be_loaded(file):
             service.append(Directive("LoadCredential", f"{name}:{file}", key))
     if values["ALLOW_DOWNLOAD"] or not is_loopback(str(values["HOST"])):
-        # The template admits loopback only, and systemd filters both directions with one list.
+        # The template allows loopback only, and one list filters both directions.
         service.append(Directive("IPAddressAllow", "any", "ALLOW_DOWNLOAD HOST"))
     if values["GPU_DEVICES"]:
         service.append(Directive("PrivateDevices", "no", "GPU_DEVICES"))
@@ -167,21 +171,22 @@ def _service(settings: InstanceSettings, host: HostSettings) -> list[Directive]:
 
 
 def gpu_rules(devices: Sequence[str]) -> list[str]:
-    """DeviceAllow= for these GPUs, by their numbers or `all`: a GPU's own device, and those that control the driver."""
+    """DeviceAllow= values for these GPUs (numbers or `all`): each GPU's device and the driver's control devices."""
     if "all" in devices:
-        # Older drivers give the same devices the second name.
+        # Older drivers use the second name for the same devices.
         own = ["char-nvidia rw", "char-nvidia-frontend rw"]
     else:
         own = [f"/dev/nvidia{number} rw" for number in devices]
         own += ["/dev/nvidiactl rw", "/dev/nvidia-modeset rw"]
-    # By class: nvidia-uvm and nvidia-uvm-tools, and the instances of a divided GPU (MIG).
+    # Classes: nvidia-uvm and nvidia-uvm-tools; the capabilities of a divided GPU (MIG).
     return [*own, "char-nvidia-uvm rw", "char-nvidia-caps r"]
 
 
 def monitor_drop_in(host: HostSettings, addresses: set[str]) -> str:
-    """The text of the monitor's drop-in: the packet filter for who asks it, and for the models that it asks.
+    """The text of the monitor's drop-in: it opens the packet filter to the monitor's clients and to the models.
 
-    `addresses` are those that models listen on; the unit itself admits loopback, and if that is all the text is empty.
+    `addresses` are the addresses that models listen on. The unit itself allows loopback; if that suffices, the text is
+    empty.
     """
     server = str(host.values["SERVER_IP"])
     beyond = {address for address in addresses if not is_loopback(address) and address not in EVERY_ADDRESS}
@@ -200,7 +205,7 @@ def log_drop_in(host: HostSettings) -> str:
     path = str(host.values["VLLM_LOG_PATH"])
     if not host.values["LOG_TO_FILE"] or path == HOST_KEYS["VLLM_LOG_PATH"].default:
         return ""
-    # With -: a directory that is missing is named by the unit itself, in words.
+    # With -: if the directory is missing, the unit itself reports it.
     parts: Sections = {"Service": [Directive("BindPaths", f"-{path}", "VLLM_LOG_PATH")]}
     return _text("Made by citadel-llm-generator from VLLM_LOG_PATH of the host.", parts)
 
@@ -208,8 +213,8 @@ def log_drop_in(host: HostSettings) -> str:
 def drop_ins(root: str, report: Report) -> Iterator[tuple[str, str]]:
     """Unit and text of every drop-in, in the order of the instances' names.
 
-    Whatever goes wrong with one instance is reported and leaves the others as they are: it then has the limits of the
-    unit itself. Raises nothing.
+    An error in one instance is reported and does not affect the others: the instance keeps the limits of the template.
+    Raises nothing.
     """
     host = _of_the_host(root, report)
     addresses = set()
@@ -218,8 +223,8 @@ def drop_ins(root: str, report: Report) -> Iterator[tuple[str, str]]:
             settings = load_instance(name, host, root)
             text = drop_in(settings, host)
         except Exception as error:
-            # Not foreseen, so of any kind; no other instance may pay for it.
-            report(f"{instance_file(name, root)}: {_kind(error)}; the unit's own limits hold")
+            # Unforeseen, so of any type; other instances must not suffer.
+            report(f"{instance_file(name, root)}: {_kind(error)}; the limits of the template apply")
             continue
         for finding in settings.findings:
             report(finding)
@@ -228,7 +233,7 @@ def drop_ins(root: str, report: Report) -> Iterator[tuple[str, str]]:
     try:
         for_monitor = monitor_drop_in(host, addresses)
     except Exception as error:
-        report(f"{MONITOR}: {_kind(error)}; the unit's own packet filter holds")
+        report(f"{MONITOR}: {_kind(error)}; the packet filter of its unit applies")
         return
     if for_monitor:
         yield MONITOR, for_monitor
@@ -241,7 +246,7 @@ def _of_the_host(root: str, report: Report) -> HostSettings:
     try:
         host = load_host(root)
     except Exception as error:
-        report(f"the settings of the host: {_kind(error)}; the built-in values hold")
+        report(f"the settings of the host: {_kind(error)}; the built-in values apply")
         return built_in_host()
     for finding in host.findings:
         report(finding)
@@ -256,14 +261,14 @@ def _names(root: str, report: Report) -> list[str]:
         return []
     if len(names) > MAX_INSTANCES:
         report(
-            f"{len(names)} instances, of which the first {MAX_INSTANCES} get their limits: {names[MAX_INSTANCES]} and "
-            "those after it do not; move settings files that no model uses out of the directory"
+            f"there are {len(names)} instances, and only the first {MAX_INSTANCES} get their limits: "
+            f"{names[MAX_INSTANCES]} and the following do not; remove settings files that no model uses"
         )
     return names[:MAX_INSTANCES]
 
 
 def _kind(error: Exception) -> str:
-    """An error in words, without its message: that may hold a value from the file."""
+    """Describe an error without its message, which may contain a value from the file."""
     place = error.__traceback__
     while place and place.tb_next:
         place = place.tb_next
@@ -271,12 +276,12 @@ def _kind(error: Exception) -> str:
 
 
 def _write(directory: str, unit: str, text: str) -> None:
-    """Write one drop-in: complete under its name, or not there. No symbolic link leads out of `directory`."""
+    """Write one drop-in: it is complete or absent. No symbolic link leads out of `directory`."""
     name = f"{unit}.d"
     with contextlib.suppress(FileExistsError):
         os.mkdir(os.path.join(directory, name))
     folder = os.open(os.path.join(directory, name), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    # systemd reads names that end in .conf only.
+    # systemd reads only names that end in .conf.
     partial = DROP_IN + ".part"
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -295,7 +300,7 @@ def _write(directory: str, unit: str, text: str) -> None:
 
 
 def generate(directory: str, root: str = "/", report: Report = print) -> None:
-    """Write the drop-ins of all instances below `directory`; `report` gets a sentence for each thing that is wrong."""
+    """Write the drop-ins of all instances below `directory`; `report` receives each finding."""
     try:
         os.makedirs(directory, exist_ok=True)
     except OSError as error:

@@ -38,8 +38,9 @@ def _stamp(file: str) -> tuple[int, int, int] | None:
 
 
 class Fleet:
-    """The instances of this host. `problem` says why systemd cannot be asked, else ""; `host` has the names that people
-    give the host.
+    """The instances of this host.
+
+    `problem` is the reason why systemd cannot be reached, or ""; `host` has the names that people give the host.
 
     `ask` probes the endpoint of one instance (`probe.ask`). `root` is the file root of settings and state files,
     `groups` that of the control groups.

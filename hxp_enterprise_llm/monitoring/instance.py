@@ -53,7 +53,7 @@ class Instance:
 
     @property
     def state(self) -> State:
-        """Its state; unknown while systemd cannot be asked."""
+        """The state; unknown while systemd cannot be reached."""
         return service.state_of(self.properties, self.told) if self.known else State.UNKNOWN
 
     @property

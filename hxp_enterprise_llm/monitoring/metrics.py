@@ -53,7 +53,7 @@ COUNTERS: dict[str, tuple[str, Callable[[Ledger], float]]] = {
 
 
 def _known(service: Service, value: bool) -> Value:
-    """No sample rather than 0 while systemd cannot be asked: nothing is known of the service then."""
+    """No sample instead of 0 while systemd cannot be reached: the state is unknown then."""
     return None if service.state is State.UNKNOWN else float(value)
 
 

@@ -1,9 +1,9 @@
-"""ExecReload= of a model's unit: asks its main process to take in the settings anew, and hands it root's files.
+"""ExecReload= of a model's unit: sends the main process a reload request with the content of root's credential files.
 
-It runs as root and trusts the settings only: whoever took over the main process gets the files of that instance, which
-it has anyway, and can answer what it likes. Nothing is written where the service's user may write.
-`citadel-llm key revoke` asks in the same way.
-Standard library only, see `utils.settings_file`.
+It runs as root and trusts the settings only. A compromised main process gets no more than the files of its own
+instance, which it has already; its answer is only text. Nothing is written where the service's user may write.
+`citadel-llm key revoke` sends the same kind of request.
+It uses the standard library only, see `settings.grammar`.
 """
 
 import contextlib
@@ -18,18 +18,18 @@ from hxp_enterprise_llm.settings import credential_files
 from hxp_enterprise_llm.settings.values import load_host, load_instance
 
 SOCKET = "reload"
-"""Name of the main process's socket in the unit's run-time directory."""
+"""Name of the main process's socket in the run-time directory of the unit."""
 TAKEN = b"taken"
 LONGEST_ANSWER = 65536
 RELOAD, KEYS = b"reload", b"keys"
-"""What is asked: to take in the settings anew with the files that they name, or the file of keys and nothing else."""
+"""The requests: read the settings again, with the credential files that they name; or take over the API keys only."""
 ANSWER_SEC = 60.0
-"""How long the answer may take: a server gets 30 s to take its keys (DOOR_SEC of `server_process`)."""
+"""How long the answer may take (seconds): the main process gives a server 30 s to take its keys."""
 
 
 @contextlib.contextmanager
 def short_path(directory: str) -> Iterator[str]:
-    """Another name for a directory, since that of a socket in it may have no more than 107 bytes. Raises OSError."""
+    """A short name for a directory, because the path of a socket may have at most 107 bytes. Raises OSError."""
     descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield f"/proc/self/fd/{descriptor}"
@@ -38,7 +38,7 @@ def short_path(directory: str) -> Iterator[str]:
 
 
 def contents(name: str, root: str = "/") -> dict[str, str]:
-    """What is in the files that an instance's settings name now, byte by byte as Latin-1; none if they are refused."""
+    """Content of the credential files that an instance's settings name, as Latin-1; {} if the settings are refused."""
     files = credential_files.files(load_instance(name, load_host(root), root).values)
     return {key: credential_files.read(file).decode("latin-1") for key, file in files.items()}
 
@@ -46,16 +46,16 @@ def contents(name: str, root: str = "/") -> dict[str, str]:
 def ask(
     run_time: str, pid: int, files: dict[str, str], what: bytes = RELOAD, sent: Callable[[], None] = lambda: None
 ) -> str:
-    """Ask the main process `pid` for `what`; empty if it has taken it up, else why not. It does not raise.
+    """Send the request `what` to the main process `pid`; "" if it accepts, else the reason. Raises nothing.
 
-    `sent` is called once no other question can come before this one any more.
+    `sent` is called as soon as no other request can arrive before this one.
     """
     try:
         return _ask(run_time, pid, files, what, sent)
     except TimeoutError:
         return f"the main process has not answered within {ANSWER_SEC:g} s; restart the service"
     except OSError as error:
-        return f"the main process cannot be asked ({error.strerror}); restart the service"
+        return f"the main process cannot be reached ({error.strerror}); restart the service"
 
 
 def _ask(run_time: str, pid: int, files: dict[str, str], what: bytes, sent: Callable[[], None]) -> str:
@@ -65,9 +65,9 @@ def _ask(run_time: str, pid: int, files: dict[str, str], what: bytes, sent: Call
             channel.connect(f"{directory}/{SOCKET}")
         peer, _, _ = struct.unpack("3i", channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         if peer != pid:
-            # The directory is the service's: the name may lead to another program's socket.
-            return "the socket is another process's"
-        # In memory and without a limit on its length.
+            # The service's user owns the directory, so the socket may belong to another program.
+            return "the socket belongs to another process"
+        # A file in memory has no limit on its length, unlike a message.
         message = os.memfd_create("reload", os.MFD_CLOEXEC)
         try:
             with open(message, "w", encoding="utf-8", closefd=False) as stream:
@@ -80,14 +80,14 @@ def _ask(run_time: str, pid: int, files: dict[str, str], what: bytes, sent: Call
         answer = channel.recv(LONGEST_ANSWER)
     if answer == TAKEN:
         return ""
-    return answer.decode("utf-8", "replace") or "the main process ended, or stopped, before it took it up"
+    return answer.decode("utf-8", "replace") or "the main process ended before it accepted the request"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The one argument is the instance; the rest is in the environment that systemd gives an ExecReload=."""
+    """Reload the instance that is the only argument; systemd passes the rest in the environment of ExecReload=."""
     (name,) = arguments
     with contextlib.ExitStack() as alone:
-        # Else keys that are read now could arrive after those that `citadel-llm key revoke` leaves.
+        # Without the lock, keys read now could arrive after a later `citadel-llm key revoke`.
         with contextlib.suppress(FileNotFoundError):
             alone.callback(os.close, credential_files.lock())
         run_time, pid = os.environ["RUNTIME_DIRECTORY"], int(os.environ["MAINPID"])

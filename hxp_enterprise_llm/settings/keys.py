@@ -96,6 +96,10 @@ def address(text: str) -> str:
     raise ValueError("an IPv4 or IPv6 address such as 127.0.0.1 or ::1, not a host name")
 
 
+STOP_MARGIN_SEC = 15
+"""TimeoutStopSec= minus DRAIN_TIMEOUT_SEC (seconds): vLLM exits in under 1 s once its requests are done."""
+
+
 def memory_high(limit_gb: float) -> int:
     """MemoryHigh (bytes) for a MEMORY_LIMIT_GB."""
     limit = limit_gb * GIBIBYTE

@@ -3,27 +3,27 @@
 import time
 from dataclasses import dataclass
 
-from hxp_enterprise_llm.generator.drop_ins import STOP_MARGIN_SEC
+from hxp_enterprise_llm.settings.keys import STOP_MARGIN_SEC
 
 GRACE_SEC = 5.0
-"""What a server gets beyond the drain to abort the remaining requests and end by itself."""
+"""Time after the drain in which a server aborts its remaining requests and exits by itself (seconds)."""
 EXIT_SEC = 2.0
-"""What the main process itself needs to end, once its servers are killed."""
+"""Time in which the main process exits once its servers are killed (seconds)."""
 
 
 @dataclass(frozen=True)
 class StopPlan:
-    """Made once, when SIGTERM comes. All times are seconds of the monotonic clock."""
+    """The deadlines of one stop, set when SIGTERM arrives. All are times of the monotonic clock (seconds)."""
 
     begin: float
     drained: float
-    """Requests that are in flight then are aborted."""
+    """Requests still in flight are aborted at this time."""
     killed: float
-    """Servers that run then are killed."""
+    """Servers that still run are killed at this time."""
     ended: float
-    """The main process waits for nothing any more."""
+    """The main process stops waiting and exits at this time."""
     timeout: float
-    """systemd kills the main process."""
+    """systemd kills the main process at this time."""
 
     @classmethod
     def of(cls, drain_sec: float, begin: float) -> "StopPlan":

@@ -262,7 +262,7 @@ def test_unreadable_or_unwritable_directory_is_reported(tmp_path: Path) -> None:
     "value", ["a\nUser=root", "a\\", "a\r", "$X", "a'b", 'a"b', "é", "a;b", "a\0", "a\u2028b", "#", "[x]"]
 )
 def test_directive_refuses_unsafe_values(value: str) -> None:
-    with pytest.raises(ValueError, match="User= would hold"):
+    with pytest.raises(ValueError, match="User= would contain"):
         str(Directive("User", value))
 
 
@@ -273,4 +273,4 @@ def test_percent_sign_is_not_read_as_specifier() -> None:
 
 def test_a_refused_file_is_named_in_its_drop_in(root: Root) -> None:
     root.instance("bad", "PORT=1\n")
-    assert "is refused: these are the host's limits. citadel-llm check bad says why" in drop_in(root, "bad")
+    assert "is refused; these are the host-wide limits. Reason: citadel-llm check bad" in drop_in(root, "bad")

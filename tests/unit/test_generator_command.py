@@ -27,7 +27,7 @@ def test_generator_writes_bounded_number_of_lines_to_kernel_log(
     lines = log.read_bytes().splitlines()
     assert len(lines) == command.KERNEL_LOG_LINES + 1
     assert all(line.startswith(b"<4>citadel-llm-generator: ") and len(line) < 992 for line in lines)
-    assert lines[-1].endswith(b"and 16 more; citadel-llm check names all")
+    assert lines[-1].endswith(b"and 16 more findings; citadel-llm check lists all")
     assert log.read_bytes().isascii()
     assert capsys.readouterr() == ("", "")
 

@@ -98,7 +98,7 @@ def test_client_stops_waiting_after_the_answer_timeout(tmp_path: Path, monkeypat
         deaf.bind(str(tmp_path / reload_request.SOCKET))
         deaf.listen()
         assert "has not answered within 0.2 s" in reload_request.ask(str(tmp_path), os.getpid(), {})
-    assert "cannot be asked" in reload_request.ask(str(tmp_path), os.getpid(), {})
+    assert "cannot be reached" in reload_request.ask(str(tmp_path), os.getpid(), {})
 
 
 @pytest.mark.parametrize("fault", [OSError(errno.EMFILE, "Too many open files"), "[]", "7", "no JSON"])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hxp_enterprise_llm.generator.drop_ins import STOP_MARGIN_SEC
+from hxp_enterprise_llm.settings.keys import STOP_MARGIN_SEC
 from hxp_enterprise_llm.supervisor.stop import StopPlan, left
 
 

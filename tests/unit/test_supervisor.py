@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from hxp_enterprise_llm.generator.drop_ins import STOP_MARGIN_SEC
 from hxp_enterprise_llm.protocol import reload_request, state
 from hxp_enterprise_llm.protocol.credentials import Credentials
 from hxp_enterprise_llm.protocol.failures import Kind
@@ -15,6 +14,7 @@ from hxp_enterprise_llm.protocol.state import InstanceState, Phase, ReloadOutcom
 from hxp_enterprise_llm.settings.api_keys import digest
 from hxp_enterprise_llm.settings.errors import CitadelError, EngineDied, OutOfMemory, SettingsRefused
 from hxp_enterprise_llm.settings.grammar import SettingsFinding
+from hxp_enterprise_llm.settings.keys import STOP_MARGIN_SEC
 from hxp_enterprise_llm.supervisor.supervisor import Supervisor
 from hxp_enterprise_llm.system import notify
 

@@ -26,11 +26,11 @@ def parse(line: bytes) -> Entry:
         raise ValueError("not an entry of the journal")
     moment = int(fields.get("_SOURCE_REALTIME_TIMESTAMP") or fields["__REALTIME_TIMESTAMP"]) / 1e6
     time = datetime.fromtimestamp(moment).astimezone().isoformat(timespec="seconds")
-    sender = _text(fields.get("SYSLOG_IDENTIFIER") or fields.get("_COMM") or "unknown")
-    pid = _text(fields.get("SYSLOG_PID") or fields.get("_PID") or "")
+    sender = _word(fields.get("SYSLOG_IDENTIFIER") or fields.get("_COMM") or "unknown")
+    pid = _word(fields.get("SYSLOG_PID") or fields.get("_PID") or "")
     # An indented second line cannot pass for an entry of its own.
     message = _text(fields.get("MESSAGE")).rstrip("\n").replace("\n", _INDENT)
-    host = _text(fields.get("_HOSTNAME") or "localhost")
+    host = _word(fields.get("_HOSTNAME") or "localhost")
     return Entry(str(fields["__CURSOR"]), f"{time} {host} {sender}{f'[{pid}]' if pid else ''}: {message}\n")
 
 
@@ -41,6 +41,11 @@ def _text(value: Any) -> str:
             return _printable(bytes(value).decode("utf-8", "backslashreplace"))
         return "\n".join(map(_text, value))
     return _printable("" if value is None else str(value))
+
+
+def _word(value: Any) -> str:
+    """The text of a field before the message: the sender may have put a line break into it, to forge an entry."""
+    return _text(value).replace("\n", "\\n")
 
 
 def _printable(text: str) -> str:

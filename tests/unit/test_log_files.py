@@ -56,6 +56,13 @@ def test_message_cannot_forge_an_entry_or_control_a_terminal(message: object, te
     assert parse(entry(1, message)).text.endswith(f"]: {text}\n")
 
 
+@pytest.mark.parametrize("field", ["SYSLOG_IDENTIFIER", "SYSLOG_PID", "_COMM"])
+@pytest.mark.parametrize("value", ["x\nforged", ["x", "forged"]])
+def test_sender_cannot_forge_an_entry(field: str, value: object) -> None:
+    text = parse(entry(1, **{"SYSLOG_IDENTIFIER": "", field: value})).text
+    assert text.count("\n") == 1 and "forged" in text
+
+
 @pytest.mark.parametrize("line", [b"", b"no json", b"[]", b"{}", b'{"__CURSOR": "a"}'])
 def test_invalid_journal_line_raises_value_error(line: bytes) -> None:
     with pytest.raises(ValueError):

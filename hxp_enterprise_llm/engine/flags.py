@@ -84,6 +84,8 @@ def parse(words: tuple[str, ...], table: Path = TABLE) -> Flags:
             given = argparse.Namespace()
             findings, unknown = _one_by_one(parser, simple, given)
             findings = findings or [str(error)]
+    except RecursionError:
+        findings = ["a flag such as --flag.key has too many keys"]
     except ValueError as error:
         findings = [str(error)]
     values = vars(given)
@@ -108,7 +110,7 @@ def _size(text: str) -> int:
             return int(text)
         number, unit = sized.groups()
         return int(float(number) * SUFFIXES[unit]) if unit.islower() else int(number) * SUFFIXES[unit]
-    except ValueError:
+    except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number such as 4096, 4k or 4K") from None
 
 

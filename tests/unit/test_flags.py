@@ -56,6 +56,8 @@ def test_flags_are_read_as_vllm_reads_them(text: str, values: dict[str, Any]) ->
         ("--dtype int4", "argument --dtype: invalid choice: 'int4'"),
         ("--seed", "argument --seed: expected one argument"),
         ("--max-model-len 1.5K", "argument --max-model-len: '1.5K' is not a number"),
+        (f"--max-model-len {'9' * 400}k", "argument --max-model-len: '999"),
+        (f"--hf-overrides{'.a' * 1500} 1", "a flag such as --flag.key has too many keys"),
         ("--limit-mm-per-prompt {image:2}", "argument --limit-mm-per-prompt: '{image:2}' is not JSON"),
         ("--kv-events-config.no-such 1", "argument --kv-events-config: there is no 'no-such'; there are buffer_steps"),
         ("--compilation-config {mode:1}", "argument --compilation-config/-cc: '{mode:1}' is not JSON"),

@@ -204,6 +204,12 @@ def _up(properties: Mapping[str, Any]) -> bool:
     return properties.get("ActiveState") in ("active", "activating", "reloading")
 
 
+def interrupt(upgrade: asyncio.Task[None]) -> None:
+    """Cancel the upgrade once: a second signal must not end the start of the models that it has stopped."""
+    if not upgrade.cancelling():
+        upgrade.cancel()
+
+
 def main() -> int:
     """Restart what an upgrade has to restart. No failure of a model fails the upgrade."""
 
@@ -215,7 +221,7 @@ def main() -> int:
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
             # Below nohup, a hang-up stays ignored.
             if task and signal.getsignal(number) is not signal.SIG_IGN:
-                asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+                asyncio.get_running_loop().add_signal_handler(number, interrupt, task)
         async with Systemd() as systemd:
             await Upgrade(systemd, say=say).run()
 

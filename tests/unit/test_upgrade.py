@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from hxp_enterprise_llm.checks.finding import Finding
-from hxp_enterprise_llm.control.upgrade import Upgrade, permitted
+from hxp_enterprise_llm.control.upgrade import Upgrade, interrupt, permitted
 from hxp_enterprise_llm.settings.errors import JobFailed
 from hxp_enterprise_llm.settings.units import MONITOR, instance_of, log_unit_name, unit_name
 
@@ -42,6 +42,7 @@ class FakeSystemd:
         }
 
     async def call(self, member: str, signature: str, unit: str, *_: str) -> list[Any]:
+        await asyncio.sleep(0)
         if member == "StartUnit":
             self.queued.append(unit)
         return []
@@ -205,7 +206,7 @@ def test_failed_restart_does_not_stop_the_other_restarts(root: Root) -> None:
     assert "citadel-llm@a.service did not start" in host.said[0]
 
 
-def test_interrupted_upgrade_starts_stopped_models_again(root: Root) -> None:
+def test_upgrade_interrupted_repeatedly_starts_stopped_models_again(root: Root) -> None:
     host = Host(root, zulu="", alpha="REQUIRES=zulu\n")
     host.systemd.never_ends = unit_name("zulu")
 
@@ -213,8 +214,9 @@ def test_interrupted_upgrade_starts_stopped_models_again(root: Root) -> None:
         task = asyncio.create_task(host.coroutine())
         while "TryRestart zulu" not in host.systemd.done:
             await asyncio.sleep(0)
-        task.cancel()
-        await asyncio.wait([task])
+        while not task.done():
+            interrupt(task)
+            await asyncio.sleep(0)
 
     asyncio.run(interrupted())
     assert host.systemd.queued == [unit_name("alpha")]

@@ -56,7 +56,7 @@ class Damaged(sqlite3.DatabaseError):
 
 def connect(file: Path) -> sqlite3.Connection:
     """A connection that any thread may use, one at a time; transactions begin with an explicit BEGIN."""
-    return sqlite3.connect(file, timeout=2, isolation_level=None, check_same_thread=False)
+    return _lenient(sqlite3.connect(file, timeout=2, isolation_level=None, check_same_thread=False))
 
 
 def open_for_writing(file: Path, migrations: Migrations = MIGRATIONS, connect: Connect = connect) -> sqlite3.Connection:
@@ -88,7 +88,7 @@ def open_for_reading(file: Path) -> sqlite3.Connection:
     place = file.absolute().as_uri()
     # Without a write-ahead log nobody has the file open, and a reader may not be allowed to create the log.
     if Path(f"{file}-wal").exists():
-        database = sqlite3.connect(f"{place}?mode=ro", uri=True, timeout=5, isolation_level=None)
+        database = _lenient(sqlite3.connect(f"{place}?mode=ro", uri=True, timeout=5, isolation_level=None))
         try:
             database.execute("SELECT 1 FROM sqlite_master")
             return database
@@ -97,7 +97,7 @@ def open_for_reading(file: Path) -> sqlite3.Connection:
             # The index of the log is missing, and this user may not create it: what is in the log only is not seen.
             if _code(error) != sqlite3.SQLITE_CANTOPEN:
                 raise
-    return sqlite3.connect(f"{place}?immutable=1", uri=True, timeout=5, isolation_level=None)
+    return _lenient(sqlite3.connect(f"{place}?immutable=1", uri=True, timeout=5, isolation_level=None))
 
 
 def is_damage(error: Exception) -> bool:
@@ -140,6 +140,12 @@ def set_aside(file: Path, migrations: Migrations = MIGRATIONS, connect: Connect 
     return aside
 
 
+def _lenient(connection: sqlite3.Connection) -> sqlite3.Connection:
+    """A connection that reads text which is not UTF-8: sqlite does not report it as damage, but Python refuses it."""
+    connection.text_factory = lambda raw: raw.decode(errors="replace")
+    return connection
+
+
 def _code(error: Exception) -> int:
     """The primary result code of sqlite; 0 for an error of the Python module."""
     return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
@@ -180,8 +186,7 @@ def _columns(database: sqlite3.Connection, table: str) -> dict[str, str]:
 def _salvage(damaged: Path, new: Path, migrations: Migrations, connect: Connect) -> None:
     """Create a database with all readable rows of the damaged one, including tables and columns of other versions."""
     target = connect(new)
-    source = sqlite3.connect(f"{damaged.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
-    source.text_factory = lambda raw: raw.decode(errors="replace")
+    source = _lenient(sqlite3.connect(f"{damaged.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None))
     try:
         _migrate(target, migrations)
         with transaction(target):

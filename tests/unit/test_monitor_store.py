@@ -202,6 +202,20 @@ def test_records_of_unknown_kinds_are_kept_and_ignored(tmp_path: Path) -> None:
 # Damage
 
 
+def test_text_that_is_not_utf8_costs_only_its_row(tmp_path: Path) -> None:
+    file = recorded(
+        tmp_path,
+        "UPDATE ledger SET content = CAST(x'7bff7d' AS TEXT) WHERE instance = 'a'",
+        "UPDATE event SET reason = CAST(x'ff' AS TEXT), what = CAST(x'ff' AS TEXT)",
+    )
+    store = opened(file)
+    assert (store.ledger("a").restarts, store.ledger("b").restarts) == (0, 2)
+    assert flush(store) and not store.problem
+    assert [figures.name for figures in read_figures(1, NOW, [], file)] == ["a"]
+    store.close()
+    assert no_file_set_aside(tmp_path)
+
+
 @pytest.mark.parametrize("damage", ["no database", "missing table", "other table", "torn"])
 def test_a_damaged_store_is_moved_aside_and_salvaged(tmp_path: Path, damage: str) -> None:
     file = recorded(tmp_path, "CREATE TABLE wake (instance TEXT, at REAL)", "INSERT INTO wake VALUES ('a', 5)")

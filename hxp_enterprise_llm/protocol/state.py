@@ -7,10 +7,13 @@ as hostile.
 
 import logging
 import os
+import secrets
 import shutil
 import socket
 import stat
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -215,21 +218,24 @@ class StateFile:
             log.warning("%s cannot be written, so monitor and command miss a change: %s", self._file, error.strerror)
 
 
-def clear(directory: Path) -> None:
+def clear(directory: Path, remove_tree: Callable[[Path], object] = shutil.rmtree) -> None:
     """Remove what an earlier run has left in the run-time directory, which outlives it so that its state can be read.
 
-    The state stays until the first one of this run replaces it.
+    The state stays until the first one of this run replaces it. Directories that cannot be removed get another name:
+    code in a compromised engine may have put them where this run needs its own files.
     """
-    for entry in os.scandir(directory):
-        if entry.name == NAME and entry.is_file(follow_symlinks=False):
-            continue
+    with os.scandir(directory) as left:
+        entries = [Path(entry) for entry in left if entry.name != NAME or not entry.is_file(follow_symlinks=False)]
+    for entry in entries:
         try:
-            if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry)
+            if not entry.is_symlink() and entry.is_dir():
+                remove_tree(entry)
             else:
-                Path(entry).unlink()
-        except OSError as error:
-            log.warning("%s, left by an earlier run, cannot be removed: %s", entry.path, error.strerror)
+                entry.unlink()
+        except (OSError, RecursionError) as error:
+            log.warning("%s, left by an earlier run, cannot be removed: %s", entry, error)
+            with suppress(OSError):
+                entry.rename(directory / f"left-{secrets.token_hex(8)}")
 
 
 def read(directory: str, instance: str) -> InstanceState | None:

@@ -136,6 +136,20 @@ def test_state_that_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
     assert state.read(str(tmp_path), "elsewhere")
 
 
+@pytest.mark.parametrize("error", [PermissionError("no"), RecursionError("too deep")])
+def test_directory_that_cannot_be_removed_is_not_in_the_way(tmp_path: Path, error: Exception) -> None:
+    for name in ("reload", NAME):
+        (tmp_path / name / "hostile").mkdir(parents=True)
+
+    def refuse(path: Path) -> None:
+        raise error
+
+    state.clear(tmp_path, refuse)
+    assert not {"reload", NAME} & {path.name for path in tmp_path.iterdir()}
+    state.clear(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_new_run_clears_files_of_an_earlier_run(tmp_path: Path) -> None:
     left, other = tmp_path / "left", tmp_path / "other"
     left.mkdir()

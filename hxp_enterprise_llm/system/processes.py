@@ -27,7 +27,8 @@ def run(command: Sequence[str], timeout: float) -> tuple[int, str]:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env=ENVIRONMENT,
-            text=True,
+            encoding="utf-8",
+            errors="backslashreplace",
             timeout=timeout,
             check=False,
         )

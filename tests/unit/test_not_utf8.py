@@ -24,6 +24,7 @@ from hxp_enterprise_llm.settings.grammar import printable, shown
 from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 from hxp_enterprise_llm.system.journal import JournalHandler
 from hxp_enterprise_llm.system.notify import Notifier
+from hxp_enterprise_llm.system.processes import run
 
 from .conftest import Root
 
@@ -131,6 +132,11 @@ def test_the_state_file_gets_it_escaped(tmp_path: Path) -> None:
     assert found and found.last_failure and found.last_reload
     for text in (found.reason, found.last_failure.reason, found.last_reload.reason):
         assert text == "caf\\udce9"
+
+
+@pytest.mark.starts_processes
+def test_output_of_a_program_that_is_not_utf8_is_escaped() -> None:
+    assert run(["/bin/echo", NAME], 60) == (0, "caf\\xe9\n")
 
 
 def test_json_for_programs_is_ascii(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from needs import PACKAGE
 
 pytestmark = pytest.mark.needs("package")
 
+CHANGELOG = Path(__file__).parents[2] / "debian/changelog"
 ENVIRONMENT = "./opt/citadel/env/"
 SETTINGS = {"citadel-llm"} | {
     f"citadel-llm-{name}" for name in ("mixtral-8x7b", "hermes-2", "openchat-3.5", "phi-3-mini", "test")
@@ -62,7 +63,9 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def test_package_has_expected_name_version_and_size() -> None:
     assert dpkg_deb("--field", str(PACKAGE), "Package").strip() == "citadel-llm"
-    assert re.fullmatch(r"1\.0\.0-1\+cpu", dpkg_deb("--field", str(PACKAGE), "Version").strip())
+    name, version = CHANGELOG.read_text(encoding="utf-8").split()[:2]
+    assert name == "citadel-llm"
+    assert dpkg_deb("--field", str(PACKAGE), "Version").strip() == f"{version.strip('()')}+cpu"
     size = PACKAGE.stat().st_size
     print(f"package: {size / 1e6:.0f} MB")
     assert size <= 600e6  # the contract's bound
@@ -134,7 +137,7 @@ def test_generator_and_library_modules_are_identical(unpacked: Path) -> None:
     (library,) = (unpacked / "opt/citadel/env/lib").glob("python3*/site-packages/hxp_enterprise_llm")
     generator = unpacked / "usr/lib/citadel-llm/hxp_enterprise_llm"
     modules = [file.relative_to(generator) for file in generator.rglob("*.py")]
-    assert Path("utils/settings_keys.py") in modules
+    assert Path("settings/keys.py") in modules
     assert filecmp.cmpfiles(library, generator, [str(module) for module in modules], shallow=False)[0] == [
         str(m) for m in modules
     ]

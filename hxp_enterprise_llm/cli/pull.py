@@ -1,4 +1,4 @@
-"""`citadel-llm pull`: which instances want which models, one fetched after another."""
+"""`citadel-llm pull`: download the models of instances, one after another."""
 
 import os
 import sys
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from hxp_enterprise_llm.cli.hub import Hub
 
 LONGEST_TOKEN = 4096
-"""Characters; the hub's have 37."""
+"""The longest token (characters); those of the hub have 37."""
 
 
 class Wanted(NamedTuple):
-    """A model to fetch: for which instance, with which token, and from where.
+    """A model to download, the instance that uses it, and the address and token for the download.
 
-    Without an endpoint that is what the caller's HF_ENDPOINT names, or the hub.
+    Without an endpoint, the address is that of HF_ENDPOINT in the caller's environment, or the hub.
     """
 
     repository: str
@@ -34,7 +34,7 @@ class Wanted(NamedTuple):
 
 
 def read_token(file: Path, named_by: str = "--token-file ") -> str:
-    """The token in a file. Raises CitadelError, which does not repeat what is in it."""
+    """The token in a file. Raises CitadelError, whose message does not repeat the content."""
     what = f"{named_by}{file}"
     try:
         with file.open("rb") as stream:
@@ -46,18 +46,18 @@ def read_token(file: Path, named_by: str = "--token-file ") -> str:
     except UnicodeDecodeError:
         text = "\0"
     if not text:
-        raise CitadelError(f"{what}: the file is empty; write the token into it, and nothing else")
+        raise CitadelError(f"{what}: the file is empty; write only the token into it")
     if len(text) > LONGEST_TOKEN or not text.isprintable() or " " in text:
-        raise CitadelError(f"{what}: this is no token; write the token into it, and nothing else")
+        raise CitadelError(f"{what}: the content is not a token; write only the token into the file")
     return text
 
 
 def pull(names: Sequence[str] | None, verify: bool, token_file: Path | None) -> None:
-    """Fetch, or verify, the models of instances; of all with a hub id if `names` is None.
+    """Download, or verify, the models of instances; of all instances with a hub id if `names` is None.
 
-    `token_file` goes before the HUB_TOKEN_FILE of each. As root it goes on as the services' user, once they are read.
-    Raises PullFailed, NoSuchInstance, SettingsRefused or, of several models, SeveralFailed: one that cannot be fetched
-    does not keep back the others.
+    `token_file` has precedence over HUB_TOKEN_FILE in the settings. Root reads settings and tokens, and the download
+    then runs as the services' user. A model that cannot be downloaded does not prevent the download of the others.
+    Raises PullFailed, NoSuchInstance or SettingsRefused, and SeveralFailed for several models.
     """
     token = read_token(token_file) if token_file else None
     errors: list[CitadelError] = []
@@ -71,22 +71,22 @@ def pull(names: Sequence[str] | None, verify: bool, token_file: Path | None) -> 
             if verify:
                 _verify(source, name, repository)
             else:
-                print(f"{name}: fetching {repository}", file=sys.stderr)
+                print(f"{name}: downloading {repository}", file=sys.stderr)
                 click.echo(f"{name}: {source.pull(repository)}")
         except CitadelError as error:
             errors.append(error)
         except KeyboardInterrupt:
             print(file=sys.stderr)  # ends the line of the progress bar
-            output.complain(f"stopped; what has arrived of {repository} is kept, the same command goes on from there")
-            raise click.exceptions.Exit(130) from None  # as a shell says of a program that SIGINT has ended
+            output.complain(f"stopped; partial download of {repository} kept; run the same command to resume")
+            raise click.exceptions.Exit(130) from None  # the status of a shell for a program that SIGINT ended
     if errors:
         raise errors[0] if len(errors) == 1 else SeveralFailed(errors)
 
 
 def _wanted(names: Sequence[str] | None, token: str | None, errors: list[CitadelError]) -> list[Wanted]:
-    """The models that instances want, each once; with names, what is wrong with one of them is raised at once.
+    """The models of instances, each once. With `names`, an error of an instance is raised, else added to `errors`.
 
-    Without a `token` each has that of its settings.
+    Without `token`, the token in the settings of the instance is used.
     """
     found: dict[str, Wanted] = {}
     for name in names if names is not None else settings.instance_names():
@@ -104,12 +104,12 @@ def _wanted(names: Sequence[str] | None, token: str | None, errors: list[Citadel
         if config.model.startswith("/"):
             if names is not None:
                 raise CitadelError(
-                    f"{name}: MODEL={config.model} is a directory of this host; there is nothing to fetch"
+                    f"{name}: MODEL={config.model} is a directory of this host; there is nothing to download"
                 )
             continue
         endpoint = config.environment.get("HF_ENDPOINT")
         found.setdefault(config.model, Wanted(config.model, name, endpoint, token or own))
-        # Its time-outs and the like, which the hub's library reads when it is imported.
+        # Such as timeouts: the library of the hub reads them when it is imported.
         os.environ.update({key: value for key, value in config.environment.items() if key.startswith("HF_HUB_")})
     os.environ["HF_HUB_OFFLINE"] = "0"
     return list(found.values())
@@ -119,6 +119,6 @@ def _verify(source: "Hub", name: str, repository: str) -> None:
     wrong = source.verify(repository)
     if wrong:
         raise CitadelError(
-            f"{repository}: missing or damaged: {', '.join(wrong)}; delete {MODELS / repository} and pull again"
+            f"{repository}: missing or damaged: {', '.join(wrong)}; delete {MODELS / repository} and run pull again"
         )
-    click.echo(f"{name}: {repository} is as on the hub")
+    click.echo(f"{name}: {repository} is the same as on the hub")

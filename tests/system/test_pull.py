@@ -111,7 +111,7 @@ def test_pull_resumes_verifies_and_installs_as_service_user(hub: Hub) -> None:
     # Weights in a second format are not fetched, and the pull's own files are removed.
     model = machine.output("ls", "-A", TINY_MODEL).split()
     assert sorted(machine.output("ls", "-A", TARGET).split()) == sorted(["big.safetensors", *model])
-    assert "as on the hub" in hub.pull("--verify", "pulled").stdout
+    assert "the same as on the hub" in hub.pull("--verify", "pulled").stdout
     machine.inside(f"{TARGET}/config.json").write_text("{}")
     assert "missing or damaged: config.json" in hub.refused("--verify", "pulled")
 
@@ -125,9 +125,9 @@ def test_failed_pull_is_reported_and_leaves_no_model(hub: Hub) -> None:
     done = machine.run(*as_nobody, check=False)
     assert (done.returncode, "run it with sudo" in done.stderr) == (1, True), done
     hub.stop()
-    assert "the same command goes on from there" in hub.refused("pulled")
+    assert "run the same command to resume" in hub.refused("pulled")
     assert not machine.inside(TARGET).exists()
-    assert "there is nothing to fetch" in hub.refused("test")
+    assert "there is nothing to download" in hub.refused("test")
     assert hub.pull().returncode == 2
     # A start does not download either.
     assert machine.run("systemctl", "start", "citadel-llm@pulled", check=False).returncode != 0
@@ -138,20 +138,20 @@ def test_killed_or_interrupted_pull_resumes_and_excludes_other_pulls(hub: Hub) -
     machine = hub.machine
     hub.serve("--rate", SLOW)
     with hub.pulling("pulled") as first:
-        assert "is being fetched by another citadel-llm pull" in hub.refused("pulled")
+        assert "is being downloaded by another citadel-llm pull" in hub.refused("pulled")
         machine.run("kill", "-KILL", hub.pid("pulled"))
         assert first.result().returncode == -9
     with hub.pulling("pulled") as second:
         machine.run("kill", "-INT", hub.pid("pulled"))
         done = second.result()
     assert done.returncode == 130
-    assert done.stderr.endswith("of org/tiny is kept, the same command goes on from there\n")
+    assert done.stderr.endswith("of org/tiny kept; run the same command to resume\n")
     assert "Traceback" not in done.stderr
     assert not machine.inside(TARGET).exists()
     assert hub.pull("pulled").returncode == 0
     requests = hub.asked_from()
     assert requests[0] == 0 < requests[1] <= requests[2], requests
-    assert "as on the hub" in hub.pull("--verify", "pulled").stdout
+    assert "the same as on the hub" in hub.pull("--verify", "pulled").stdout
 
 
 def test_hub_token_is_read_by_root_and_sent_only_to_the_hub(hub: Hub) -> None:
@@ -164,9 +164,9 @@ def test_hub_token_is_read_by_root_and_sent_only_to_the_hub(hub: Hub) -> None:
     for content, said in (
         (b"wrong\n", "the hub refuses the token"),
         (b"\n", "the file is empty"),
-        (os.urandom(30), "this is no token"),
-        (b"two words\n", "this is no token"),
-        (b"x" * 100_000, "this is no token"),
+        (os.urandom(30), "the content is not a token"),
+        (b"two words\n", "the content is not a token"),
+        (b"x" * 100_000, "the content is not a token"),
     ):
         file.write_bytes(content)
         file.chmod(0o600)
@@ -200,13 +200,13 @@ def test_full_disk_fails_pull_before_and_during_download(hub: Hub) -> None:
     owner = machine.output("id", "-u", "agent0")
     machine.run("mount", "-t", "tmpfs", "-o", f"size=100M,mode=755,uid={owner}", "tmpfs", MODELS)
     try:
-        assert "has 0.1 GB free, and 1.1 GB are needed" in hub.refused("pulled")
+        assert "has 0.1 GB free; 1.1 GB are needed" in hub.refused("pulled")
         assert hub.asked_from() == []
         machine.run("mount", "-o", "remount,size=1400M", MODELS)
         with hub.pulling("pulled") as future:
             machine.run("mount", "-o", "remount,size=24M", MODELS)
             done = future.result()
-        assert (done.returncode, "the disk of /var/lib/citadel-llm/models is full" in done.stderr) == (1, True), done
+        assert (done.returncode, "the disk with /var/lib/citadel-llm/models is full" in done.stderr) == (1, True), done
         assert "Traceback" not in done.stderr
         assert not machine.inside(TARGET).exists()
         machine.run("mount", "-o", "remount,size=1400M", MODELS)
@@ -258,5 +258,5 @@ except PullFailed as error:
     print(error)
 """
     for path in ("/etc/default/citadel-llm", "a/../../b", "a/.."):
-        assert "outside of the model" in hub.host.python(code, path)
+        assert "outside the model" in hub.host.python(code, path)
     assert hub.host.python(code, "onnx/model.onnx") == ""

@@ -17,11 +17,11 @@ def test_token_is_read_without_trailing_newline(tmp_path: Path) -> None:
     [
         (b"", "is empty"),
         (b" \n", "is empty"),
-        (b"hf_abc hf_def", "no token"),
-        (b"hf_abc\nhf_def", "no token"),
-        (b"hf_\xff\xfe", "no token"),
-        (b"hf_\0", "no token"),
-        (b"x" * 5000, "no token"),
+        (b"hf_abc hf_def", "not a token"),
+        (b"hf_abc\nhf_def", "not a token"),
+        (b"hf_\xff\xfe", "not a token"),
+        (b"hf_\0", "not a token"),
+        (b"x" * 5000, "not a token"),
     ],
 )
 def test_invalid_token_is_refused_and_not_printed(tmp_path: Path, content: bytes, said: str) -> None:

@@ -38,7 +38,7 @@ def findings(config: ServiceConfigSchema) -> list[Finding]:
     if contents.keys() != named.keys():
         return found
     try:
-        given = credentials.judge(config, contents)
+        given = credentials.validate(config, contents)
     except SettingsRefused as error:
         return [*found, *(Finding(config.name, finding.text) for finding in error.findings)]
     left = (given.expires - time.time()) / DAY_SEC

@@ -1,4 +1,4 @@
-"""What root's files give a service: the keys that requests may carry, and the certificate that it shows."""
+"""Credentials of a service from files that only root can read: API keys, and the certificate for HTTPS."""
 
 import logging
 import os
@@ -16,16 +16,16 @@ from hxp_enterprise_llm.system import tls
 
 log = logging.getLogger(__name__)
 
-NOBODYS = ""
-"""In the place of a digest: what no key has."""
+OF_NO_KEY = ""
+"""In place of a digest; no key has it."""
 MEGABYTE = LARGEST_BYTES >> 20
 
 
 @dataclass(frozen=True)
 class Credentials:
-    """Digests of the keys that requests may carry, none if all may ask; certificate and its key in PEM, "" for no TLS.
+    """Digests of the accepted API keys, none if requests need no key; certificate and its key in PEM, "" without TLS.
 
-    `expires` is when the certificate does (seconds since the epoch).
+    `expires` is the time at which the certificate expires (seconds since the epoch).
     """
 
     key_digests: tuple[str, ...] = ()
@@ -34,17 +34,17 @@ class Credentials:
     expires: float = 0.0
 
     def and_key(self, digest: str) -> "Credentials":
-        """With one key more, if they ask for any."""
+        """The same with one more accepted key, if requests need a key."""
         return replace(self, key_digests=(*self.key_digests, digest)) if self.key_digests else self
 
 
 def files_of(config: ServiceConfigSchema) -> dict[str, str]:
-    """The files that the settings name, by the name of the credential."""
+    """The files in the settings, by the names of their credentials."""
     return files({key: getattr(config, key.lower()) for key in (*KEYS.values(), "ALLOW_DOWNLOAD")})
 
 
 def handed_over(config: ServiceConfigSchema) -> dict[str, str]:
-    """What systemd handed over at this process's start, as Latin-1; nothing for what it did not know of."""
+    """The credentials that systemd gave to this process, as Latin-1, without those that it did not know."""
     directory = Path(os.environ.get("CREDENTIALS_DIRECTORY", "/nowhere"))
     found = {}
     for name in files_of(config):
@@ -55,11 +55,11 @@ def handed_over(config: ServiceConfigSchema) -> dict[str, str]:
     return found
 
 
-def judge(config: ServiceConfigSchema, contents: Mapping[str, str], running: bool = False) -> Credentials:
-    """Make of the files' contents what the settings say they are.
+def validate(config: ServiceConfigSchema, contents: Mapping[str, str], running: bool = False) -> Credentials:
+    """The credentials in the contents of the files. Raises SettingsRefused with all errors.
 
-    A file without a key keeps a model from starting, and closes one that is `running` to all: its last key was revoked.
-    Raises SettingsRefused with what is wrong: a model whose files are not good does not serve everybody instead.
+    A key file without a key prevents a start. An instance that is `running` then refuses all requests: its last key was
+    revoked.
     """
     errors: list[str] = []
     keys: tuple[str, ...] = ()
@@ -69,17 +69,17 @@ def judge(config: ServiceConfigSchema, contents: Mapping[str, str], running: boo
         if content is None:
             errors.append(f"{KEYS[name]}={file} is new to systemd: run systemctl daemon-reload")
         elif content == MISSING:
-            errors.append(f"{KEYS[name]}={file} is not there, no file, or larger than {MEGABYTE} MB; put it there")
+            errors.append(f"{KEYS[name]}={file} is missing, not a regular file, or larger than {MEGABYTE} MB")
         else:
             given[name] = content
     if API_KEY in given:
         try:
             found = api_keys.read(given[API_KEY].encode("latin-1").decode("utf-8", "replace"))
             keys = tuple(key.digest for key in found)
-            said = "" if keys else f"holds no key; make one with citadel-llm key add {config.name}"
+            said = "" if keys else f"holds no key; create one with citadel-llm key add {config.name}"
             if said and running:
-                log.warning("API_KEY_FILE=%s %s; until then nobody may ask", config.api_key_file, said)
-                keys, said = (NOBODYS,), ""
+                log.warning("API_KEY_FILE=%s %s; until then all requests are refused", config.api_key_file, said)
+                keys, said = (OF_NO_KEY,), ""
         except ValueError as error:
             said = str(error)
         if said:
@@ -91,7 +91,7 @@ def judge(config: ServiceConfigSchema, contents: Mapping[str, str], running: boo
         except tls.CertificateRefused as error:
             errors.append(f"{error.key}={getattr(config, error.key.lower())} {error}")
     if HUB_TOKEN in given and not given[HUB_TOKEN].strip():
-        errors.append(f"HUB_TOKEN_FILE={config.hub_token_file} is empty; write the token into it, and nothing else")
+        errors.append(f"HUB_TOKEN_FILE={config.hub_token_file} is empty; write only the token into it")
     if errors:
         raise SettingsRefused([SettingsFinding(instance_file(config.name), 0, text) for text in errors])
     return Credentials(keys, given.get("tls-cert", ""), given.get("tls-key", ""), expires)

@@ -33,10 +33,10 @@ def check(name: str) -> ExitStatus:
     found = start.findings(name, running=True)
     for finding in found:
         log.log(logging.ERROR if finding.fatal else logging.WARNING, "%s", finding.text)
-    faults = [finding.status for finding in found if finding.fatal]
-    if not faults:
-        print(f"{name}: settings are good, and what a start needs is there")
-    return max(faults, default=ExitStatus.DONE)
+    statuses = [finding.status for finding in found if finding.fatal]
+    if not statuses:
+        print(f"{name}: the settings are good, and nothing prevents a start")
+    return max(statuses, default=ExitStatus.DONE)
 
 
 def run_time_directory() -> Path:
@@ -52,7 +52,7 @@ def run(name: str, notifier: Notifier, state: StateFile, run_time: Path) -> None
     """Serve instance `name` until systemd stops it."""
     notifier.send(STATUS=state.enter(Phase.CHECKING))
     config, model = prepare(name)
-    given = credentials.judge(config, credentials.handed_over(config))
+    given = credentials.validate(config, credentials.handed_over(config))
     # Before any other process starts.
     isolation.enter(launch.ports(config))
     unit = dict(os.environ)

@@ -15,7 +15,7 @@ from typing import Self
 
 from hxp_enterprise_llm.engine import launch, sizes
 from hxp_enterprise_llm.engine.model_files import weights_bytes
-from hxp_enterprise_llm.protocol.credentials import Credentials, judge
+from hxp_enterprise_llm.protocol.credentials import Credentials, validate
 from hxp_enterprise_llm.protocol.reload_request import KEYS, LONGEST_ANSWER, SOCKET, TAKEN, short_path
 from hxp_enterprise_llm.settings.errors import SettingsRefused
 from hxp_enterprise_llm.settings.grammar import SettingsFinding
@@ -154,7 +154,7 @@ class InEffect:
             return False
         config, model = await asyncio.to_thread(self._reread)
         check(self.config, config)
-        given = judge(config, request.contents, running=True)
+        given = validate(config, request.contents, running=True)
         another = given == self._reloaded or model != self.model or not same_server(self.config, config)
         if another:
             self.wanted = config, model
@@ -179,7 +179,7 @@ def _keys(config: ServiceConfigSchema, contents: dict[str, str]) -> tuple[str, .
         text = "API_KEY_FILE is new: run systemctl reload; until then requests need no key"
         raise SettingsRefused([SettingsFinding(instance_file(config.name), 0, text)])
     others = dict.fromkeys(("tls_cert_file", "tls_key_file", "hub_token_file"))
-    return judge(config.model_copy(update=others), contents, running=True).key_digests
+    return validate(config.model_copy(update=others), contents, running=True).key_digests
 
 
 def _with_files(config: ServiceConfigSchema, other: ServiceConfigSchema) -> ServiceConfigSchema:

@@ -1,4 +1,4 @@
-"""TLS for the API: a certificate and its key as OpenSSL takes them, and what is wrong with them in words."""
+"""TLS for the API: validates a certificate and its key, and describes their errors."""
 
 import os
 import re
@@ -12,11 +12,11 @@ PROTOCOL = "http/1.1"  # what uvicorn speaks
 CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 
 OF_ANOTHER = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED")
-"""What OpenSSL says of a key that does not belong to the certificate; the last where they are of different kinds."""
+"""OpenSSL's errors for a key that does not belong to the certificate; the last if their kinds differ."""
 
 
 class CertificateRefused(Exception):
-    """It is of no use; the message says why and what to do. `key` is the setting that is at fault."""
+    """A certificate or its key is unusable. `key` is the setting with the error."""
 
     def __init__(self, key: str, text: str) -> None:
         super().__init__(text)
@@ -28,31 +28,32 @@ class _Encrypted(Exception):
 
 
 def server(certificate: str, private_key: str) -> ssl.SSLContext:
-    """What a server speaks TLS with. `certificate` is PEM, with those of its issuers after it, and so is `private_key`.
+    """The TLS context of a server.
 
+    `certificate` is PEM, followed by the certificates of its issuers; `private_key` is PEM too.
     Raises CertificateRefused.
     """
     if not CERTIFICATE.search(certificate):
-        raise CertificateRefused("TLS_CERT_FILE", "holds no certificate; write it in PEM, with its issuers' after it")
+        raise CertificateRefused("TLS_CERT_FILE", "holds no certificate; write it in PEM, followed by its issuers")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = OLDEST
-    # A client could ask for one handshake after another over one connection.
+    # Otherwise a client could request any number of handshakes on one connection.
     context.options |= ssl.OP_NO_RENEGOTIATION
     context.set_alpn_protocols([PROTOCOL])
     try:
-        # The library takes them from files only; these never reach a disk.
+        # The library reads them from files only; these files never reach a disk.
         with _in_memory(certificate) as first, _in_memory(private_key) as second:
             context.load_cert_chain(first, second, password=_ask)
     except _Encrypted:
-        text = "is encrypted, and nobody is there to type the pass phrase; openssl pkey -in OLD -out NEW takes it away"
+        text = "is encrypted, but a service cannot ask for a pass phrase; openssl pkey -in OLD -out NEW removes it"
         raise CertificateRefused("TLS_KEY_FILE", text) from None
     except ssl.SSLError as error:
         reason = error.reason or ""
         if reason in OF_ANOTHER:
-            text = "holds the key of another certificate than TLS_CERT_FILE; write the one it was made with"
+            text = "holds the key of another certificate than TLS_CERT_FILE; write the key of that certificate"
             raise CertificateRefused("TLS_KEY_FILE", text) from None
         if reason.startswith("EE_"):
-            text = f"is too weak for OpenSSL ({reason.replace('_', ' ').lower()}); make a new one"
+            text = f"is too weak for OpenSSL ({reason.replace('_', ' ').lower()}); create a new one"
             raise CertificateRefused("TLS_CERT_FILE", text) from None
         key, what = ("TLS_KEY_FILE", "private key") if _can_be_read(certificate) else ("TLS_CERT_FILE", "certificate")
         raise CertificateRefused(key, f"holds no {what} that OpenSSL can read; write it in PEM") from None
@@ -60,12 +61,12 @@ def server(certificate: str, private_key: str) -> ssl.SSLContext:
 
 
 def expires(certificate: str, private_key: str) -> float:
-    """When the certificate expires (seconds since the epoch). Raises CertificateRefused, also if clients would.
+    """When the certificate expires (seconds since the epoch). Raises CertificateRefused.
 
-    By a handshake with itself in memory: what a client would say of it, OpenSSL says, and says when it ends.
+    Performs a handshake in memory, in which OpenSSL verifies the certificate as a client does.
     """
     own = CERTIFICATE.search(certificate)
-    # Its issuers' are left out, for they are not ours to judge: a client may know them by others.
+    # Without the certificates of its issuers: a client may have other ones.
     context = server(own[0] if own else "", private_key)
     trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     trusting.check_hostname = False
@@ -105,7 +106,7 @@ def _ask() -> NoReturn:
 
 @contextmanager
 def _in_memory(text: str) -> Iterator[str]:
-    """The path of a file that holds `text` in memory."""
+    """The path of a file in memory with the content `text`."""
     descriptor = os.memfd_create("tls", os.MFD_CLOEXEC)
     try:
         with open(descriptor, "w", encoding="latin-1", closefd=False) as stream:

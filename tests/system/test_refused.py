@@ -36,7 +36,7 @@ def failed_start(host: Host, instance: str) -> tuple[int, str, str]:
         ({"MODEL": TINY_MODEL}, 78, "PORT is missing"),
         ({**GOOD, "HOST": "192.0.2.1"}, 78, "HOST=192.0.2.1 is open to other hosts, and no API_KEY_FILE is set"),
         ({**GOOD, "HOST": "192.0.2.1", "ALLOW_UNAUTHENTICATED": "yes"}, 69, "HOST=192.0.2.1 cannot be listened on"),
-        ({**GOOD, "API_KEY_FILE": "/etc/citadel-llm/none"}, 78, "API_KEY_FILE=/etc/citadel-llm/none is not there"),
+        ({**GOOD, "API_KEY_FILE": "/etc/citadel-llm/none"}, 78, "API_KEY_FILE=/etc/citadel-llm/none is missing"),
         (
             {**GOOD, "MEMORY_LIMIT_GB": "0.5"},
             78,

@@ -107,7 +107,7 @@ def test_empty_key_file_does_not_disable_authentication(host: Host) -> None:
     # The reload reads the key file although the generator has not seen the new setting.
     host.machine.run("systemctl", "reload", "citadel-llm@open")
     assert host.machine.output("sh", "-c", f"{STATUS_OF} {REQUEST}") == "401"
-    assert "until then nobody may ask" in host.journal("open")
+    assert "until then all requests are refused" in host.journal("open")
 
 
 @pytest.mark.parametrize(

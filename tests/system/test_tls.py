@@ -124,7 +124,7 @@ def test_https_serves_through_certificate_renewal_under_load(secure: Secure) -> 
     for certificate, key, said in (
         (made.EXPIRED, made.KEY, "certificate has expired"),
         (made.CERTIFICATE, made.ENCRYPTED_KEY, "is encrypted"),
-        (made.CERTIFICATE, "", "TLS_KEY_FILE=/srv/keys/secure.key is not there"),
+        (made.CERTIFICATE, "", "TLS_KEY_FILE=/srv/keys/secure.key is missing"),
     ):
         secure.give(certificate, key)
         if not key:

@@ -86,7 +86,7 @@ def test_weight_file_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
 def test_key_file_that_is_not_utf8_is_refused_and_comments_are_kept(root: Root) -> None:
     settings = ServiceConfigSchema(name="a", model="/m", port=11400, api_key_file="/etc/a.keys")
     with pytest.raises(SettingsRefused, match="API_KEY_FILE"):
-        credentials.judge(settings, {API_KEY: b"caf\xe9".decode("latin-1")})
+        credentials.validate(settings, {API_KEY: b"caf\xe9".decode("latin-1")})
     file = root.path / "a.keys"
     (root.path / "etc/citadel-llm").mkdir()
     file.write_bytes(b"# caf\xe9\n")

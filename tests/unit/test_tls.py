@@ -82,8 +82,8 @@ def test_tls_below_1_2_is_refused() -> None:
         (made.EXPIRED, made.KEY, "TLS_CERT_FILE", "certificate has expired"),
         (made.OF_A_CLIENT, made.KEY, "TLS_CERT_FILE", "unsuitable certificate purpose"),
         (made.WEAK, made.WEAK_KEY, "TLS_CERT_FILE", "too weak"),
-        (MISSING, made.KEY, "TLS_CERT_FILE", "not there"),
-        (made.CERTIFICATE, MISSING, "TLS_KEY_FILE", "not there"),
+        (MISSING, made.KEY, "TLS_CERT_FILE", "is missing"),
+        (made.CERTIFICATE, MISSING, "TLS_KEY_FILE", "is missing"),
         (None, made.KEY, "TLS_CERT_FILE", "daemon-reload"),
     ],
 )
@@ -92,7 +92,7 @@ def test_unusable_certificate_or_key_names_its_setting(
 ) -> None:
     contents = {"tls-cert": certificate, "tls-key": key}
     with pytest.raises(SettingsRefused) as refused:
-        credentials.judge(config(), {name: text for name, text in contents.items() if text is not None})
+        credentials.validate(config(), {name: text for name, text in contents.items() if text is not None})
     (finding,) = refused.value.findings
     assert f"{setting}=/{'c' if 'CERT' in setting else 'k'} " in str(finding) and said in str(finding)
     assert "BEGIN" not in str(finding)
@@ -100,7 +100,7 @@ def test_unusable_certificate_or_key_names_its_setting(
 
 def test_errors_of_all_credential_files_are_reported_together() -> None:
     with pytest.raises(SettingsRefused) as refused:
-        credentials.judge(config(api_key_file="/a", hub_token_file="/t", allow_download=True), {"hub-token": "\n"})  # noqa: S106
+        credentials.validate(config(api_key_file="/a", hub_token_file="/t", allow_download=True), {"hub-token": "\n"})  # noqa: S106
     assert [str(finding).split(": ", 1)[1].split("=")[0] for finding in refused.value.findings] == [
         "API_KEY_FILE",
         "TLS_CERT_FILE",
@@ -112,14 +112,14 @@ def test_errors_of_all_credential_files_are_reported_together() -> None:
 def test_key_file_without_keys_admits_no_client() -> None:
     keyed = ServiceConfigSchema(name="m", model="/m", port=11500, api_key_file="/a")
     with pytest.raises(SettingsRefused, match="holds no key"):
-        credentials.judge(keyed, {"api-key": "# none\n"})
-    given = credentials.judge(keyed, {"api-key": "# none\n"}, running=True)
-    assert given.key_digests == (credentials.NOBODYS,), "an empty list would let everybody in"
+        credentials.validate(keyed, {"api-key": "# none\n"})
+    given = credentials.validate(keyed, {"api-key": "# none\n"}, running=True)
+    assert given.key_digests == (credentials.OF_NO_KEY,), "an empty list would let everybody in"
     assert digest("") not in given.key_digests
 
 
 def test_private_key_is_not_in_repr() -> None:
-    given = credentials.judge(config(), {"tls-cert": made.CERTIFICATE, "tls-key": made.KEY})
+    given = credentials.validate(config(), {"tls-cert": made.CERTIFICATE, "tls-key": made.KEY})
     assert given.expires == END and "BEGIN" not in repr(given)
 
 

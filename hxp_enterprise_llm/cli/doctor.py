@@ -73,15 +73,15 @@ def control_groups(root: Path = Path("/sys/fs/cgroup")) -> Diagnosis:
 
 
 def isolation(version: Callable[[], int] = landlock_version) -> Diagnosis:
-    """What this kernel lets models do to each other; they run as one user."""
+    """How far this kernel isolates models from each other; they run as one user."""
     found = version()
     if found >= SIGNALS_SINCE:
         text = f"models cannot read or signal each other (Landlock {found})"
         return Diagnosis("isolation", Verdict.GOOD, text)
-    ports = "" if found >= PORTS_SINCE else ", and listen on the port of one that is stopped"
+    ports = "" if found >= PORTS_SINCE else " and listen on the port of a stopped model"
     text = (
-        f"models cannot read each other, but end each other{ports}: the kernel has Landlock {found}, and it takes "
-        f"{SIGNALS_SINCE} (Linux 6.12); a newer kernel, such as the backport of the distribution, prevents that"
+        f"models cannot read each other, but can end each other{ports}: the kernel has Landlock {found}; version "
+        f"{SIGNALS_SINCE} (Linux 6.12) prevents that; install a newer kernel, such as the distribution's backport"
     )
     return Diagnosis("isolation", Verdict.WARNING, text)
 

@@ -6,7 +6,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 
 def oom_kills(membership: Path = Path("/proc/self/cgroup"), root: Path = CGROUPS) -> int:
-    """The kernel's count for this process's control group, 0 if the kernel has none.
+    """The count of the kernel for the control group of this process, 0 if there is none.
 
     Version 2 has it in memory.events, version 1 in memory.oom_control, both as a line `oom_kill N`
     (Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/memory.rst of Linux).

@@ -1,10 +1,9 @@
-"""What keeps two instances apart where the unit's directives cannot: they run as the same user.
+"""Isolates instances, which run as one user, where the directives of the unit cannot.
 
-Files, memory and shared memory are kept apart by the unit. But the kernel lets a process signal any other of its user,
-and set its limits, in whatever namespace that is, and listen on any free port, such as that of a stopped neighbour.
-Landlock (Documentation/userspace-api/landlock.rst of Linux) and a seccomp filter refuse it. Both hold for all that is
-started from here on and can never be left.
-docs/decisions/0014 says why this and not something else.
+The unit separates files, memory and shared memory. But the kernel lets a process send signals to the other processes of
+its user and set their limits, also in another namespace, and listen on any free port, such as that of a stopped
+instance. Landlock (Documentation/userspace-api/landlock.rst of Linux) and a seccomp filter refuse that. Both apply to
+all processes that this process starts later, and cannot be removed. docs/decisions/0014 gives the reasons.
 """
 
 import ctypes
@@ -38,20 +37,20 @@ class _Comparison(ctypes.Structure):
 
 
 def landlock_version() -> int:
-    """Version of Landlock's interface in this kernel; 0 if it has none, or none is switched on."""
+    """Version of Landlock's interface in this kernel; 0 if the kernel has none or it is not enabled."""
     found: int = _libc().syscall(CREATE_RULESET, None, ctypes.c_size_t(0), ASK_VERSION)
     return max(found, 0)
 
 
 class Kernel:
-    """What this process asks of the kernel. The methods raise OSError."""
+    """The calls to the kernel. The methods raise OSError."""
 
     def landlock_version(self) -> int:
         """Version of Landlock's interface; 0 if the kernel has none or it is not enabled."""
         return landlock_version()
 
     def restrict(self, scopes: int, ports: Iterable[int] | None) -> None:
-        """Enter a Landlock domain: what `scopes` names does not leave it, and only these TCP ports are listened on."""
+        """Enter a Landlock domain that `scopes` cannot leave, and that can listen on these TCP ports only."""
         if not scopes and ports is None:
             return
         libc = _libc()
@@ -67,14 +66,14 @@ class Kernel:
             os.close(ruleset)
 
     def refuse_limits_of_others(self) -> None:
-        """Let prlimit(2) set the limits of the process itself only: RLIMIT_CPU=0 ends any other as a signal would."""
+        """Let prlimit(2) set limits of the calling process only: RLIMIT_CPU=0 would end another process."""
         library = ctypes.CDLL("libseccomp.so.2")
         library.seccomp_init.restype = ctypes.c_void_p
         filter_ = ctypes.c_void_p(library.seccomp_init(ctypes.c_uint32(ALLOW)))
         if not filter_:
             raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
         try:
-            # 0 is the caller. x86-64's second and third architecture are closed by SystemCallArchitectures=native.
+            # 0 is the caller. SystemCallArchitectures=native forbids the other architectures of x86-64.
             other = _Comparison(0, DIFFERS, 0, 0)
             call = library.seccomp_syscall_resolve_name(b"prlimit64")
             action = ctypes.c_uint32(REFUSE | errno.EPERM)
@@ -85,28 +84,28 @@ class Kernel:
 
 
 def enter(ports: Iterable[int] | None, kernel: Kernel | None = None) -> None:
-    """Part this process, and all that it starts, from other processes of its user, as far as the kernel can.
+    """Isolate this process, and all that it starts, from other processes of its user, as far as the kernel can.
 
-    `ports` are the TCP ports that they may listen on, None for any. To be called while there is one thread.
-    What cannot be done is logged: the other walls stand without it.
+    `ports` are the TCP ports that they may listen on, None for any. Call it while there is one thread.
+    Logs what the kernel cannot do; the rest of the isolation then still applies.
     """
     kernel = kernel or Kernel()
     try:
-        # First: libseccomp sets NoNewPrivileges, which Landlock asks for, also where no unit has.
+        # First: libseccomp sets NoNewPrivileges, which Landlock requires; outside a unit nothing else sets it.
         kernel.refuse_limits_of_others()
     except OSError as error:
-        log.warning("Limits of other models on this host can be set from here: seccomp: %s", error)
+        log.warning("Code in this model could change the limits of other models on this host: seccomp: %s", error)
     version = kernel.landlock_version()
     if version < SIGNALS_SINCE:
         log.info(
-            "Models can signal each other: this kernel has Landlock %d, and it takes %d (Linux 6.12) to refuse that",
+            "Models can signal each other: this kernel has Landlock %d; version %d (Linux 6.12) refuses that",
             version,
             SIGNALS_SINCE,
         )
     if ports is not None and version < PORTS_SINCE:
         log.info(
-            "Any free TCP port can be listened on from here, also that of a model that is stopped, and not %s alone: "
-            "this kernel has Landlock %d, and it takes %d (Linux 6.7) to refuse that",
+            "Code in this model could listen on any free TCP port, also that of a stopped model, not only on %s: "
+            "this kernel has Landlock %d; version %d (Linux 6.7) refuses that",
             _ranges(ports),
             version,
             PORTS_SINCE,
@@ -116,14 +115,14 @@ def enter(ports: Iterable[int] | None, kernel: Kernel | None = None) -> None:
         kernel.restrict(scopes, ports if version >= PORTS_SINCE else None)
     except OSError as error:
         log.warning(
-            "Other models on this host can be signalled from here, and their ports taken while they are stopped: "
+            "Code in this model could send signals to other models on this host, and take the ports of stopped models: "
             "Landlock: %s",
             error.strerror,
         )
 
 
 def _ranges(ports: Iterable[int]) -> str:
-    """Ports in words; 0, one that the kernel draws, is among the others."""
+    """Ports in words, without 0, which stands for the ephemeral ports among them."""
     found: list[list[int]] = []
     for port in sorted({*ports} - {0}):
         if found and port == found[-1][-1] + 1:
@@ -144,6 +143,6 @@ def _checked(result: int) -> int:
 
 
 def _negative(result: int) -> None:
-    """Raise what libseccomp returns: the error's number below zero."""
+    """Raise the error of a call of libseccomp, which returns its negative number."""
     if result < 0:
         raise OSError(-result, os.strerror(-result))

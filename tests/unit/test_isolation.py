@@ -16,8 +16,8 @@ from hxp_enterprise_llm.system import isolation
     [
         (7, Verdict.GOOD, "cannot read or signal each other (Landlock 7)"),
         (6, Verdict.GOOD, "Landlock 6"),
-        (4, Verdict.WARNING, "but end each other: the kernel has Landlock 4"),
-        (2, Verdict.WARNING, "the port of one that is stopped: the kernel has Landlock 2, and it takes 6 (Linux 6.12)"),
+        (4, Verdict.WARNING, "but can end each other: the kernel has Landlock 4"),
+        (2, Verdict.WARNING, "the port of a stopped model: the kernel has Landlock 2; version 6 (Linux 6.12)"),
         (0, Verdict.WARNING, "has Landlock 0"),
     ],
 )
@@ -54,10 +54,10 @@ def test_refused_isolation_is_logged_and_the_rest_is_applied(caplog: pytest.LogC
     kernel.refuses_limits = True
     isolation.enter([1], kernel)
     assert kernel.done == [(3, [1])]
-    assert "Limits of other models on this host can be set from here" in caplog.text
+    assert "could change the limits of other models on this host" in caplog.text
     kernel.refuses_landlock = True
     isolation.enter(None, kernel)
-    assert "can be signalled from here" in caplog.text and "Landlock: Operation not permitted" in caplog.text
+    assert "could send signals to other models" in caplog.text and "Landlock: Operation not permitted" in caplog.text
     kernel = FakeKernel(5)
     isolation.enter([1], kernel)
     assert "Models can signal each other: this kernel has Landlock 5" in caplog.text
@@ -66,7 +66,7 @@ def test_refused_isolation_is_logged_and_the_rest_is_applied(caplog: pytest.LogC
     isolation.enter([0, 11500, *range(32768, 61000), 61002], kernel)
     assert kernel.done == ["limits", (0, [1]), "limits", (0, None)]
     (said,) = (record.getMessage() for record in caplog.records if "free TCP port" in record.getMessage())
-    assert "not 11500, 32768-60999, 61002 alone: this kernel has Landlock 3, and it takes 4 (Linux 6.7)" in said
+    assert "not only on 11500, 32768-60999, 61002: this kernel has Landlock 3; version 4 (Linux 6.7)" in said
     caplog.clear()
     isolation.enter(None, kernel)
     assert "free TCP port" not in caplog.text, "its own settings may take any"

@@ -1,1 +1,1 @@
-"""What processes exchange: state.json, reload requests, credentials, and the names of the worker."""
+"""Formats that two processes share: state.json, reload requests, credentials, and the names of the worker."""

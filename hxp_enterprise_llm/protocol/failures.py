@@ -1,4 +1,4 @@
-"""How an instance can fail, in one word each: the label `result` of the metrics and the kinds of the report."""
+"""The kinds of failure, one word each: the label `result` of the metrics and the kinds in the report."""
 
 from enum import StrEnum
 from typing import Annotated, Any
@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 REASON_LENGTH = 300
-"""How much of the reason of a failure is kept (characters)."""
+"""Length to which the reason of a failure is cut (characters)."""
 
 
 class Kind(StrEnum):
@@ -32,7 +32,7 @@ def one_line(text: Any, length: int = REASON_LENGTH) -> str:
 
 
 def escaped(text: Any) -> Any:
-    """Text with the bytes that are not UTF-8, which a file name may hold, as escapes: no JSON has them."""
+    """Text with the bytes that are not UTF-8, as in some file names, written as escapes: JSON cannot hold them."""
     return text.encode("utf-8", "backslashreplace").decode() if isinstance(text, str) else text
 
 

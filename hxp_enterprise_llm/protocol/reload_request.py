@@ -1,7 +1,7 @@
 """ExecReload= of a model's unit: sends the main process a reload request with the content of root's credential files.
 
-It runs as root and trusts the settings only. A compromised main process gets no more than the files of its own
-instance, which it has already; its answer is only text. Nothing is written where the service's user may write.
+It runs as root and trusts only the settings. A compromised main process gets only the files of its own instance, which
+it has already, and its answer is only text. Nothing is written where the service's user may write.
 `citadel-llm key revoke` sends the same kind of request.
 It uses the standard library only, see `settings.grammar`.
 """
@@ -22,7 +22,7 @@ SOCKET = "reload"
 TAKEN = b"taken"
 LONGEST_ANSWER = 65536
 RELOAD, KEYS = b"reload", b"keys"
-"""The requests: read the settings again, with the credential files that they name; or take over the API keys only."""
+"""The requests: read the settings again, with the credential files that they name; or replace the API keys only."""
 ANSWER_SEC = 60.0
 """How long the answer may take (seconds): the main process gives a server 30 s to take its keys."""
 
@@ -46,9 +46,9 @@ def contents(name: str, root: str = "/") -> dict[str, str]:
 def ask(
     run_time: str, pid: int, files: dict[str, str], what: bytes = RELOAD, sent: Callable[[], None] = lambda: None
 ) -> str:
-    """Send the request `what` to the main process `pid`; "" if it accepts, else the reason. Raises nothing.
+    """Send the request `what` to the main process `pid`; returns "" if it accepts, else the reason. Raises nothing.
 
-    `sent` is called as soon as no other request can arrive before this one.
+    `sent` is called as soon as no later request can overtake this one.
     """
     try:
         return _ask(run_time, pid, files, what, sent)
@@ -65,7 +65,7 @@ def _ask(run_time: str, pid: int, files: dict[str, str], what: bytes, sent: Call
             channel.connect(f"{directory}/{SOCKET}")
         peer, _, _ = struct.unpack("3i", channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         if peer != pid:
-            # The service's user owns the directory, so the socket may belong to another program.
+            # The service's user owns the directory, so another program may have created the socket.
             return "the socket belongs to another process"
         # A file in memory has no limit on its length, unlike a message.
         message = os.memfd_create("reload", os.MFD_CLOEXEC)
@@ -84,10 +84,10 @@ def _ask(run_time: str, pid: int, files: dict[str, str], what: bytes, sent: Call
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Reload the instance that is the only argument; systemd passes the rest in the environment of ExecReload=."""
+    """Reload the instance named by the only argument; systemd passes the rest in the environment of ExecReload=."""
     (name,) = arguments
     with contextlib.ExitStack() as alone:
-        # Without the lock, keys read now could arrive after a later `citadel-llm key revoke`.
+        # Without the lock, keys that are read now could arrive after a later `citadel-llm key revoke`.
         with contextlib.suppress(FileNotFoundError):
             alone.callback(os.close, credential_files.lock())
         run_time, pid = os.environ["RUNTIME_DIRECTORY"], int(os.environ["MAINPID"])

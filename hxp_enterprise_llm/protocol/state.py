@@ -1,8 +1,8 @@
-"""`state.json` in a unit's run-time directory: what its main process is doing, and where clients reach it.
+"""`state.json` in a unit's run-time directory: the phase of its main process, and where clients reach the instance.
 
 The main process writes the file; the monitor and the command read it. The file holds no secret, and every user may
-read it. The services' user owns the directory, so whoever takes over an engine can write the file: the reader treats it
-as hostile.
+read it. The services' user owns the directory, so an attacker in an engine can write the file: the reader treats it as
+hostile.
 """
 
 import logging
@@ -37,9 +37,9 @@ log = logging.getLogger(__name__)
 
 NAME = "state.json"
 LARGEST = 65536
-"""Size above which the file is not read (bytes); a real one has a few hundred."""
+"""Size above which the file is not read (bytes); a valid file has a few hundred."""
 SENTENCE_LENGTH = 1000
-"""How much of a reason is written and read (characters)."""
+"""Length to which a reason is cut, when written and when read (characters)."""
 
 
 class Phase(StrEnum):
@@ -67,11 +67,11 @@ TITLES = {
     Phase.STOPPED: "Stopped",
     Phase.FAILED: "Failed",
 }
-"""The phases for people."""
+"""The phases in words."""
 
 
 def sentence(phase: Phase, reason: str = "") -> str:
-    """A phase and more about it, for people."""
+    """A phase and its reason in words."""
     return f"{TITLES[phase]}: {reason}" if reason else TITLES[phase]
 
 
@@ -79,7 +79,7 @@ class ReloadOutcome(StrEnum):
     """How a reload ended.
 
     Done: the new settings are in effect. Refused: they were not tried. Reverted: no server could start with them, and
-    the old ones are in effect again.
+    the old settings are in effect again.
     """
 
     DONE = "done"
@@ -102,7 +102,7 @@ KINDS, PHASES, OUTCOMES = tuple(Kind), tuple(Phase), tuple(ReloadOutcome)
 
 
 class LastReload(BaseModel):
-    """The last reload: `reason` says why it was refused or reverted, `waited` why requests had to wait meanwhile."""
+    """The last reload: `reason` says why it was refused or reverted, `waited` why requests had to wait during it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -113,14 +113,14 @@ class LastReload(BaseModel):
 
 
 class InstanceState(BaseModel):
-    """What the main process says of one run of the unit.
+    """What the main process reports about one run of the unit.
 
     `phase` is None in a file of an earlier version, which had neither phase nor invocation, and for a phase of a later
     version. `reason` says more about the phase. `invocation` is systemd's id of the run. `address` is where clients
-    reach the instance, since its settings may have changed; None if it is no address of this host: the monitor and
+    reach the instance, since its settings may have changed; None if it is not an address of this host: the monitor and
     Prometheus connect to it. `startup_seconds` is how long the last start, or recovery, took until the model had
-    answered; `certificate_expires` when the certificate that clients see expires (seconds since the epoch). `failures`
-    counts those from which the main process has recovered in this run, by the code of the error.
+    answered; `certificate_expires` is when the certificate that clients see expires (seconds since the epoch).
+    `failures` counts the failures from which the main process has recovered in this run, by the code of the error.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -151,7 +151,7 @@ class InstanceState(BaseModel):
                     return None
         return value
 
-    # What a later version knows must not hide the rest: during an upgrade it may run already.
+    # A field of a later version must not hide the rest: during an upgrade that version may be running already.
 
     @field_validator("phase", mode="before")
     @classmethod
@@ -175,14 +175,14 @@ class InstanceState(BaseModel):
 
 
 class StateFile:
-    """The writer. Each method replaces the file at once; call it before systemd hears of the change."""
+    """The writer. Each method replaces the file at once; call it before the change is reported to systemd."""
 
     def __init__(self, directory: Path, invocation: str = "") -> None:
         self._file = directory / NAME
         self.now = InstanceState(invocation=invocation)
 
     def enter(self, phase: Phase, reason: str = "", reload: LastReload | None = None) -> str:
-        """Write a phase with its reason and, if a reload ends with it, that reload; its sentence for STATUS=."""
+        """Write a phase, its reason and the reload, if any, that ends with it; returns the sentence for STATUS=."""
         reason = escaped(reason.replace("\n", "; "))
         self._change(phase=phase, reason=reason[:SENTENCE_LENGTH], last_reload=reload or self.now.last_reload)
         return self.now.sentence
@@ -196,11 +196,11 @@ class StateFile:
         self._change(address=address, certificate_expires=expires or None)
 
     def reloaded(self, reload: LastReload) -> None:
-        """Note how a reload ended that changes no phase."""
+        """Write how a reload ended that changes no phase."""
         self._change(last_reload=reload)
 
     def failed(self, code: str, reason: str) -> None:
-        """Count a failure from which the main process recovers; `code` is that of the error."""
+        """Count a failure from which the main process recovers; `code` is the code of the error."""
         kind, failures = Kind(code), dict(self.now.failures)
         failures[kind] = failures.get(kind, 0) + 1
         self._change(failures=failures, last_failure=Failure(kind=kind, reason=reason, at=time.time()))
@@ -214,15 +214,17 @@ class StateFile:
                 stream.write(self.now.model_dump_json())
             draft.rename(self._file)
         except OSError as error:
-            # No reason to stop serving.
-            log.warning("%s cannot be written, so monitor and command miss a change: %s", self._file, error.strerror)
+            # Not a reason to stop serving.
+            log.warning(
+                "%s cannot be written, so the monitor and the command miss a change: %s", self._file, error.strerror
+            )
 
 
 def clear(directory: Path, remove_tree: Callable[[Path], object] = shutil.rmtree) -> None:
-    """Remove what an earlier run has left in the run-time directory, which outlives it so that its state can be read.
+    """Remove an earlier run's files from the run-time directory, which is kept so that the state stays readable.
 
-    The state stays until the first one of this run replaces it. Directories that cannot be removed get another name:
-    code in a compromised engine may have put them where this run needs its own files.
+    The state itself stays until this run first replaces it. Directories that cannot be removed are renamed: code in a
+    compromised engine may have created them where this run needs its own files.
     """
     with os.scandir(directory) as left:
         entries = [Path(entry) for entry in left if entry.name != NAME or not entry.is_file(follow_symlinks=False)]
@@ -239,7 +241,7 @@ def clear(directory: Path, remove_tree: Callable[[Path], object] = shutil.rmtree
 
 
 def read(directory: str, instance: str) -> InstanceState | None:
-    """The state of an instance below the services' run-time directory; None without a file that can be believed."""
+    """The state of an instance, from the services' run-time directory; None if the file is missing or invalid."""
     try:
         folder = os.open(f"{directory}/{instance}", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:

@@ -1,4 +1,4 @@
-"""The names by which other processes use the worker: they import neither vLLM nor a module that does."""
+"""The names by which other processes refer to the worker: they must import neither vLLM nor a module that does."""
 
 import os
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 MIDDLEWARE = "hxp_enterprise_llm.worker.traffic.Traffic"
 """ASGI middleware, which vLLM loads by this name."""
 PRELOAD = "hxp_enterprise_llm.worker.preload"
-"""Module that the fork server imports, so that each server starts with vLLM in its memory."""
+"""Module that the fork server imports, so that each server starts with vLLM in memory."""
 BACKLOG = 2048
 """How many connections may wait while no server accepts them; the kernel limits it to net.core.somaxconn."""
 

@@ -22,12 +22,12 @@ from hxp_enterprise_llm.system.notify import Notifier
 log = logging.getLogger("citadel-llm")
 
 LAST_MESSAGE_SEC = 1.0
-"""How long the reason of a failure waits for room in systemd's queue: no later message would carry it."""
+"""How long to wait for room in systemd's queue for the last message, which carries the reason of a failure."""
 
 
 def check(name: str) -> ExitStatus:
-    """Check whether instance `name` would start, or restart if it runs; the exit status of the gravest finding."""
-    # Not at the top: the main process does not need it, and its imports stay in memory.
+    """Check whether instance `name` could start, or restart if it runs; returns the status of the gravest finding."""
+    # Imported here: the main process does not need it, and imported modules stay in memory.
     from hxp_enterprise_llm.checks import start
 
     found = start.findings(name, running=True)
@@ -40,7 +40,7 @@ def check(name: str) -> ExitStatus:
 
 
 def run_time_directory() -> Path:
-    """The unit's run-time directory without what an earlier run has left there; a new one without systemd."""
+    """Return the unit's run-time directory, cleared of an earlier run's files; without systemd, a new directory."""
     given = os.environ.get("RUNTIME_DIRECTORY")
     if given is None:
         return Path(tempfile.mkdtemp(prefix="citadel-llm-"))
@@ -49,7 +49,7 @@ def run_time_directory() -> Path:
 
 
 def run(name: str, notifier: Notifier, state: StateFile, run_time: Path) -> None:
-    """Serve instance `name` until systemd stops it."""
+    """Serve instance `name` until systemd stops it. Raises CitadelError on any other end."""
     notifier.send(STATUS=state.enter(Phase.CHECKING))
     config, model = prepare(name)
     given = credentials.validate(config, credentials.handed_over(config))
@@ -58,7 +58,7 @@ def run(name: str, notifier: Notifier, state: StateFile, run_time: Path) -> None
     unit = dict(os.environ)
     pid_file = run_time / "pid"
     pid_file.write_text(f"{os.getpid()}\n", encoding="ascii")
-    # The fork server inherits the environment that `fork_server.use` sets, and nothing of this process's.
+    # The fork server inherits the environment that `fork_server.use` sets, and none of this process's own variables.
     os.environ.clear()
     supervisor = Supervisor(
         config, model, given, notifier, state, reread=lambda: prepare(name), unit=unit, run_time=run_time
@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> ExitStatus:
         description="Main process of a citadel-llm@MODEL.service unit. Administrators use systemctl or citadel-llm.",
     )
     parser.add_argument("model", help="name of the instance: its settings are in /etc/default/citadel-llm-MODEL")
-    parser.add_argument("--check", action="store_true", help="check what a start needs, start nothing")
+    parser.add_argument("--check", action="store_true", help="check the requirements of a start, without starting")
     options = parser.parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A line may hold the bytes of a file name that is not UTF-8.

@@ -16,13 +16,13 @@ from hxp_enterprise_llm.supervisor import processes
 log = logging.getLogger(__name__)
 
 SHORT_LIFE_SEC, LATER_SEC = 60.0, 30.0
-"""A new fork server that ends within the first time is replaced only after the second: it probably cannot import."""
+"""A new fork server that ends within the first time probably cannot import vLLM: it is replaced after the second."""
 END_SEC = 5.0
 """How long a killed fork server may take to end."""
 
 
 def pid() -> int | None:
-    """PID of the fork server, also once it has ended, until another one is started; None before the first."""
+    """PID of the fork server that was started last, even if it has ended; None before the first start."""
     server: int | None = forkserver._forkserver._forkserver_pid  # type: ignore[attr-defined]  # there is no public name
     return server
 
@@ -34,8 +34,8 @@ async def keep(
 ) -> None:
     """Replace a fork server that ends, so that the next engine does not wait for an import; never returns.
 
-    `current` is the PID of the fork server, `start` starts one if none runs. A fork server that cannot be started is
-    tried again after `later_sec` seconds: the servers that run do not need it.
+    `current` gives the PID of the fork server; `start` starts a fork server unless one is running. If that fails, it is
+    tried again after `later_sec` seconds: running servers do not need the fork server.
     """
     begin = time.monotonic() - SHORT_LIFE_SEC
     while server := current():
@@ -55,10 +55,10 @@ async def keep(
 
 
 async def use(environment: Mapping[str, str]) -> None:
-    """Set the environment of every process that starts from now on, also of those forked by the fork server.
+    """Set the environment of all processes that start from now on, including those forked by the fork server.
 
-    A fork server that started with other variables is killed: some are read when a library is loaded (libgomp's
-    threads, LD_PRELOAD), which a fork cannot repeat.
+    Kills a fork server that started with other variables: some variables are read when a library is loaded (libgomp's
+    threads, LD_PRELOAD), and a fork does not load it again.
     """
     if dict(os.environ) == dict(environment):
         return
@@ -68,7 +68,7 @@ async def use(environment: Mapping[str, str]) -> None:
 
 
 async def kill() -> None:
-    """Kill the fork server if there is one. multiprocessing itself reaps it, and starts another when it needs it."""
+    """Kill the fork server if there is one. multiprocessing itself reaps it, and starts another one when needed."""
     server = pid()
     if server is None:
         return

@@ -1,7 +1,7 @@
 """Whether a serving vLLM makes progress. `/health` cannot tell: it answers while the engine hangs (vLLM issue 19849).
 
 An idle server hangs only if its event loop is blocked. A server with requests hangs if it produces neither tokens nor
-answers: found soon if its processes use no CPU time or a signal has stopped one, else after HANG_TIMEOUT_SEC.
+answers: within seconds if its processes use no CPU time or a signal has stopped one, otherwise after HANG_TIMEOUT_SEC.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ SILENT_SEC = 30.0
 
 
 async def watch(config: ServiceConfigSchema, server: ServerProcess, feed: Callable[[], None]) -> NoReturn:
-    """Watch a serving server. Raises EngineDied at its end, EngineHung if it makes no progress.
+    """Watch a serving server. Raises EngineDied when it ends, EngineHung if it makes no progress.
 
     `feed` is called after every check that finds no hang.
     """
@@ -60,7 +60,7 @@ class HangWatch:
         self._heard = now
 
     async def run(self) -> NoReturn:
-        """Check every second. Raises EngineHung with what makes no progress."""
+        """Check every second. Raises EngineHung with the reason."""
         while True:
             await asyncio.sleep(LOOK_SEC)
             now = time.monotonic()
@@ -71,11 +71,11 @@ class HangWatch:
             self._feed()
 
     def _look(self) -> tuple[str, tuple[float, int]]:
-        # Without the API server: new requests and probes keep it busy while the engine hangs.
+        # The API server is left out: new requests and probes keep it busy while the engine hangs.
         return process_use.stopped(self._server.processes()), process_use.effort(self._server.engines())
 
     def reason(self, now: float, heartbeat: Heartbeat | None, stopped: str, cpu: float, read: int = 0) -> str:
-        """What hangs at `now` (monotonic, seconds), "" if nothing does.
+        """Why the server hangs at `now` (monotonic, seconds), or "" if it does not.
 
         `stopped` names a process that a signal has stopped; `cpu` and `read` are the CPU time (seconds) and the bytes
         read by the processes since they started.
@@ -86,7 +86,7 @@ class HangWatch:
                 self._moved = now
             self._last = heartbeat
         waiting = heartbeat.in_flight if heartbeat else 0
-        # CPU time decreases when a process ends. A process that reads pages from disk works too, if slowly.
+        # CPU time decreases when a process ends. A process that waits for pages from disk makes progress too.
         still = 0 <= cpu - self._cpu <= STILL_SHARE * STILL_SEC and read == self._read
         if not waiting or self._moved == now or not still:
             self._busy, self._cpu, self._read = now, cpu, read

@@ -1,4 +1,4 @@
-"""What a server's processes use of the host, and whether a signal has stopped a process."""
+"""Resources that a server's processes use, and whether a signal has stopped a process."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -7,7 +7,7 @@ import psutil
 
 
 def memory_and_reads(processes: Sequence[psutil.Process]) -> tuple[int, int]:
-    """Resident memory, and what the processes have read since they started, from disk or cache (bytes)."""
+    """Resident memory, and bytes read by the processes since they started, from disk or cache."""
     memory = reads = 0
     for process in processes:
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
@@ -17,7 +17,7 @@ def memory_and_reads(processes: Sequence[psutil.Process]) -> tuple[int, int]:
 
 
 def effort(processes: Sequence[psutil.Process]) -> tuple[float, int]:
-    """CPU time (seconds), and what the kernel has read from disk for the processes, paged in or on request (bytes)."""
+    """CPU time (seconds), and bytes that the kernel has read from disk for the processes, by paging or on request."""
     seconds, read = 0.0, 0
     for process in processes:
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):

@@ -18,7 +18,7 @@ PROC = Path("/proc")
 
 
 class Relations(NamedTuple):
-    """What /proc/PID/stat says of a process: its parent, process group and session (proc(5))."""
+    """The parent, process group and session of a process, as in /proc/PID/stat (proc(5))."""
 
     parent: int
     group: int
@@ -26,7 +26,7 @@ class Relations(NamedTuple):
 
 
 def relations(proc: Path = PROC) -> dict[int, Relations]:
-    """All processes that can be seen."""
+    """The relations of all visible processes, by PID."""
     found = {}
     for directory in proc.iterdir():
         if not directory.name.isdecimal():
@@ -39,10 +39,10 @@ def relations(proc: Path = PROC) -> dict[int, Relations]:
 
 
 def family(leader: int, others: Iterable[int] = ()) -> list[int]:
-    """PIDs of `leader`, the processes of the group that it leads, `others`, and descendants of any, while they run.
+    """PIDs of all running processes among `leader`, the group that it leads, `others`, and the descendants of any.
 
-    A process that has ended counts no more, whether or not its parent has asked for its exit status: the kernel has
-    released its memory. A group counts only in this process's session, in case its number was given out again.
+    A process that has ended is left out even if it has not been reaped: the kernel has released its memory. The group
+    must belong to this process's session, because the number of a group can be reused.
     """
     table = relations()
     session = os.getsid(0)
@@ -54,14 +54,14 @@ def family(leader: int, others: Iterable[int] = ()) -> list[int]:
 
 
 async def kill(leader: int, others: Collection[int], within_sec: float) -> list[int]:
-    """Kill a family and wait until all have ended; PIDs of those that have not within `within_sec` seconds."""
+    """Kill a family and wait until it has ended; returns the PIDs that still run after `within_sec` seconds."""
     deadline = time.monotonic() + within_sec
     known = set(others)
     while left := await asyncio.to_thread(family, leader, known):
         known.update(left)
         if os.getpgid(0) != leader:
             with suppress(ProcessLookupError):
-                # All members at once: none can fork meanwhile and leave a child behind.
+                # The whole group at once, so that no member can fork a child that survives.
                 os.killpg(leader, signal.SIGKILL)
         for pid in left:
             with suppress(ProcessLookupError):
@@ -74,7 +74,7 @@ async def kill(leader: int, others: Collection[int], within_sec: float) -> list[
 
 
 async def all_ended(pids: Iterable[int], within_sec: float | None) -> bool:
-    """Wait until processes have ended, children of this one or not; False after `within_sec` seconds, if given."""
+    """Wait until processes, children of this one or not, have ended; False after `within_sec` seconds, if given."""
     handles = {}
     for pid in pids:
         with suppress(ProcessLookupError):
@@ -98,7 +98,7 @@ async def all_ended(pids: Iterable[int], within_sec: float | None) -> bool:
 
 
 async def first_end(handles: dict[int, int]) -> int:
-    """Wait until one of some processes, pidfd to PID, has ended; its PID."""
+    """Wait until one of the processes in `handles` (pidfd to PID) has ended; returns its PID."""
     loop = asyncio.get_running_loop()
     end: asyncio.Future[int] = loop.create_future()
 
@@ -137,7 +137,7 @@ def signal_name(number: int) -> str:
 
 
 def has_ended(handle: int) -> bool:
-    """Whether the process of a pidfd has ended: its last thread has, and the kernel has released its memory."""
+    """Whether the process of a pidfd has ended: all its threads have, and the kernel has released its memory."""
     poll = select.poll()
     poll.register(handle, select.POLLIN)
     return bool(poll.poll(0))

@@ -1,8 +1,8 @@
 """Readiness: the model has answered a request."""
 
 PROMPT = [0]
-"""A prompt by token id: text would become several tokens, and MAX_MODEL_LEN may leave room for one. Every vocabulary
-has a token 0."""
+"""A prompt of one token id: text would become several tokens, and MAX_MODEL_LEN may leave room for one only. Every
+vocabulary has a token 0."""
 REQUESTS: tuple[tuple[str, dict[str, object]], ...] = (
     ("/v1/completions", {"prompt": PROMPT, "max_tokens": 1}),
     # A pooling model has no completions; vLLM then answers 404 to the first.
@@ -12,22 +12,21 @@ REQUESTS: tuple[tuple[str, dict[str, object]], ...] = (
 
 
 class NotAnswered(Exception):
-    """The server is up but does not answer as a model should; the message is what it said."""
+    """The server is up but does not answer a request to the model; the message has its answer or the error."""
 
 
 async def first_answer(url: str, model: str, key: str) -> None:
-    """Ask the model at `url`, by the name that requests carry, for one token with `key`, and return when it has
-    answered.
+    """Request one token from `model` at `url` with `key`, and return when it has answered.
 
-    It does not poll: the main process holds the listening socket, so the request waits in its queue until the server
-    accepts it. Raises NotAnswered if the answer is not one.
+    `model` is the name that requests use. There is no polling: the main process holds the listening socket, so the
+    request waits in its queue until the server accepts it. Raises NotAnswered if the request fails.
     """
-    # Imported here, while the server loads: it takes a third of what the main process takes to start.
+    # Imported here, while the server loads: the import takes a third of the main process's start.
     import httpx
 
     headers = {"Authorization": f"Bearer {key}"}
     said = ""
-    # The environment's proxies are for other hosts than this one.
+    # Proxies in the environment are for other hosts.
     async with httpx.AsyncClient(base_url=url, headers=headers, timeout=None, trust_env=False) as client:  # noqa: S113  the caller ends the wait
         for path, body in REQUESTS:
             try:

@@ -1,4 +1,7 @@
-"""What a reload can change and needs, and how systemctl learns the result; see also `protocol.reload_request`."""
+"""Reloads: their requests, the changes that they allow, and whether a change needs another server.
+
+See also `protocol.reload_request`.
+"""
 
 import asyncio
 import json
@@ -35,9 +38,9 @@ PAUSE_SEC = 1.0
 
 
 class Request:
-    """A request of root, with the contents of the files that the settings named then (see `protocol.credentials`).
+    """A reload request of root, with the content of the files that the settings named then (`protocol.credentials`).
 
-    `keys_only`: only the file of keys is read again, and the settings stay as they are.
+    `keys_only`: only the file of API keys is read again, and the settings stay as they are.
     """
 
     def __init__(self, channel: socket.socket, contents: dict[str, str], keys_only: bool = False) -> None:
@@ -45,7 +48,7 @@ class Request:
         self.contents, self.keys_only = contents, keys_only
 
     def answer(self, refused: str = "") -> None:
-        """Answer that the request is accepted, or why it is refused; a second answer is not sent."""
+        """Answer that the request is accepted, or why it is refused. Only the first call sends an answer."""
         with self._channel, suppress(OSError):
             self._channel.send(refused.encode("utf-8", "replace")[:LONGEST_ANSWER] or TAKEN)
 
@@ -53,7 +56,7 @@ class Request:
 class Requests:
     """Receives root's requests on a socket in the run-time directory; other users are refused.
 
-    `answer` is called with one request after the other, and answers it.
+    `answer` is called with one request at a time, and has to answer it.
     """
 
     def __init__(self, run_time: Path, answer: Callable[[Request], Awaitable[None]]) -> None:
@@ -87,35 +90,35 @@ class Requests:
             try:
                 channel, _ = await loop.sock_accept(self._socket)
             except OSError as error:
-                log.warning("No request for a reload can be accepted now: %s", error)
+                log.warning("Reload requests cannot be accepted at the moment: %s", error)
                 await asyncio.sleep(PAUSE_SEC)
                 continue
             try:
                 _, user, _ = struct.unpack("3i", channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
                 if user != ROOT:
-                    raise PermissionError(f"a process of the user {user} asked for a reload; only root may")
+                    raise PermissionError(f"user {user} requested a reload; only root may")
                 channel.settimeout(REQUEST_SEC)
                 request = Request(channel, *await asyncio.to_thread(_received, channel))
             except (OSError, ValueError) as error:
-                log.warning("Ignoring a request for a reload: %s", error)
+                log.warning("Ignoring a reload request: %s", error)
                 channel.close()
                 continue
             try:
                 await self._answer(request)
             except Exception as error:
-                # Any error: later requests, which may revoke a key, must still be carried out.
-                log.exception("A request for a reload failed")
+                # Any error: later requests, which may revoke a key, must still be processed.
+                log.exception("A reload request failed")
                 request.answer(f"the request failed: {error}")
             finally:
-                # Nothing if it is answered already.
+                # Has no effect if the request is answered already.
                 request.answer("the service has stopped")
 
 
 def _received(channel: socket.socket) -> tuple[dict[str, str], bool]:
-    """What `reload_request.ask` sends: contents of files by credential, and whether only keys are to be read again."""
+    """Content of a request that `reload_request.ask` sent: files by credential, and whether only keys are reread."""
     what, descriptors, _, _ = socket.recv_fds(channel, len(SOCKET), 1)
     if not descriptors:
-        raise ValueError("it carries no files")
+        raise ValueError("it contains no files")
     with os.fdopen(descriptors[0], encoding="utf-8") as stream:
         files = json.load(stream)
     if not isinstance(files, dict):
@@ -124,7 +127,7 @@ def _received(channel: socket.socket) -> tuple[dict[str, str], bool]:
 
 
 class InEffect:
-    """The settings that an instance serves with, and those that its next server will have.
+    """The settings with which an instance serves, and those of its next server.
 
     `reread` reads the settings again. `wanted` are the settings and the model of the next server. `due` is set while
     the settings of the last reload wait for their server.
@@ -140,14 +143,14 @@ class InEffect:
         self.config, self.model, self.credentials = config, model, credentials
         self.wanted, self.due = (config, model), asyncio.Event()
         self._reread = reread
-        # Those of the last start or reload. A reload without any change starts another server; a reload after
+        # The credentials of the last start or reload. A reload without any change starts another server; a reload after
         # `citadel-llm key revoke` has a change.
         self._reloaded = credentials
 
     async def take_in(self, request: Request) -> bool:
-        """Put keys and certificate of a request in effect at once, the other settings with the next server.
+        """Put the keys and certificate of a request in effect at once; other settings wait for the next server.
 
-        Returns whether another server is needed. Raises SettingsRefused, and nothing changes.
+        Returns whether another server is needed. Raises SettingsRefused, and then nothing changes.
         """
         if request.keys_only:
             self.credentials = replace(self.credentials, key_digests=_keys(self.config, request.contents))
@@ -162,7 +165,7 @@ class InEffect:
         return another
 
     def turn(self) -> tuple[ServiceConfigSchema, str]:
-        """Put the settings of the last reload in effect; returns the settings and the model before."""
+        """Put the settings of the last reload in effect; returns the previous settings and model."""
         self.due.clear()
         before = self.config, self.model
         self.config, self.model = self.wanted
@@ -174,7 +177,7 @@ class InEffect:
 
 
 def _keys(config: ServiceConfigSchema, contents: dict[str, str]) -> tuple[str, ...]:
-    """Digests of the keys in a file of keys, without reading the certificate's files. Raises SettingsRefused."""
+    """Digests of the keys in a file of API keys; needs no certificate files. Raises SettingsRefused."""
     if not config.api_key_file:
         text = "API_KEY_FILE is new: run systemctl reload; until then requests need no key"
         raise SettingsRefused([SettingsFinding(instance_file(config.name), 0, text)])
@@ -183,12 +186,12 @@ def _keys(config: ServiceConfigSchema, contents: dict[str, str]) -> tuple[str, .
 
 
 def _with_files(config: ServiceConfigSchema, other: ServiceConfigSchema) -> ServiceConfigSchema:
-    """Settings with the files of keys and certificate that others name."""
+    """The settings `config` with the key and certificate files of `other`."""
     return config.model_copy(update={key: getattr(other, key) for key in FILES})
 
 
 def check(old: ServiceConfigSchema, new: ServiceConfigSchema) -> None:
-    """Raises SettingsRefused for a change that only a start can make: packet filter, ports, token of the hub."""
+    """Raises SettingsRefused for a change that requires a restart: packet filter, ports, token of the hub."""
     for key in ("host", "port", "hub_token_file"):
         if getattr(new, key) != getattr(old, key):
             text = f"{key.upper()} changed, which requires a restart, not a reload"
@@ -203,7 +206,7 @@ def check(old: ServiceConfigSchema, new: ServiceConfigSchema) -> None:
 
 
 def same_server(old: ServiceConfigSchema, new: ServiceConfigSchema) -> bool:
-    """Whether the running server can stay: only the files of keys and certificate differ."""
+    """Whether the running server can stay: the settings differ at most in key and certificate files."""
     files = dict.fromkeys(FILES)
     return old.model_copy(update=files) == new.model_copy(update=files)
 
@@ -217,7 +220,7 @@ def apart(old: ServiceConfigSchema, old_model: str, new: ServiceConfigSchema, ne
         if any(config.kv_cache_gb is None and not config.gpu_devices for config in (old, new)):
             tight += ", since without KV_CACHE_GB the cache takes all the memory left"
     if tight and new.reload_method == "beside":
-        log.warning("RELOAD_METHOD=beside, though by estimate %s: the kernel may kill either", tight)
+        log.warning("RELOAD_METHOD=beside, although by estimate %s; the kernel may kill one of them", tight)
         return ""
     return tight or ("RELOAD_METHOD=restart" if new.reload_method == "restart" else "")
 
@@ -227,10 +230,10 @@ def fits_beside(
 ) -> bool:
     """Whether a second server fits beside the first below the unit's memory limit (GiB)."""
     if old.gpu_devices or new.gpu_devices:
-        # The GPU's memory counts, and vLLM allocates its whole share at once.
+        # On a GPU its memory is the limit, and vLLM allocates its whole share of that at once.
         return False
     if not (Path(old_model).is_dir() and Path(new_model).is_dir()):
-        # The size of a model of the hub is not known, nor of a model whose files were removed meanwhile.
+        # The size of a model on the hub is unknown, and so is that of a model whose files have been removed.
         return False
     with suppress(SettingsRefused, OSError):
         both = sum(

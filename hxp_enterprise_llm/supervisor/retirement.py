@@ -27,13 +27,13 @@ class Retirement:
         self._task = asyncio.create_task(retire())
 
     async def over(self, timeout: float | None = None) -> bool:
-        """Wait until no server retires any more, `timeout` seconds at most; False if one still does."""
+        """Wait until the retiring server, if any, has ended; False if it has not within `timeout` seconds."""
         if self._task:
             await asyncio.wait((self._task,), timeout=timeout)
         return not self._task or self._task.done()
 
     async def cut(self, within_sec: float | None = None) -> None:
-        """Kill the server at once, and wait up to `within_sec` seconds, if given, until it is gone."""
+        """Kill the retiring server at once, and wait up to `within_sec` seconds, if given, until it has ended."""
         if self._task:
             self._task.cancel()
             await asyncio.wait((self._task,), timeout=within_sec)

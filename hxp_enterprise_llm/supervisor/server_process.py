@@ -32,16 +32,16 @@ LARGEST_MESSAGE = 4096
 COMMAND_SEC = 30.0
 """How long the server may take to carry out a command: its event loop has just answered a request."""
 REPORT_SEC = 1.0
-"""How long the fork server gets to report how a process ended; a stopped fork server never does."""
+"""How long the fork server may take to report how a process ended; a stopped fork server never reports it."""
 LOST_STATUS = 255
 """What multiprocessing reports as exit status when the fork server has ended before the process."""
 KILL_SEC = 30.0
-"""How long killed processes may take to end: the kernel releases the memory of a large model for seconds."""
+"""How long killed processes may take to end: the kernel needs seconds to release the memory of a large model."""
 RETRY_SEC = 0.5
 
 
 class Heartbeat(NamedTuple):
-    """The last message; `at` is the time of its arrival (monotonic, seconds), the rest as in `worker.heartbeat`."""
+    """The last heartbeat; `at` is the time of its arrival (monotonic, seconds), the rest as in `worker.heartbeat`."""
 
     at: float
     in_flight: int
@@ -59,10 +59,10 @@ class Failure(NamedTuple):
 
 
 class ServerProcess:
-    """A vLLM API server with the engine and workers below it.
+    """A vLLM API server with its engine and workers.
 
-    `method` is "fork" (from the fork server that has imported vLLM) or "spawn" (a new interpreter, as plain vLLM);
-    `target` is what the new process runs.
+    `method` is "fork" (from the fork server, which has imported vLLM) or "spawn" (a new interpreter, as in plain vLLM);
+    `target` is the function that the new process runs.
     """
 
     def __init__(
@@ -101,17 +101,17 @@ class ServerProcess:
         self._handle = -1  # pidfd of the server
         self._engines: dict[int, int] = {}  # pid to pidfd
         self._opened = False
-        # How often it was given credentials, the first time with its start; `_untold` once a message failed.
+        # The number of times that it was given credentials, its start included; `_untold`: a message could not be sent.
         self._given, self._untold = 1, False
         self.heartbeat: Heartbeat | None = None
         self.failure: Failure | None = None
-        # Why no heartbeat will come any more, though the server runs.
+        # Why the server sends no more heartbeats, though it runs.
         self._silence, self._silent = "", asyncio.Event()
 
     async def start(self) -> None:
-        """Start it. With "fork" this returns once the fork server has imported vLLM.
+        """Start the server. With "fork" this returns once the fork server has imported vLLM.
 
-        Raises OSError or EOFError if it cannot be started.
+        Raises OSError or EOFError if the server cannot be started.
         """
         asyncio.get_running_loop().add_reader(self._channel, self._hear)
         self._starting = asyncio.ensure_future(asyncio.to_thread(self._process.start))
@@ -123,9 +123,9 @@ class ServerProcess:
             self._handle = os.pidfd_open(self._process.pid or 0)
 
     def watch_engines(self) -> None:
-        """From now on treat the end of an engine process as the end of the server.
+        """From now on, treat the end of an engine process as the end of the server.
 
-        vLLM's API server itself checks only every 5 s, and then ends with status 0.
+        vLLM's API server checks its engine only every 5 s, and then exits with status 0.
         """
         if self._process.pid is None:
             return
@@ -135,7 +135,7 @@ class ServerProcess:
                     self._engines[process.pid] = os.pidfd_open(process.pid)
 
     async def ended(self) -> str:
-        """Wait for the end of the server, of a watched engine or of the heartbeats; the end in words."""
+        """Wait for the end of the server, of a watched engine or of the heartbeats; returns what ended, and how."""
         if self._handle < 0:
             return f"the server {await self._how()}"
         handles = {self._handle: self._process.pid or 0} | {handle: pid for pid, handle in self._engines.items()}
@@ -143,7 +143,7 @@ class ServerProcess:
         try:
             await asyncio.wait((ending, silent), return_when=asyncio.FIRST_COMPLETED)
             if not ending.done():
-                return f"the server (pid {self._process.pid}) can send no heartbeats any more: {self._silence}"
+                return f"the server (pid {self._process.pid}) can no longer send heartbeats: {self._silence}"
             pid = ending.result()
         finally:
             for task in (ending, silent):
@@ -154,9 +154,9 @@ class ServerProcess:
         return f"the server (pid {pid}) {await self._how()}"
 
     async def open(self, stop: asyncio.Event) -> bool:
-        """Let it accept the connections of the public listener; False at once if `stop` is set before it does.
+        """Let the server accept the connections of the public listener; False at once if `stop` is set before it does.
 
-        Raises EngineDied if it does not.
+        Raises EngineDied if the server does not accept them.
         """
         if self._untold:
             raise EngineDied("the server could not be sent its new keys")
@@ -165,14 +165,14 @@ class ServerProcess:
         return await self._until(lambda heartbeat: heartbeat.open, "begun to accept connections", stop)
 
     async def take(self, credentials: Credentials) -> None:
-        """Make it require other keys and present another certificate from now on; nothing if it has ended.
+        """Make the server require other keys and present another certificate from now on; no effect if it has ended.
 
-        A server that does not is killed: it would accept a revoked key. A server that does not accept connections yet
-        is not waited for: it takes its credentials before it carries out "open".
+        A server that does not confirm this is killed, because it would accept a revoked key. A server that does not
+        accept connections yet need not confirm it: it takes its credentials before it carries out "open".
         """
         self._given += 1
         given = self._given
-        # In memory, and without a limit on its length.
+        # A file in memory has no limit on its length, unlike a message.
         descriptor = os.memfd_create("credentials", os.MFD_CLOEXEC)
         with os.fdopen(descriptor, "w+", encoding="utf-8") as file:
             json.dump(dataclasses.asdict(credentials), file)
@@ -188,9 +188,9 @@ class ServerProcess:
                 self.send_signal(signal.SIGKILL)
 
     async def _until(self, done: Callable[[Heartbeat], bool], what: str, stop: asyncio.Event | None = None) -> bool:
-        """Wait until a heartbeat says that a command is carried out; False if `stop` is set before.
+        """Wait until a heartbeat confirms a command; False if `stop` is set before.
 
-        Raises EngineDied if none does.
+        Raises EngineDied if the server does not confirm it within COMMAND_SEC, or ends.
         """
         begin = time.monotonic()
         while not (self.heartbeat and done(self.heartbeat)):
@@ -204,25 +204,25 @@ class ServerProcess:
         return True
 
     async def leave(self, limit: float, *, patient: bool = False) -> bool:
-        """Let it accept no more connections, and wait up to `limit` s until its clients have left.
+        """Let the server accept no more connections, and wait up to `limit` seconds until its clients disconnect.
 
-        False if requests are in flight after that. With `patient` the limit counts from the last token: for a server
-        that nobody waits for. New connections wait in the listener's queue, or go to a successor. uvicorn closes
-        idle connections after VLLM_HTTP_TIMEOUT_KEEP_ALIVE.
+        Returns False if requests are still in flight then. With `patient` the limit counts from the last token: use it
+        when nothing waits for the server's end. New connections wait in the listener's queue, or go to a successor.
+        uvicorn closes idle connections after VLLM_HTTP_TIMEOUT_KEEP_ALIVE.
         """
         self.tell("leave")
         begin, progress = time.monotonic(), None
         while time.monotonic() - begin < limit and self.runs():
             if patient and self.heartbeat and self.heartbeat.progress != progress:
                 begin, progress = time.monotonic(), self.heartbeat.progress
-            # Without new connections their number only decreases, so that an old heartbeat does no harm.
+            # Without new connections the number only decreases, so an old heartbeat is good enough.
             if self.heartbeat and not self.heartbeat.open and not self.heartbeat.connections:
                 return True
             await asyncio.sleep(LOOK_SEC)
         return not (self.runs() and self.heartbeat and self.heartbeat.in_flight)
 
     def processes(self) -> list[psutil.Process]:
-        """All its processes: the API server, the engine, workers and their children."""
+        """All processes of the server: the API server, the engine, workers and their children."""
         if self._process.pid is None:
             # Not forked yet: the fork server still imports vLLM.
             importing = fork_server.pid() if self._method == "fork" else None
@@ -236,11 +236,11 @@ class ServerProcess:
         return family
 
     def engines(self) -> list[psutil.Process]:
-        """All its processes but the API server."""
+        """All processes of the server except the API server."""
         return [process for process in self.processes() if process.pid != self._process.pid]
 
     async def drain(self, plan: StopPlan) -> bool:
-        """Ask it to finish its requests and end, and wait as the plan says; False if it aborts a request."""
+        """Ask the server to finish its requests and exit by the deadlines of `plan`; False if it aborts a request."""
         if self._handle < 0:
             return True
         self.send_signal(signal.SIGTERM)
@@ -258,9 +258,9 @@ class ServerProcess:
         return True
 
     async def kill(self) -> None:
-        """Kill what is left of it, and wait until all its processes have ended and the kernel has their memory.
+        """Kill the remaining processes, and wait until all have ended and the kernel has released their memory.
 
-        A second call waits for the first; a cancelled call does not interrupt the killing.
+        A second call waits for the first; cancelling a call does not interrupt the killing.
         """
         if self._killing is None:
             self._killing = asyncio.create_task(self._kill())
@@ -284,7 +284,7 @@ class ServerProcess:
         fork_server.end_stopped()
 
     async def _end_start(self) -> None:
-        """End a start that still waits for the fork server, which imports vLLM or stands still."""
+        """End a start that still waits for the fork server, which may be importing vLLM or be stopped."""
         if self._starting is None:
             return
         end = time.monotonic() + KILL_SEC
@@ -293,26 +293,26 @@ class ServerProcess:
             await fork_server.kill()
             await asyncio.wait((self._starting,), timeout=RETRY_SEC)
         if self._starting.done():
-            # Whoever waited for the start has its error.
+            # The caller of `start` gets its error.
             self._starting.exception()
 
     @property
     def watched_engines(self) -> set[int]:
-        """The engine processes (PIDs) whose end is the end of the server."""
+        """PIDs of the engine processes whose end counts as the end of the server."""
         return set(self._engines)
 
     @property
     def gone(self) -> bool:
-        """Whether it was killed and its processes have ended."""
+        """Whether the server was killed and its processes have ended."""
         return self._killing is not None and self._killing.done()
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Send a signal to the API server; nothing if it has ended."""
+        """Send a signal to the API server; no effect if it has ended."""
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._handle, number)
 
     def tell(self, word: str, *descriptors: int) -> bool:
-        """Send the server a command with file descriptors; False if that fails."""
+        """Send the server a command with file descriptors; returns whether it was sent."""
         try:
             socket.send_fds(self._channel, [json.dumps(word).encode()], descriptors)
         except OSError:
@@ -320,7 +320,7 @@ class ServerProcess:
         return True
 
     def runs(self) -> bool:
-        """Whether the API server has not ended."""
+        """Whether the API server is still running."""
         return self._handle >= 0 and not processes.has_ended(self._handle)
 
     def _hear(self) -> None:
@@ -341,7 +341,7 @@ class ServerProcess:
                 self._silent.set()
             elif "failed" in message:
                 failure = Failure(**message["failed"])
-                # The first failure is the cause of the others, unless a later one is recognised as final.
+                # The first failure is the cause of later ones, unless a later one is recognised as final.
                 if self.failure is None or (failure.final and not self.failure.final):
                     self.failure = failure
             else:

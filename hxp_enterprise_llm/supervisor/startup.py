@@ -30,8 +30,8 @@ async def bring_up(
 ) -> bool:
     """Start the server and wait for `answer` to return; False if `stop` is set before.
 
-    `on_import` is called when vLLM is imported and loading begins, `feed` regularly with whether loading makes
-    progress; `limit` is START_TIMEOUT_SEC, `file` the settings file to name in errors.
+    `on_import` is called when vLLM is imported and loading begins; `feed` is called regularly with whether loading
+    makes progress. `limit` is START_TIMEOUT_SEC, `file` the settings file to name in errors.
     Raises EngineDied, EngineHung after `limit` seconds without progress, or SettingsRefused if vLLM refuses them.
     """
     if stop.is_set():
@@ -63,7 +63,7 @@ async def bring_up(
         try:
             answering.result()
         except NotAnswered as error:
-            # A process that ends closes its connections first: the reason of its end says more.
+            # A process that ends closes its connections first; the reason of its end says more than the failed request.
             await asyncio.wait((ending,), timeout=END_SEC)
             if ending.done():
                 raise _why(server, ending.result(), file) from error
@@ -97,7 +97,7 @@ def _fork_server_end() -> str:
 async def _watch_progress(server: ServerProcess, limit: float, feed: Callable[[bool], None]) -> None:
     """Call `feed` with whether memory or reads of the loading server have grown.
 
-    Engines are noted as soon as they exist: an engine can outlive its server, which may end before the first answer.
+    Engines are watched as soon as they exist: an engine can outlive its server, which may end before the first answer.
     """
     seen, moved = (0, 0), time.monotonic()
     feed(True)

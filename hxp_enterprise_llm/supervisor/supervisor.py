@@ -45,8 +45,8 @@ class Supervisor:
     """Runs one instance.
 
     `state` reports its phase to other programs. `reread` reads the settings again for a reload, `unit` is the
-    environment that systemd gave, and `run_time` the unit's run-time directory. `now` has the settings in effect,
-    `servers` those that run. `run` is the whole life of the instance; the other public methods are its steps.
+    environment from systemd, and `run_time` the unit's run-time directory. `now` has the settings in effect, `servers`
+    the running servers. `run` is the whole life of the instance; the other public methods are its steps.
     """
 
     def __init__(
@@ -74,7 +74,9 @@ class Supervisor:
         self._retiring = Retirement()
         self._plan: StopPlan | None = None
         self._stop, self._reloads = asyncio.Event(), reload.Requests(run_time, self.carry_out)
-        self._undisturbed = False  # no start, reload or stop is in progress, which would report its own phase
+        self._undisturbed = (
+            False  # whether no start, reload or stop, each of which reports its own phase, is in progress
+        )
         self._recoveries = Recoveries()
         self._was_ready = False
         self._oom_kills = oom_kills()
@@ -85,7 +87,7 @@ class Supervisor:
         self._notifier.say(self._state.enter(phase, reason, reload), **assignments)
 
     def _tell_step(self, phase: Phase, reason: str = "") -> None:
-        """Report a step of the start; while an engine is replaced, only in the log: the phase names the reason."""
+        """Report a step of the start. While an engine is replaced, only log it: the phase then names the reason."""
         if self._was_ready:
             log.info("%s", sentence(phase, reason))
         else:
@@ -115,13 +117,13 @@ class Supervisor:
         plan = self._plan = StopPlan.of(limit, time.monotonic())
         self._undisturbed = False
         self._stop.set()
-        # systemd may have read another DRAIN_TIMEOUT_SEC than the server.
+        # systemd may have read a different DRAIN_TIMEOUT_SEC than the server.
         extension = round((plan.timeout - plan.begin) * 1e6)
         reason = f"waiting up to {limit:g} s for requests in flight"
         self._tell(Phase.STOPPING, reason, STOPPING=1, EXTEND_TIMEOUT_USEC=extension)
 
     async def _kill(self, server: ServerProcess) -> None:
-        """Kill a server and wait until its memory is free; during a stop, no longer than the plan allows."""
+        """Kill a server and wait until its memory is free; during a stop, no longer than the stop plan allows."""
         killing, stopping = asyncio.create_task(server.kill()), asyncio.create_task(self._stop.wait())
         await asyncio.wait((killing, stopping), return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
@@ -131,7 +133,7 @@ class Supervisor:
             killing.result()
 
     async def serve_or_recover(self, listener: socket.socket) -> None:
-        """Serve until the end of this turn, and recover from a failure that a new server can cure."""
+        """Serve until a stop or a reload that needs a new start; recover from a failure that a new server can cure."""
         try:
             await self.serve(listener)
         except CitadelError as error:
@@ -142,7 +144,7 @@ class Supervisor:
                 self.now.back(*self._previous)
                 self._previous, self._went_back = None, str(error)
             elif self._was_ready:
-                # A server has started with these settings, so that they are not the reason.
+                # A server has started with these settings before, so they are not the reason.
                 await self.recover(error if isinstance(error, RECOVERABLE) else EngineDied(str(error)))
             else:
                 raise
@@ -176,7 +178,7 @@ class Supervisor:
             await self._kill(server)
 
     async def new_server(self, listener: socket.socket) -> ServerProcess:
-        """A server with the settings now in effect. Raises EngineDied if its process cannot be started."""
+        """Start a server with the settings now in effect. Raises EngineDied if its process cannot be started."""
         config, model = self.now.config, self.now.model
         self._begin = time.monotonic()
         keys = self.now.credentials.and_key(digest(self._key))
@@ -206,7 +208,7 @@ class Supervisor:
         server.watch_engines()
         if not await server.open(self._stop):
             return False
-        # READY=1 would end, for systemd, a reload that was requested while a dead engine was replaced.
+        # A reload may have been requested while a dead engine was replaced: READY=1 would end it for systemd.
         reloading = self._was_ready and self.now.due.is_set()
         self._previous, self._was_ready = None, True
         took = time.monotonic() - self._begin
@@ -226,9 +228,9 @@ class Supervisor:
     async def replace(
         self, server: ServerProcess, old: ServiceConfigSchema, old_model: str, listener: socket.socket
     ) -> ServerProcess:
-        """Start a server beside `server`, and retire `server` once the new one serves; the server that then serves.
+        """Start a server beside `server`, and retire `server` once the new one serves; returns the server in use then.
 
-        Raises CitadelError if none does: the old server has ended meanwhile, and the new one does not start.
+        Raises CitadelError if there is none: the old server has ended meanwhile, and the new one does not start.
         """
         successor, ready, failure = None, False, None
         self._tell(Phase.RELOADING, "a server with the new settings starts beside the old one")
@@ -240,7 +242,7 @@ class Supervisor:
         except CitadelError as error:
             failure = self._with_reason(error)
         finally:
-            # Once the old server has died, wait until it is killed.
+            # If the old server has died, wait until its remains are killed.
             if not deaths:
                 ending.cancel()
             await asyncio.wait((ending,))
@@ -267,7 +269,7 @@ class Supervisor:
     async def _end_of(
         self, server: ServerProcess, config: ServiceConfigSchema, report: Callable[[CitadelError], None]
     ) -> None:
-        """Wait until a server dies or hangs while its successor loads, report that and kill the rest of it."""
+        """Wait until a server dies or hangs while its successor loads; report that, and kill its other processes."""
         try:
             await watch(config, server, lambda: None)
         except RECOVERABLE as error:
@@ -277,12 +279,12 @@ class Supervisor:
         await self._kill(server)
 
     async def reload_due(self) -> None:
-        """Wait until a reload needs another server, and the server that the last reload replaced has ended."""
+        """Wait until a reload needs another server and the server replaced by the previous reload has ended."""
         await self.now.due.wait()
         await self._retiring.over()
 
     async def until_something_happens(self, server: ServerProcess) -> None:
-        """Wait for a stop or a reload. Raises EngineDied at the server's end, EngineHung if it makes no progress."""
+        """Wait for a stop or a reload. Raises EngineDied when the server ends, EngineHung if it makes no progress."""
 
         def feed() -> None:
             # A reload that is due waits for the end of the previous one.
@@ -304,7 +306,7 @@ class Supervisor:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def recover(self, failure: CitadelError) -> None:
-        """Count a failure and pause; the loop then starts a new server. Raises the failure after too many."""
+        """Count a failure and pause; the loop then starts a new server. Raises the failure if there were too many."""
         pause = self._recoveries.pause(time.monotonic())
         if pause is None:
             before = f"{len(PAUSES_SEC)} before it in the last {WINDOW_SEC:.0f} s"
@@ -326,13 +328,13 @@ class Supervisor:
         return OutOfMemory(f"{error}: out of memory, {limit} is too little; raise it, or lower KV_CACHE_GB")
 
     async def _drain(self, plan: StopPlan, server: ServerProcess | None) -> None:
-        """End the server after its requests, and wait for the retiring server; without `server`, only for that."""
+        """End the server after its requests, and wait for the retiring server; without `server`, only the latter."""
         leaving = [self._retiring.over(left(plan.killed)), *([server.drain(plan)] if server else [])]
         if not all(await asyncio.gather(*leaving)):
             log.warning("Requests were still in flight after %g s and were aborted", plan.drained - plan.begin)
 
     async def carry_out(self, request: reload.Request) -> None:
-        """Carry out root's request. Keys and certificate are in effect in every server before the answer."""
+        """Carry out root's request. Keys and certificate are in effect in every server before the answer is sent."""
         now, refused, another = self.now, "", False
         ended = LastReload(outcome=ReloadOutcome.DONE, at=time.time())
         try:
@@ -349,7 +351,7 @@ class Supervisor:
             reason = f"with the old settings; the reload was refused: {error}"
             ended = LastReload(outcome=ReloadOutcome.REFUSED, at=time.time(), reason=refused)
         if another:
-            # Before the answer: systemctl then waits until the other server is ready.
+            # Set before the answer, so that systemctl waits until the other server is ready.
             self._notifier.send(RELOADING=1)
             now.due.set()
         else:
@@ -361,6 +363,6 @@ class Supervisor:
 
 
 def _reverted(why: str) -> tuple[str, LastReload]:
-    """Reason and outcome of a reload whose settings start no server."""
+    """Reason and outcome of a reload with whose settings no server could start."""
     reason = f"with the old settings; the server could not start with the new ones: {why}"
     return reason, LastReload(outcome=ReloadOutcome.REVERTED, at=time.time(), reason=why)

@@ -1,6 +1,6 @@
-"""Which of vLLM's errors are errors in the settings: another start with the same settings ends in the same way.
+"""Which of vLLM's errors come from the settings: another start with the same settings would fail in the same way.
 
-Every other error may pass by itself, so that systemd starts the service again. docs/decisions/0021 gives the reasons.
+Any other error may pass by itself, so systemd restarts the service. docs/decisions/0021 gives the reasons.
 The patterns are those of vLLM 0.32 and of Transformers as the package carries them.
 """
 
@@ -10,16 +10,16 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 TEXT_BYTES = 1000
-"""How much of an error the main process hears; a message must not be longer than it reads at once."""
+"""Length of the description of an error: the main process must be able to read the message at once."""
 CONFIG_MODULES = ("vllm.config", "vllm.engine.arg_utils")
-"""Modules (with those below them) that do nothing but combine and validate settings: their ValueErrors are final."""
+"""Modules (and those below them) that only combine and validate settings: their ValueErrors are final."""
 FINAL_TYPES = (
     "huggingface_hub.errors.DisabledRepoError",
     "huggingface_hub.errors.HFValidationError",
     "huggingface_hub.errors.RepositoryNotFoundError",  # also GatedRepoError
     "huggingface_hub.errors.RevisionNotFoundError",
 )
-"""Answers of the hub that another request does not change."""
+"""Answers of the hub that stay the same when the request is repeated."""
 
 
 class Pattern(NamedTuple):
@@ -29,7 +29,7 @@ class Pattern(NamedTuple):
     text: str
 
     def matches(self, error: BaseException, text: str) -> bool:
-        """Whether `error`, whose message is `text`, is such an error."""
+        """Whether `error`, with the message `text`, is such an error."""
         return isinstance(error, self.kind) and re.search(self.text, text) is not None
 
 
@@ -65,29 +65,29 @@ FINAL = (
     Pattern(OSError, r"does not appear to have (a file|files) named"),
 )
 TRANSIENT = (
-    # vllm/v1/worker/utils.py: a process that has ended may still hold the GPU's memory
+    # vllm/v1/worker/utils.py: a process that has ended may still hold GPU memory
     Pattern(ValueError, r"Free memory on device"),
     Pattern(ValueError, r"Externally held weights on device"),
-    # vllm/v1/worker/cpu_worker.py: what the host has free
+    # vllm/v1/worker/cpu_worker.py: depends on the free memory of the host
     Pattern(ValueError, r"Available memory on node"),
     # vllm/config/parallel.py: a GPU that the driver has not found yet, or has lost
     Pattern(ValueError, r"World size .* is larger than the number of available GPUs"),
     # vllm/model_executor/models/registry.py: vLLM inspects the model's class in another process, which may be killed
     Pattern(ValueError, r"failed to be inspected"),
-    # vllm/transformers_utils/config.py: so end all errors, also of a hub that cannot be reached
+    # vllm/transformers_utils/config.py: covers all errors, including a hub that cannot be reached
     Pattern(ValueError, r"Invalid repository ID or local directory specified"),
     Pattern(ValueError, r"Could not detect config format for no config file found"),
     # transformers/utils/hub.py
     Pattern(OSError, r"We couldn't connect to"),
     Pattern(OSError, r"There was a specific connection error"),
 )
-"""Errors that pass, though their type or place is that of an error in the settings."""
+"""Errors that may pass, though their type or module is that of an error in the settings."""
 MEASURED = FINAL[:3]
-"""On a GPU the memory for the cache is measured, while another process may hold some of it for a moment."""
+"""On a GPU these depend on free memory, of which another process may hold some for a moment."""
 
 
 def is_final(error: BaseException, *, gpu: bool = False) -> bool:
-    """Whether the settings have to change before the next start can succeed. `gpu`: the model computes on a GPU."""
+    """Whether the settings have to change before a start can succeed. `gpu`: the model computes on a GPU."""
     text = message(error)
     if any(pattern.matches(error, text) for pattern in TRANSIENT + (MEASURED if gpu else ())):
         return False
@@ -102,13 +102,13 @@ def is_final(error: BaseException, *, gpu: bool = False) -> bool:
 
 
 def message(error: BaseException) -> str:
-    """The words of an error on one line; of a pydantic error without its input and its link."""
+    """The message of an error on one line; that of a pydantic error without its input and its link."""
     text = "; ".join(each["msg"] for each in error.errors()) if isinstance(error, ValidationError) else str(error)
     return " ".join(text.split())
 
 
 def description(error: BaseException) -> str:
-    """Type and words of an error, as the main process shows them: ASCII, TEXT_BYTES bytes at most."""
+    """Type and message of an error, as the main process shows it: ASCII, TEXT_BYTES bytes at most."""
     text = f"{type(error).__name__}: {message(error)}"
     return text.encode("ascii", "replace")[:TEXT_BYTES].decode()
 

@@ -1,9 +1,9 @@
-"""What a vLLM server and the main process tell each other while the server runs.
+"""Messages between a vLLM server and the main process while the server runs.
 
-Messages are JSON on a SOCK_SEQPACKET socket. The server sends a heartbeat a second,
+Messages are JSON on a SOCK_SEQPACKET socket. The server sends a heartbeat every second,
 `{"in_flight": requests, "connections": clients, "open": bool, "taken": times, "progress": [figures]}`. When it fails it
-sends `{"failed": {"text": sentence, "final": bool}}`, and when its heartbeats end early `{"silent": sentence}`. The
-main process sends `"open"`, `"leave"`, and `"take"` with the descriptor of a file in memory that holds credentials.
+sends `{"failed": {"text": sentence, "final": bool}}`; when only its heartbeats end, `{"silent": sentence}`. The main
+process sends `"open"`, `"leave"`, and `"take"` with the descriptor of a file in memory that holds credentials.
 This half runs in vLLM's processes; `supervisor.server_process` and `supervisor.hang` are the other half.
 """
 
@@ -28,17 +28,17 @@ TELL_SEC = 1.0
 LONGEST_WORD_BYTES = 16
 FIGURES = (
     "vllm:prompt_tokens_total", "vllm:generation_tokens_total",
-    # A long prompt is read in pieces that yield no token; each takes cache.
+    # A long prompt is processed in pieces that yield no token; each piece uses cache.
     "vllm:kv_cache_usage_perc",
 )  # fmt: skip
-"""Metrics of vLLM of which at least one changes while the engine works on a request (vllm/v1/metrics/loggers.py)."""
+"""Metrics of vLLM, at least one of which changes while the engine works on a request (vllm/v1/metrics/loggers.py)."""
 
 
 def tell_reasons(channel: socket.socket, *, gpu: bool = False) -> None:
     """From now on send the main process each exception that vLLM logs, also from processes forked from this one.
 
     The first exception is the reason of a failed start. `gpu`: the model computes on a GPU.
-    A record factory and no handler: vLLM's engine process configures its logging again, without earlier handlers.
+    This sets a record factory, not a handler: vLLM's engine process configures logging again and drops handlers.
     """
     make = logging.getLogRecordFactory()
 
@@ -57,19 +57,19 @@ def tell_reasons(channel: socket.socket, *, gpu: bool = False) -> None:
 
 
 def tell_failure(channel: socket.socket, error: BaseException, *, gpu: bool = False) -> None:
-    """Tell why this process ends, and whether the settings are the reason."""
+    """Send the reason why this process ends, and whether it is an error in the settings."""
     tell_end(channel, failures.description(error), failures.is_final(error, gpu=gpu))
 
 
 def tell_end(channel: socket.socket, text: str, final: bool) -> None:
-    """Tell why this process ends in words of ASCII; `final` if no start with the same settings can succeed."""
+    """Send the reason why this process ends (ASCII); `final` if no start with the same settings can succeed."""
     _send(channel, {"failed": {"text": text, "final": final}}, TELL_SEC)
 
 
 async def beat(channel: socket.socket, listener: socket.socket) -> None:
-    """Send a heartbeat a second and carry out the main process's commands with `listener`; never returns.
+    """Send a heartbeat every second and carry out the main process's commands with `listener`; never returns.
 
-    Before it raises an error of its own, it sends the error to the main process: the engine may still be healthy.
+    On an error of its own, it sends the error to the main process and raises it: the engine may still be healthy.
     """
     try:
         await _beat(channel, listener)
@@ -86,7 +86,7 @@ async def _beat(channel: socket.socket, listener: socket.socket) -> None:
     try:
         while True:
             samples = (sample for metric in figures.collect() for sample in metric.samples if sample.name in FIGURES)
-            # With --disable-log-stats there are no figures; pieces of answers are less certain, as probes count too.
+            # With --disable-log-stats there are no figures; the count of pieces of answers includes those of probes.
             progress = [sample.value for sample in samples] or [Traffic.sent]
             message = {"in_flight": Traffic.requests, "connections": Traffic.connections()}
             message |= {"open": Traffic.is_open, "taken": Traffic.taken}

@@ -1,7 +1,7 @@
-"""Imported once by the fork server: vLLM, and the changes that make it fork its engine.
+"""Imported once by the fork server: vLLM, and the changes that make the API server fork its engine.
 
-The fork server (`multiprocessing.forkserver`) imports this module and then does nothing but fork, so a fork always
-comes from a process with one thread, no lock held, no GPU opened and all of vLLM's modules in memory.
+The fork server (`multiprocessing.forkserver`) imports this module and then only forks, so a fork always comes from a
+process with one thread, no lock held, no GPU opened and all of vLLM's modules in memory.
 """
 
 import gc
@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import setproctitle
 
-# Imported modules are never freed; collecting garbage while they load takes a fifth of the time.
+# Imported modules are never freed, and garbage collection would take a fifth of the time of the import.
 gc.disable()
 
 if os.environ.get("TORCHDYNAMO_DISABLE") == "1":
@@ -32,7 +32,7 @@ from vllm.platforms import current_platform
 
 T = TypeVar("T")
 
-# It finds the memory of the title by way of the environment, so it must be called before a fork replaces that.
+# setproctitle locates its memory through the environment, so it must be called before a fork replaces that.
 setproctitle.setproctitle("VLLM::ForkServer")
 
 
@@ -45,12 +45,12 @@ def _fork_context() -> BaseContext:
 
 
 if current_platform.is_cpu():
-    # vLLM's CPU platform forces "spawn", since its API server may have OpenMP threads that do not survive a fork.
-    # Ours has none: it is newly forked itself, and starts the engine first. Replaced before the modules below import
+    # vLLM's CPU platform forces "spawn", since its API server may have OpenMP threads, which do not survive a fork.
+    # Here the API server is a new fork itself and starts the engine first. Replaced before the modules below import
     # the function by name.
     vllm.utils.system_utils.get_mp_context = _fork_context
 
-# What an API server and an engine import before they are ready; anything missing here is imported after the fork.
+# Everything that an API server and an engine import before they are ready; the rest is imported after the fork.
 import vllm.entrypoints.launchers.api_server.entry
 import vllm.entrypoints.launchers.cli_args
 import vllm.v1.engine.async_llm
@@ -58,7 +58,7 @@ import vllm.v1.engine.core
 import vllm.v1.executor.multiproc_executor
 import vllm.v1.executor.uniproc_executor
 
-# Ours too: an upgrade of the package may move or change them before the next fork.
+# Our own modules too: an upgrade of the package may move or change them before the next fork.
 import hxp_enterprise_llm.protocol.worker
 import hxp_enterprise_llm.worker.heartbeat
 import hxp_enterprise_llm.worker.server  # noqa: F401
@@ -68,10 +68,10 @@ if current_platform.is_cpu():
     import vllm.v1.worker.cpu_worker
 
     # vLLM inspects a model's class in another process, so that this one opens no GPU; at the first start of a model
-    # that process imports all of vLLM again. Without a GPU the server itself, a fork, can inspect the class.
+    # that process imports all of vLLM again. Without a GPU, the server, which is a fork, can inspect the class itself.
     vllm.model_executor.models.registry._run_in_subprocess = _call
 
-# The collector skips frozen objects, so that their pages stay shared. Collecting the garbage of the imports first would
+# The collector skips frozen objects, so their pages stay shared. Collecting the garbage of the imports first would
 # take half a second and free little.
 gc.freeze()
 gc.enable()

@@ -26,20 +26,20 @@ def serve(
     channel: socket.socket,
     credentials: Credentials,
 ) -> None:
-    """Run vLLM's API server until SIGTERM, then drain it; `channel` carries its heartbeat to the main process.
+    """Run vLLM's API server until SIGTERM, then drain it; `channel` carries its heartbeats to the main process.
 
-    `arguments` are flags of `vllm serve`; its `--host` and `--port` appear in messages only. The server first accepts
-    connections of `private`, where the main process probes the model over plain HTTP, and from the main process's
-    command on those of `listener`, with TLS if `credentials` have a certificate.
+    `arguments` are flags of `vllm serve`; `--host` and `--port` only appear in messages. The server first accepts
+    connections on `private`, where the main process probes the model over plain HTTP, and after the main process's
+    command on `listener`, with TLS if `credentials` have a certificate.
     """
-    # Until vLLM installs its own handler, an early stop ends the process at once.
+    # Until vLLM installs its own handler, a stop ends the process at once.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if forked:
-        # Imported already, unless the fork server could not: then the traceback shows why.
+        # Imported already, unless the fork server failed to: then the traceback shows why.
         from hxp_enterprise_llm.worker import preload  # noqa: F401
 
     setproctitle.setproctitle("VLLM::APIServer")
-    # In a fork these are in memory already; in a spawned process they take most of the time of a start.
+    # A fork has these in memory already; a spawned process takes most of its start to import them.
     import uvloop
     from vllm.entrypoints.launchers.api_server.entry import run_server_worker
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args

@@ -1,4 +1,4 @@
-"""Middleware of a vLLM API server: authenticates and counts requests, opens and closes the server to clients.
+"""Middleware of a vLLM API server: authenticates and counts requests, opens the server to clients and closes it.
 
 vLLM loads it by its --middleware flag. Runs in vLLM's process.
 """
@@ -19,11 +19,11 @@ from hxp_enterprise_llm.settings.api_keys import digest
 from hxp_enterprise_llm.system import tls
 
 OPEN_PATH = "/health"
-"""For load balancers, without a key: the answer says only that the server runs."""
+"""Needs no key, for load balancers: the answer only says that the server runs."""
 UNAUTHORIZED = json.dumps(
     {"error": {"message": "a key is missing or wrong", "type": "invalid_request_error", "code": "invalid_api_key"}}
 ).encode()
-"""In the form of the OpenAI API, which its clients turn into an exception."""
+"""An error as in the OpenAI API, which its clients turn into an exception."""
 POLICY_VIOLATION = 1008  # RFC 6455
 
 
@@ -51,7 +51,7 @@ class _Talk:
 
     async def receive(self) -> Any:
         message = await self._receive()
-        # Messages that the client sent before it learned of the close are ignored.
+        # Ignore messages that the client sent before it learned of the close.
         return {"type": "websocket.disconnect", "code": POLICY_VIOLATION} if self._closed else message
 
     async def send(self, message: Any) -> None:
@@ -66,7 +66,7 @@ class _Talk:
 
 
 class _Arrival(asyncio.Protocol):
-    """A client from its TCP connection to the end of its TLS handshake, if any; then uvicorn counts it.
+    """A client from its TCP connection to the end of its TLS handshake, if any; from then on uvicorn counts it.
 
     A failed handshake triggers no callback; the entry disappears with its transport.
     """
@@ -85,13 +85,13 @@ class _Arrival(asyncio.Protocol):
 class Traffic:
     """ASGI middleware; a server has one.
 
-    `requests` counts requests in flight that the model has to work on, `sent` the pieces of answers sent so far.
-    vLLM's own gauge shows a request only when the engine has accepted it, which a hung engine never does.
+    `requests` counts the requests in flight that the model has to work on, `sent` the pieces of answers sent so far.
+    vLLM's own gauge shows a request only once the engine has accepted it, which a hung engine never does.
     """
 
     key_digests: tuple[str, ...] = ()
     taken = 0
-    """How often the server was given credentials."""
+    """How often the server has been given credentials."""
     _tls: ssl.SSLContext | None = None
     requests = 0
     sent = 0
@@ -136,7 +136,7 @@ class Traffic:
             return message
 
         async def sent(message: Any) -> None:
-            # Only POST: probes are answered while the engine hangs.
+            # Only POST counts: GET probes are answered even while the engine hangs.
             Traffic.sent += work is not None
             if Traffic.leaving and message["type"] == "http.response.start":
                 # The client opens a new connection for its next request, which the successor accepts.
@@ -157,7 +157,7 @@ class Traffic:
         given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
         kind, _, key = given.decode("latin-1").partition(" ")
         found = digest(key.strip())
-        # Compared with all keys, each in constant time, so that the duration reveals nothing.
+        # Compare with all keys, each in constant time, so that the duration reveals nothing.
         matches = [hmac.compare_digest(found, one) for one in Traffic.key_digests]
         return kind.lower() == "bearer" and any(matches)
 
@@ -171,7 +171,7 @@ class Traffic:
 
     @classmethod
     def connections(cls) -> int:
-        """How many clients are connected, including idle clients and clients in their TLS handshake."""
+        """Number of connected clients, including idle clients and clients in their TLS handshake."""
         return len(cls.server.server_state.connections) + len(cls.arriving) if cls.server else 0
 
     @classmethod
@@ -184,7 +184,7 @@ class Traffic:
         cls._tls = tls.server(credentials.certificate, credentials.private_key) if credentials.certificate else None
         cls.taken += 1
         for talk in [talk for talk in cls._talks if not cls._may(talk.scope)]:
-            # In the background: a client that does not read must not delay this.
+            # In the background: a client that does not read must not delay the caller.
             task = asyncio.get_running_loop().create_task(talk.close())
             cls._closing.add(task)
             task.add_done_callback(cls._closing.discard)
@@ -193,8 +193,8 @@ class Traffic:
     async def open(cls, listener: socket.socket) -> None:
         """Accept connections from `listener` only from now on.
 
-        Existing connections continue with the certificate that they were shown. Does nothing once uvicorn is shutting
-        down: it has closed its sockets, and would wait for a new one for ever.
+        Existing connections keep the certificate that they were shown. Does nothing once uvicorn is shutting down: it
+        has closed its sockets, and would wait for a new one for ever.
         """
         server = cls.server
         if server.should_exit:
@@ -207,7 +207,7 @@ class Traffic:
             return made
 
         loop = asyncio.get_running_loop()
-        # A duplicate, since it is closed in the end: waiting connections stay in the listener's queue.
+        # A duplicate, because uvicorn closes it at the end: waiting connections stay in the listener's queue.
         accepting = await loop.create_server(
             lambda: _Arrival(protocol), sock=listener.dup(), ssl=cls._tls, backlog=BACKLOG
         )
@@ -219,7 +219,7 @@ class Traffic:
 
     @classmethod
     def leave(cls) -> None:
-        """Accept no more connections, and close each after its next answer; uvicorn closes idle ones itself."""
+        """Accept no more connections, and close each after its next answer; uvicorn closes idle connections itself."""
         cls.leaving, cls.is_open = True, False
         for accepting in cls.server.servers:
             accepting.close()

@@ -56,7 +56,7 @@ HEARTBEAT = {"in_flight": 1, "connections": 1, "open": True, "taken": 1, "progre
 
 def test_a_server_without_heartbeats_is_replaced_for_the_error_of_its_heartbeat() -> None:
     async def test(one: ServerProcess) -> None:
-        assert (await one.ended()).endswith("can send no heartbeats any more: KeyError: 'open'")
+        assert (await one.ended()).endswith("can no longer send heartbeats: KeyError: 'open'")
 
     run(test, HEARTBEAT, {"silent": "KeyError: 'open'"})
 

@@ -74,9 +74,7 @@ class Supervisor:
         self._retiring = Retirement()
         self._plan: StopPlan | None = None
         self._stop, self._reloads = asyncio.Event(), reload.Requests(run_time, self.carry_out)
-        self._undisturbed = (
-            False  # whether no start, reload or stop, each of which reports its own phase, is in progress
-        )
+        self._undisturbed = False  # no start, reload or stop is in progress; each of them reports its own phase
         self._recoveries = Recoveries()
         self._was_ready = False
         self._oom_kills = oom_kills()

@@ -27,7 +27,7 @@ def test_the_demo_answers_and_cleans_up_after_itself() -> None:
     assert "MemoryMax=4294967296" in shown
     assert re.search(r"capital of France\?.*\n.*Answer: .*Paris", shown)
     assert len(re.findall("Answer: +\\S", shown)) == 2
-    assert "the machine is gone" in shown.splitlines()[-1]
+    assert "done" in shown.splitlines()[-1]
     assert not traces(demo_machine(process.pid))
 
 
@@ -46,6 +46,6 @@ def test_an_interrupted_demo_cleans_up_after_itself() -> None:
         rest, _ = process.communicate(timeout=2 * SHUTDOWN_SEC)
     print(rest)
     assert process.returncode == 1
-    assert "demo: interrupted; the machine is gone" in rest
+    assert "demo: interrupted" in rest
     assert "Traceback" not in rest
     assert not traces(name)

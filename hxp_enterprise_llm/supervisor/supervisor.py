@@ -122,6 +122,8 @@ class Supervisor:
 
     async def _kill(self, server: ServerProcess) -> None:
         """Kill a server and wait until its memory is free; during a stop, no longer than the stop plan allows."""
+        # A kill can take half as long as the watchdog allows, and the step before it may have taken the other half.
+        self._notifier.feed()
         killing, stopping = asyncio.create_task(server.kill()), asyncio.create_task(self._stop.wait())
         await asyncio.wait((killing, stopping), return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()

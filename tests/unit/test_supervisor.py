@@ -256,6 +256,32 @@ def test_old_server_dying_during_reload_is_replaced_or_reported(
     asyncio.run(asyncio.wait_for(run(), 10))
 
 
+def test_watchdog_is_fed_before_a_server_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A successor that does not open takes 30 s, and its end as long; the watchdog allows 60 s."""
+    main, recorder = supervisor(tmp_path)
+    old, last = Server(), []
+
+    class Stuck(Server):
+        async def open(self, _stop: asyncio.Event) -> bool:
+            raise EngineDied("the server has not begun to accept connections")
+
+        async def kill(self) -> None:
+            last.append(recorder.said[-1])
+            await super().kill()
+
+    async def made(_: object) -> Server:
+        return Stuck()
+
+    async def run() -> None:
+        monkeypatch.setattr(main, "new_server", made)
+        monkeypatch.setattr("hxp_enterprise_llm.supervisor.supervisor.bring_up", come_up)
+        with socket.socket() as listener:
+            assert await main.replace(old, *main.now.turn(), listener) is old  # type: ignore[arg-type,comparison-overlap]
+
+    asyncio.run(asyncio.wait_for(run(), 10))
+    assert last == [{"WATCHDOG": 1}]
+
+
 def test_timeout_is_extended_while_a_reload_waits(tmp_path: Path) -> None:
     main, recorder = supervisor(tmp_path)
 

@@ -11,7 +11,7 @@ def main() -> None:
     """Run the monitor until SIGTERM or SIGINT."""
     # pydantic would search the metadata of all 150 distributions of the environment for plugins; there are none.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-    # Saves 4 MB: httpx works without its command line, which imports click, rich and pygments.
+    # Saves 4 MB: httpx works without its command line, which would import click, rich and pygments.
     sys.modules["httpx._main"] = None  # type: ignore[assignment]  # None makes the import fail
     from hxp_enterprise_llm.monitoring.daemon import Monitor
     from hxp_enterprise_llm.monitoring.store import Store

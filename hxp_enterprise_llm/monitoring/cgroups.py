@@ -12,7 +12,7 @@ V1_NO_LIMIT = 2**62
 
 
 class Usage(NamedTuple):
-    """Figures of one control group; None if the kernel has no such figure, or there is no limit."""
+    """Figures of one control group; None if the kernel does not count it, or if there is no limit."""
 
     memory_bytes: int | None = None
     memory_peak_bytes: int | None = None
@@ -25,7 +25,7 @@ class Usage(NamedTuple):
 
 
 def read(group: str, root: Path = CGROUPS) -> Usage:
-    """The figures of control group `group` (a unit's ControlGroup property); empty if there is no such group."""
+    """The figures of control group `group` (a unit's ControlGroup property); all None if there is no such group."""
     if not group.strip("/"):
         return Usage()
     below = group.lstrip("/")
@@ -54,7 +54,7 @@ def _version_1(root: Path, below: str) -> Usage:
     limit = _number(_text(memory / "memory.limit_in_bytes"))
     nanoseconds = _number(_text(root / "cpuacct" / below / "cpuacct.usage"))
     if nanoseconds is None:
-        # Where cpuacct is not mounted with cpu, systemd's own hierarchy has the count: version 2 without controllers.
+        # If cpuacct is not mounted with cpu, the count is in systemd's own hierarchy: version 2 without controllers.
         microseconds = _entry(root / "unified" / below / "cpu.stat", "usage_usec")
         nanoseconds = None if microseconds is None else microseconds * 1000
     return Usage(

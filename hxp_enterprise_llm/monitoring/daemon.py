@@ -18,9 +18,9 @@ from hxp_enterprise_llm.system.notify import Notifier
 log = logging.getLogger("citadel-llm-monitor")
 
 PROBE_SEC = 3.0
-"""How often each instance's endpoint is probed (seconds); one that has just become active is probed at once."""
+"""How often each instance's endpoint is probed (seconds); an instance that becomes active is probed at once."""
 RECORD_SEC = 10.0
-"""How often the store is written (seconds): how much of the past a power failure or a SIGKILL can cost."""
+"""How often the store is written (seconds). A power failure or a SIGKILL loses at most this much of the history."""
 FIRST_LOOK_SEC = 5.0
 """How long the monitor waits for systemd and the first probes before it reports that it is ready (seconds)."""
 OWN_KEYS = ("SERVER_IP", "HEALTH_PORT", "METRICS_PORT")
@@ -39,7 +39,7 @@ class Writer:
         self._writing: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
-        """Write again and again. Cancelled during a write, that write goes on, and `close` waits for it."""
+        """Write repeatedly. If this is cancelled during a write, the write continues, and `close` waits for it."""
         while True:
             await asyncio.sleep(self._record_sec)
             self._record()
@@ -47,7 +47,7 @@ class Writer:
             await asyncio.shield(self._writing)
 
     async def close(self) -> None:
-        """Wait for a running write, write the rest once, and close the store."""
+        """Wait for a write in progress, write the rest once, and close the store."""
         if self._writing:
             await asyncio.wait([self._writing])
         self._record()
@@ -60,7 +60,7 @@ class Writer:
 
 
 class Monitor:
-    """The daemon. `run` ends with SIGTERM or SIGINT."""
+    """The monitor's process. `run` ends on SIGTERM or SIGINT."""
 
     def __init__(
         self, store: Store, notifier: Notifier, version: str, root: str = "/", record_sec: float = RECORD_SEC
@@ -94,7 +94,7 @@ class Monitor:
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
-        """Run until SIGTERM or SIGINT. Raises what ended one of the tasks."""
+        """Run until SIGTERM or SIGINT. Raises the error that ended one of the tasks."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
@@ -154,7 +154,7 @@ class Monitor:
         self._changed = text
 
     def _problems(self) -> list[str]:
-        """What is wrong beside the fleet and the store."""
+        """Problems of the monitor other than those of the fleet and the store."""
         return [*filter(None, [self._conflict, *(port.problem for port in self._ports), self._changed])]
 
     def _say(self) -> None:

@@ -31,10 +31,10 @@ MIGRATIONS: Migrations = (
         "CREATE INDEX IF NOT EXISTS period_until ON period (until)",
     ),
 )
-"""The statements that lead from each version to the next. `PRAGMA user_version` is the number of steps applied.
+"""Statements that migrate each version to the next. `PRAGMA user_version` is the number of steps applied.
 
 A step may add a table with a rowid, an index, or a column that is nullable or has a default: an older monitor must be
-able to write a newer database without knowing what was added.
+able to write to a newer database without knowing what was added.
 """
 
 COLUMNS = {
@@ -55,15 +55,15 @@ class Damaged(sqlite3.DatabaseError):
 
 
 def connect(file: Path) -> sqlite3.Connection:
-    """A connection that any thread may use, one at a time; transactions begin with an explicit BEGIN."""
+    """A connection that threads may use one at a time; transactions begin with an explicit BEGIN."""
     return _lenient(sqlite3.connect(file, timeout=2, isolation_level=None, check_same_thread=False))
 
 
 def open_for_writing(file: Path, migrations: Migrations = MIGRATIONS, connect: Connect = connect) -> sqlite3.Connection:
-    """Open the database, create it if there is none, and bring an older schema up to date in one transaction.
+    """Open the database, create it if it is missing, and migrate an older schema in one transaction.
 
     A newer schema is used as it is, and its version is not lowered.
-    Raises sqlite3.Error; `is_damage` tells a damaged file from a disk that is full or missing.
+    Raises sqlite3.Error; `is_damage` distinguishes a damaged file from a full or missing disk.
     """
     database = connect(file)
     try:
@@ -81,12 +81,12 @@ def open_for_writing(file: Path, migrations: Migrations = MIGRATIONS, connect: C
 
 
 def open_for_reading(file: Path) -> sqlite3.Connection:
-    """Open the database without changing anything, also as a user who may not write there.
+    """Open the database without changing anything, even for a user who may not write there.
 
     Raises sqlite3.Error.
     """
     place = file.absolute().as_uri()
-    # Without a write-ahead log nobody has the file open, and a reader may not be allowed to create the log.
+    # Without a write-ahead log no process has the file open, and a reader may not be allowed to create the log.
     if Path(f"{file}-wal").exists():
         database = _lenient(sqlite3.connect(f"{place}?mode=ro", uri=True, timeout=5, isolation_level=None))
         try:
@@ -94,20 +94,20 @@ def open_for_reading(file: Path) -> sqlite3.Connection:
             return database
         except sqlite3.OperationalError as error:
             database.close()
-            # The index of the log is missing, and this user may not create it: what is in the log only is not seen.
+            # The index of the log is missing, and this user may not create it: read without what is only in the log.
             if _code(error) != sqlite3.SQLITE_CANTOPEN:
                 raise
     return _lenient(sqlite3.connect(f"{place}?immutable=1", uri=True, timeout=5, isolation_level=None))
 
 
 def is_damage(error: Exception) -> bool:
-    """Whether the content of the file is unusable. A full, read-only or missing disk is no damage."""
+    """Whether the content of the file is unusable. A full, read-only or missing disk does not count as damage."""
     return isinstance(error, Damaged) or _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 @contextlib.contextmanager
 def transaction(database: sqlite3.Connection) -> Iterator[None]:
-    """All or nothing of what is written inside."""
+    """Commit all statements of the block, or none of them."""
     database.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -121,8 +121,8 @@ def transaction(database: sqlite3.Connection) -> Iterator[None]:
 def set_aside(file: Path, migrations: Migrations = MIGRATIONS, connect: Connect = connect) -> Path:
     """Move a damaged database aside and replace it with a new one that holds what can still be read.
 
-    Returns the new name of the damaged file. Raises OSError or sqlite3.Error if the new one cannot be written; the
-    damaged file then stays where it is.
+    Returns the new name of the damaged file. Raises OSError or sqlite3.Error if the new file cannot be written; the
+    damaged file then stays in place.
     """
     new = file.with_name(f"{file.name}.new")
     _delete(new)
@@ -130,7 +130,7 @@ def set_aside(file: Path, migrations: Migrations = MIGRATIONS, connect: Connect 
     aside = file.with_name(f"{file.name}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
     os.link(file, aside)
     with contextlib.suppress(FileNotFoundError):
-        # Must go before the new file comes: sqlite would apply the log to it.
+        # The log must be moved before the new file is created: sqlite would apply it to that file.
         Path(f"{file}-wal").replace(f"{aside}-wal")
     Path(f"{file}-shm").unlink(missing_ok=True)
     new.replace(file)
@@ -141,13 +141,13 @@ def set_aside(file: Path, migrations: Migrations = MIGRATIONS, connect: Connect 
 
 
 def _lenient(connection: sqlite3.Connection) -> sqlite3.Connection:
-    """A connection that reads text which is not UTF-8: sqlite does not report it as damage, but Python refuses it."""
+    """A connection that reads text that is not UTF-8: sqlite does not report it as damage, but Python refuses it."""
     connection.text_factory = lambda raw: raw.decode(errors="replace")
     return connection
 
 
 def _code(error: Exception) -> int:
-    """The primary result code of sqlite; 0 for an error of the Python module."""
+    """The primary result code of sqlite; 0 if the error comes from the Python module."""
     return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
 
@@ -175,7 +175,7 @@ def _verify(database: sqlite3.Connection) -> None:
 
 
 def _columns(database: sqlite3.Connection, table: str) -> dict[str, str]:
-    """The columns of a table, each with its definition as ALTER TABLE ADD COLUMN takes it."""
+    """The columns of a table, each with its definition in the syntax of ALTER TABLE ADD COLUMN."""
     found = {}
     for _, name, kind, required, default, _ in database.execute(f"PRAGMA table_info({_quoted(table)})"):
         words = [_quoted(name), kind, f"DEFAULT {default}" if default is not None else ""]
@@ -210,7 +210,7 @@ def _copy(source: sqlite3.Connection, target: sqlite3.Connection) -> int:
 
 
 def _copy_table(source: sqlite3.Connection, target: sqlite3.Connection, table: str, sql: str) -> int:
-    """Copy the readable rows of a table, which is made if need be; the number of rows."""
+    """Copy the readable rows of a table, which is created if necessary; returns the number of rows."""
     try:
         columns = _columns(source, table)
     except sqlite3.DatabaseError:
@@ -228,7 +228,7 @@ def _copy_table(source: sqlite3.Connection, target: sqlite3.Connection, table: s
         return 0
     names = ", ".join(map(_quoted, columns))
     before = target.total_changes
-    # From both ends up to the damage.
+    # Read from both ends, each up to the damage.
     for order in ("ASC", "DESC"):
         rows = _readable(source, f"SELECT rowid, {names} FROM {_quoted(table)} ORDER BY rowid {order}")  # noqa: S608  quoted names
         places = ", ".join("?" * (len(columns) + 1))
@@ -237,7 +237,7 @@ def _copy_table(source: sqlite3.Connection, target: sqlite3.Connection, table: s
 
 
 def _readable(source: sqlite3.Connection, query: str) -> Iterator[tuple[object, ...]]:
-    """The rows up to the first that cannot be read."""
+    """The rows before the first unreadable row."""
     try:
         yield from source.execute(query)
     except sqlite3.DatabaseError:

@@ -18,11 +18,11 @@ from hxp_enterprise_llm.settings.errors import CitadelError, NotPermitted
 
 UPTIME_GOAL = 0.999
 MEMORY_GOAL = 0.95
-"""A peak above this share of the limit is near the limit beyond which the kernel kills a process."""
+"""A peak above this share of the limit is too close to it: at the limit the kernel kills a process."""
 
 
 class NoFigures(CitadelError):
-    """There is no store, or it cannot be read."""
+    """The store does not exist, or cannot be read."""
 
     code = "no-figures"
 
@@ -36,11 +36,11 @@ class Verdict(StrEnum):
 
 
 class Figures(BaseModel):
-    """One instance over the last days. Times in seconds, memory in bytes; None if there is no measurement.
+    """Figures of one instance over the last days. Times in seconds, memory in bytes; None if there is no measurement.
 
-    `watched_seconds` is the time that the instance should have run while the monitor ran; `uptime_ratio` is the share
-    of that time in which the instance was ready. `restarts` counts automatic restarts by systemd. `missed` describes
-    the missed goals.
+    `watched_seconds` is how long the instance should have run while the monitor ran; `uptime_ratio` is the share of
+    that time in which the instance was ready. `restarts` counts automatic restarts by systemd. `missed` describes the
+    goals that were missed.
     """
 
     model_config = ConfigDict(frozen=True)

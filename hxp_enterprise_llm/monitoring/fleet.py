@@ -1,4 +1,4 @@
-"""All instances: updated from systemd, state files and probes; every question is answered at once, from memory."""
+"""All instances: updated from systemd, state files and probes; every request is answered at once, from memory."""
 
 import asyncio
 import logging
@@ -26,7 +26,7 @@ from hxp_enterprise_llm.settings.values import HostLabels, load_host
 log = logging.getLogger("citadel-llm-monitor")
 
 FRESH_SEC = 1.0
-"""How old an answer may be: the kernel's files are read no more often, however many clients ask."""
+"""Maximum age of an answer (seconds): the kernel's files are read no more often, however many clients ask."""
 
 
 def _stamp(file: str) -> tuple[int, int, int] | None:
@@ -40,7 +40,7 @@ def _stamp(file: str) -> tuple[int, int, int] | None:
 class Fleet:
     """The instances of this host.
 
-    `problem` is the reason why systemd cannot be reached, or ""; `host` has the names that people give the host.
+    `problem` is why systemd cannot be reached, or ""; `host` has the host's labels for people.
 
     `ask` probes the endpoint of one instance (`probe.ask`). `root` is the file root of settings and state files,
     `groups` that of the control groups.
@@ -70,7 +70,7 @@ class Fleet:
     # Called by units.UnitWatch
 
     def names(self) -> list[str]:
-        """Read the settings again; the names of the instances that have a file."""
+        """Read the settings again; returns the names of the instances that have a settings file."""
         host = load_host(self._root)
         self._run_time = run_time_path(host, self._root)
         self.host = HostLabels.of(host)
@@ -80,7 +80,7 @@ class Fleet:
             self._instance(name)
         of_the_host = _stamp(settings.host_file(self._root))
         for instance in self.instances.values():
-            # There may be thousands of files, and every daemon-reload of the host leads here.
+            # There may be thousands of files, and every daemon-reload of the host calls this.
             read = (of_the_host, _stamp(settings.instance_file(instance.name, self._root)))
             if read == instance.read:
                 continue
@@ -106,12 +106,12 @@ class Fleet:
         """Update an instance from properties of its unit."""
         instance = self.instances.get(name)
         if instance is None:
-            # An instance without a settings file counts once it runs; systemd also signals the loading of its unit.
+            # An instance without a settings file is included once it runs; systemd also signals that it loads a unit.
             if properties.get("ActiveState", "inactive") == "inactive":
                 return
             instance = self._instance(name)
         was_up = instance.state.up
-        # A full set replaces the old one: thousands of idle units share one set.
+        # A complete set of properties replaces the old one: thousands of idle units share one set.
         every = instance.properties.keys() <= properties.keys()
         instance.properties = properties if every else instance.properties | properties
         instance.known = "ActiveState" in instance.properties
@@ -123,14 +123,15 @@ class Fleet:
             self.store.add_events(name, *ledger.take_unit(instance.properties, boot, now, kills, instance.told))
             self.store.add_events(name, *self._recovered(instance, now))
         if instance.state.up and not was_up:
-            # systemd says ready after the model has answered; an instance that ran before the monitor has to show it.
+            # systemd reports ready once the model has answered. An instance that ran before the monitor must be probed
+            # first.
             instance.problem = "" if instance.seen else NOT_PROBED
             self.probe(instance)
         instance.seen = instance.known
         self._look(instance, now)
 
     def connected(self, problem: str) -> None:
-        """The connection to systemd works (""), or does not: then nothing is known."""
+        """The connection to systemd works (""), or does not: then no state is known."""
         if problem and problem != self.problem:
             log.error("%s; trying again", problem)
         elif self.problem and not problem:
@@ -168,7 +169,7 @@ class Fleet:
         self._asking[instance.name] = asyncio.create_task(ask())
 
     def probe_all(self) -> None:
-        """Probe every instance that is up, all at the same time."""
+        """Probe all instances that are up, at the same time."""
         for instance in self.instances.values():
             if instance.state.up:
                 self.probe(instance)
@@ -179,7 +180,7 @@ class Fleet:
             await asyncio.wait(list(self._asking.values()))
 
     def record(self) -> None:
-        """Record the present state of all instances, for uptime and memory peaks."""
+        """Record the current state of all instances, for uptime and memory peaks."""
         now = time.time()
         self._measure()
         for instance in self.instances.values():
@@ -190,7 +191,7 @@ class Fleet:
     # Called by the ports
 
     def services(self) -> ServicesHealth:
-        """All instances by name, at most a second old."""
+        """All instances by name, from an answer that is at most a second old."""
         if self._answer is None or time.monotonic() - self._made >= FRESH_SEC:
             self._measure()
             found = [self._service(self.instances[name]) for name in sorted(self.instances)]
@@ -207,11 +208,11 @@ class Fleet:
         ]
 
     def _read_state(self, instance: Instance) -> None:
-        """Read the state that the main process of the present run has written."""
+        """Read the state that the main process of the current run has written."""
         instance.told = present(state_file.read(self._run_time, instance.name), instance.properties)
 
     def _recovered(self, instance: Instance, now: float) -> list[Event]:
-        """The failures from which the main process has recovered since the last look."""
+        """The failures from which the main process has recovered since the last call."""
         return self.store.ledger(instance.name).take_state(instance.told, now) if instance.told else []
 
     def _service(self, instance: Instance) -> Service:
@@ -228,7 +229,7 @@ class Fleet:
                 self.store.add_memory(instance.name, used, instance.usage.memory_limit_bytes, now)
 
     def _oom_kills(self, instance: Instance) -> int | None:
-        """The kernel's count for an instance that a signal has ended, while its control group still exists."""
+        """The kernel's count for an instance that was ended by a signal, while its control group still exists."""
         if kind_of(instance.properties) is not Kind.SIGNAL:
             return None
         return cgroups.read(instance.properties.get("ControlGroup") or "", self._groups).oom_kills

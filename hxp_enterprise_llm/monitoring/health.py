@@ -1,4 +1,4 @@
-"""What the health port answers, as models; `Service` is that of the command too."""
+"""Models of the answers of the health port; the command uses `Service` too."""
 
 from collections.abc import Sequence
 from enum import StrEnum
@@ -14,14 +14,14 @@ __all__ = ["FailureSeen", "MonitorHealth", "Problem", "Service", "ServicesHealth
 
 
 class Status(StrEnum):
-    """The answer in one word."""
+    """Whether all is well, in one word."""
 
     HEALTHY = "healthy"
     UNHEALTHY = "unhealthy"
 
 
 class ServicesHealth(BaseModel):
-    """All instances; healthy if each that is enabled or running is ready."""
+    """All instances; healthy if every enabled or running instance is ready."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -40,7 +40,7 @@ class MonitorHealth(BaseModel):
     version: str
     environment: str = Field(description="CITADEL_ENV of the host")
     hostname: str = Field(description="SERVER_HOSTNAME of the host")
-    reason: str = Field(description="what is wrong with it; empty if nothing is")
+    reason: str = Field(description="what is wrong with the monitor; empty if nothing is")
 
 
 class Target(BaseModel):
@@ -59,7 +59,7 @@ class Target(BaseModel):
 
 
 class Problem(BaseModel):
-    """Why there is no answer."""
+    """An error instead of an answer."""
 
     detail: Literal["no such instance"] = "no such instance"
 

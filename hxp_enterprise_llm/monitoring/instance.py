@@ -1,4 +1,4 @@
-"""One instance as the monitor knows it at this moment."""
+"""The current state of one instance, as the monitor knows it."""
 
 from pathlib import Path
 from typing import Any
@@ -16,23 +16,23 @@ from hxp_enterprise_llm.settings.address import Address
 from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 
 RATE_SEC = 1.0
-"""The shortest time over which the use of the CPU is measured."""
+"""The shortest time over which CPU use is measured (seconds)."""
 STARTUP_GOAL_SEC = 30.0
-"""How soon after its start a model is promised to answer."""
+"""A model should answer within this time of its start (seconds)."""
 NOT_PROBED = "its endpoint has not been probed yet"
 NO_ADDRESS = "its address is not known: its settings are refused"
 
 Stamps = tuple[tuple[int, int, int] | None, ...]
-"""What changes with every change of a file: its number, the time of its last change (ns), and its size."""
+"""Identifies the content of a file: inode number, time of the last change (ns) and size."""
 
 
 class Instance:
-    """What systemd, the kernel, the settings, the main process and the instance's own endpoint say.
+    """Everything known from systemd, the kernel, the settings, the main process and the instance's own endpoint.
 
-    `problem` is "" if the endpoint answers, else why not. `known` says whether systemd's properties are of now, `seen`
-    whether they were when they last changed. `config` is None while the settings are refused, `findings` are the errors
-    and warnings in them, and `read` identifies the files that they are from. `told` is the state of the unit's present
-    run, or of its last one, that the main process has written.
+    `problem` is "" if the endpoint answers, else why it does not. `known` says whether systemd's properties are
+    current, `seen` whether they were when they last changed. `config` is None while the settings are refused,
+    `findings` are the errors and warnings in the settings, and `read` identifies the settings files. `told` is the
+    state that the main process of the unit's current run, or of its last run, has written.
     """
 
     def __init__(self, name: str, presence: Presence) -> None:
@@ -58,12 +58,12 @@ class Instance:
 
     @property
     def ready(self) -> bool:
-        """Whether it answers requests."""
+        """Whether the instance answers requests."""
         return self.state.up and not self.problem
 
     @property
     def address(self) -> Address | None:
-        """Where clients reach it."""
+        """Where clients reach the instance."""
         return service.address_of(self.state, self.config, self.told)
 
     @property
@@ -72,9 +72,9 @@ class Instance:
         return (self.properties.get("StateChangeTimestamp") or 0) / 1e6
 
     def uptime_counts(self, now: float) -> bool | None:
-        """True for time that it is ready, False for time that it should be; None if it need not be, or is unknown.
+        """True while the instance is ready, False while it should be; None if it need not be, or the state is unknown.
 
-        It need not be after a clean stop, nor in the first half minute of a start that follows no failure.
+        It need not be ready after a clean stop, nor in the first 30 s of a start that follows no failure.
         """
         state = self.state
         self._failing = (self._failing or state in (State.RESTARTING, State.FAILED)) and not (
@@ -89,7 +89,7 @@ class Instance:
         return self.ready
 
     def measure(self, now: float, root: Path = cgroups.CGROUPS) -> None:
-        """Read the kernel's figures; `now` is a clock that only goes forward (seconds)."""
+        """Read the kernel's figures; `now` is a monotonic clock (seconds)."""
         self.usage = usage = cgroups.read(self.properties.get("ControlGroup") or "", root)
         used = usage.cpu_seconds
         if used is None:
@@ -101,7 +101,7 @@ class Instance:
             self._reference = (now, used)
 
     def service(self, ledger: Ledger, uptime: float | None) -> Service:
-        """All that is known of it, with what the monitor itself has measured and remembered."""
+        """Everything known about the instance, including the monitor's own measurements and counters."""
         usage, state = self.usage, self.state
         figure = Figures(self.properties, limits_of(self.config))
         quota = figure("CPUQuotaPerSecUSec")

@@ -19,7 +19,7 @@ LATEST = 1e11
 
 
 def plausible(at: float, now: float = LATEST) -> bool:
-    """Whether a time (seconds since the epoch) can be that of an event which was seen at `now`; a NaN is not."""
+    """Whether a time (seconds since the epoch) is possible for an event that was seen at `now`; False for NaN."""
     return 0 < at <= min(now, LATEST)
 
 
@@ -35,7 +35,7 @@ class Meter(BaseModel):
         return self.settled + self.last
 
     def read(self, value: float | None) -> None:
-        """Update from a reading; a lower value than before comes from a new group."""
+        """Update from a reading; a lower value than the last one comes from a new group."""
         if value is None:
             return
         if value < self.last:
@@ -43,13 +43,13 @@ class Meter(BaseModel):
         self.last = value
 
     def settle(self) -> None:
-        """The group no longer exists."""
+        """Add the current group's count, because the group no longer exists."""
         self.settled += self.last
         self.last = 0.0
 
 
 class Event(BaseModel):
-    """`count` restarts (`what` is "restart") or failures (the kind) with a reason; `at` in seconds since the epoch."""
+    """`count` restarts (`what` is "restart") or failures (`what` is the kind); `at` is in seconds since the epoch."""
 
     at: float
     what: str
@@ -58,17 +58,17 @@ class Event(BaseModel):
 
 
 class Start(BaseModel):
-    """A successful start: when it ended (seconds since the epoch) and its duration (seconds)."""
+    """A successful start: when it ended (seconds since the epoch), and how long it took (seconds)."""
 
     at: float
     seconds: float
 
 
 class Ledger(BaseModel):
-    """The counters of one instance, with the values that they were last updated from, so that nothing counts twice.
+    """The counters of one instance, and the values from which they were last updated, so that nothing counts twice.
 
-    `restarts` counts automatic restarts by systemd. `boot` identifies a run of the host, `invocation` a start of the
-    unit (systemd's InvocationID). Fields and kinds of failure that another version has written are kept.
+    `restarts` counts automatic restarts by systemd. `boot` identifies a boot of the host, `invocation` a run of the
+    unit (systemd's InvocationID). Fields and kinds of failure written by another version are kept.
     """
 
     restarts: int = 0
@@ -109,7 +109,7 @@ class Ledger(BaseModel):
         return ledger
 
     def dump(self) -> str:
-        """The stored form. A value that `load` could not use stays until this version has a value of its own."""
+        """The stored form. A value that `load` could not use is kept until this version sets the field itself."""
         if not self._foreign:
             return self.model_dump_json()
         initial = Ledger()
@@ -121,7 +121,7 @@ class Ledger(BaseModel):
         return json.dumps(self.model_dump(mode="json") | kept)
 
     def resume(self, earlier: "Ledger") -> None:
-        """Add the counts of the stored ledger, which could be read only after this one had begun to count."""
+        """Add the counts of the stored ledger, which could not be read before this one began to count."""
         same_boot, same_start = earlier.boot == self.boot, earlier.invocation == self.invocation
         self.restarts += earlier.restarts - (min(earlier.seen_restarts, self.restarts) if same_boot else 0)
         for kind, count in earlier.failures.items():
@@ -142,11 +142,11 @@ class Ledger(BaseModel):
         oom_kills: int | None = None,
         told: InstanceState | None = None,
     ) -> list[Event | Start]:
-        """Update from the properties of the unit; the events and starts that are new.
+        """Update from the properties of the unit; returns the new events and starts.
 
-        `oom_kills` is the current count of the kernel. It tells whether a SIGKILL came from the kernel at the memory
-        limit, which systemd does not report with OOMPolicy=continue. `told` is the state that the main process of this
-        run has written.
+        `oom_kills` is the kernel's current count. It shows whether a SIGKILL came from the kernel at the memory limit,
+        which systemd does not report with OOMPolicy=continue. `told` is the state that the main process of this run has
+        written.
         """
         if boot != self.boot:
             self.boot, self.seen_restarts = boot, 0
@@ -162,7 +162,7 @@ class Ledger(BaseModel):
         began, ready = _moment(properties, "ExecMainStartTimestamp"), _moment(properties, "ActiveEnterTimestamp")
         if properties.get("ActiveState") == "active" and began and ready >= began and not self.started:
             self.started = True
-            # A longer start means that the clock was set meanwhile.
+            # A longer start means that the clock was set during it.
             if ready - began <= DAY_SEC:
                 self.startup_seconds = ready - began
                 found.append(Start(at=ready, seconds=ready - began))
@@ -170,7 +170,7 @@ class Ledger(BaseModel):
 
     def _restarts(self, properties: dict[str, Any], now: float) -> list[Event]:
         seen = int(properties.get("NRestarts") or 0)
-        # systemd counts from 0 again after a manual start.
+        # systemd restarts this count after a manual start.
         new = seen - self.seen_restarts if seen >= self.seen_restarts else seen
         self.seen_restarts = seen
         self.restarts += new
@@ -192,7 +192,7 @@ class Ledger(BaseModel):
         return [self._failed(Failure(kind=kind, reason=reason, at=at if plausible(at, now) else now))]
 
     def take_state(self, state: InstanceState | None, now: float) -> list[Event]:
-        """Update from the state of the main process; the failures that it recovered from since the last call."""
+        """Update from the main process's state; returns the failures that it has recovered from since the last call."""
         if state is None:
             return []
         if state.startup_seconds is not None:
@@ -215,9 +215,9 @@ class Ledger(BaseModel):
         return Event(at=failure.at, what=failure.kind, reason=failure.reason, count=count)
 
     def take_usage(self, usage: Usage) -> int | None:
-        """Update from the kernel's figures; the most memory (bytes) in use since the last call, None if unknown.
+        """Update from the kernel's figures; returns the peak memory since the last call (bytes), None if unknown.
 
-        The kernel reports the peak of the whole run, which tells about the time since the last call only if it rises.
+        The kernel reports the peak of the whole run, so only a higher value shows the peak since the last call.
         """
         self.cpu.read(usage.cpu_seconds)
         self.oom_kills.read(usage.oom_kills)
@@ -229,5 +229,5 @@ class Ledger(BaseModel):
 
 
 def _moment(properties: dict[str, Any], name: str) -> float:
-    """A timestamp of systemd (microseconds) in seconds since the epoch, 0 for never."""
+    """A timestamp of systemd (microseconds) as seconds since the epoch; 0 if it is not set."""
     return int(properties.get(name) or 0) / 1e6

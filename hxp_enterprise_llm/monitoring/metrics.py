@@ -25,18 +25,18 @@ GAUGES: dict[str, tuple[str, Callable[[Service], Value]]] = {
     "up": ("Whether systemd says that the service runs.", lambda one: _known(one, one.state.active)),
     "ready": ("Whether the service runs and its endpoint answers.", lambda one: _known(one, one.ready)),
     "startup_seconds": (
-        "How long the last start, or recovery, took until the model had answered.",
+        "Duration of the last start or recovery, until the model answered, in seconds.",
         lambda one: one.startup_seconds,
     ),
     "uptime_ratio": (
-        "Time that the service was ready, of the time that it should have run in the last 30 days.",
+        "Share of the time in which the service should have run, in the last 30 days, in which it was ready.",
         lambda one: one.uptime_ratio,
     ),
-    "memory_bytes": ("Memory of the service.", lambda one: one.memory_bytes),
-    "memory_limit_bytes": ("Memory beyond which the kernel ends the service.", lambda one: one.memory_limit_bytes),
+    "memory_bytes": ("Memory that the service uses.", lambda one: one.memory_bytes),
+    "memory_limit_bytes": ("Memory at which the kernel kills a process.", lambda one: one.memory_limit_bytes),
     "cpu_limit_cores": ("CPU time that the service may use, in cores.", lambda one: one.cpu_limit_cores),
-    "tasks": ("Processes and threads of the service.", lambda one: one.tasks),
-    "tasks_limit": ("Processes and threads that the service may have.", lambda one: one.tasks_limit),
+    "tasks": ("Number of processes and threads of the service.", lambda one: one.tasks),
+    "tasks_limit": ("Number of processes and threads that the service may have.", lambda one: one.tasks_limit),
     "certificate_expiry_seconds": (
         "When the certificate that clients see expires, in seconds since the epoch.",
         lambda one: one.certificate_expires.timestamp() if one.certificate_expires else None,
@@ -53,12 +53,12 @@ COUNTERS: dict[str, tuple[str, Callable[[Ledger], float]]] = {
 
 
 def _known(service: Service, value: bool) -> Value:
-    """No sample instead of 0 while systemd cannot be reached: the state is unknown then."""
+    """None, which gives no sample, while systemd cannot be reached: the state is unknown then."""
     return None if service.state is State.UNKNOWN else float(value)
 
 
 class ServiceCollector(Collector):
-    """Makes the metrics from what is known now. An unknown figure has no sample."""
+    """Makes the metrics from the current state. An unknown value has no sample."""
 
     def __init__(self, fleet: Fleet, version: str) -> None:
         self._fleet = fleet
@@ -90,7 +90,7 @@ class ServiceCollector(Collector):
         yield failures
         codes = GaugeMetricFamily(
             f"{PREFIX}_last_exit_code",
-            "Last exit status of the main process, 128 and its number for a signal.",
+            "Last exit status of the main process; after a signal, 128 plus its number.",
             labels=["service"],
         )
         _add(codes, (((one,), ledger.exit_code) for one, ledger in ledgers.items()))
@@ -102,11 +102,13 @@ class ServiceCollector(Collector):
         build.add_metric([self._version], 1)
         yield build
         labels = ["environment", "hostname", "version"]
-        host = GaugeMetricFamily("citadel_llm_host_info", "What this host is called, and its version.", labels=labels)
+        host = GaugeMetricFamily(
+            "citadel_llm_host_info", "Names of this host and version of the monitor.", labels=labels
+        )
         host.add_metric([*self._fleet.host, self._version], 1)
         yield host
         for name, text, good in (
-            ("systemd_reachable", "Whether systemd can be asked.", not self._fleet.problem),
+            ("systemd_reachable", "Whether the monitor can reach systemd.", not self._fleet.problem),
             ("store_writable", "Whether the monitor can write its store.", not self._fleet.store.problem),
         ):
             yield GaugeMetricFamily(f"citadel_llm_monitor_{name}", text, value=float(good))
@@ -119,12 +121,12 @@ def _add(family: Any, samples: Iterable[tuple[tuple[str, ...], Value]]) -> None:
 
 
 class Exposition:
-    """The metrics as text. `made` has the last text of each content type, which is made at most once a second."""
+    """The metrics as text. `made` has the last text of each content type, which is generated at most once a second."""
 
     def __init__(self, fleet: Fleet, version: str) -> None:
         self._fleet = fleet
         self._registry = CollectorRegistry()
-        # Registered without names: to describe them would collect once.
+        # Registered without names, because asking for the names would collect the metrics once.
         self._registry.register(ServiceCollector(fleet, version))
         self.made: dict[str, tuple[ServicesHealth, bytes]] = {}
 
@@ -135,7 +137,7 @@ class Exposition:
         services = self._fleet.services()
         if made is None or made[0] is not services:
             if len(self.made) > len(("text", "openmetrics")) * 4:
-                # The type repeats what the header asks for, so a client could add keys without end.
+                # The content type repeats the Accept header, so a client could add keys without limit.
                 self.made.clear()
             made = self.made[kind] = (services, encode(self._registry))
         return kind, made[1]

@@ -1,4 +1,4 @@
-"""A port that the monitor serves as soon as it is free, and that no client can occupy."""
+"""A port that the monitor serves as soon as it is free, and that no client can block."""
 
 import asyncio
 import contextlib
@@ -13,15 +13,15 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 log = logging.getLogger("citadel-llm-monitor")
 
 AGAIN_SEC = 10.0
-"""How long until the next try to bind a port that is taken, or an address that is missing."""
+"""Pause before the next attempt to bind a taken port or a missing address (seconds)."""
 CONNECTION_SEC = 10.0
-"""How long a connection may last. It carries one request, answered in milliseconds."""
+"""How long a connection may last (seconds). It carries one request, answered in milliseconds."""
 REQUEST_SEC = 3.0
-"""How long of that the request may take to arrive."""
+"""How much of that time the request may take to arrive (seconds)."""
 CONNECTIONS = 512
-"""How many connections may be open. One more closes the connection that has been idle for longest."""
+"""Maximum number of open connections. For a new one, the connection that has been idle longest is closed."""
 BACKLOG = 128
-"""How many connections may wait in the kernel. So many at most are accepted before the first can be closed.
+"""How many connections may wait in the kernel. At most this many are accepted before the first can be closed.
 
 The connections of two ports must stay well below LimitNOFILE of the monitor's unit.
 """
@@ -29,21 +29,21 @@ REQUEST_BYTES = 16 * 1024
 
 
 class OneRequest(H11Protocol):
-    """A connection that ends after its answer, or after seconds: uvicorn would wait for half a request for ever."""
+    """A connection that ends after one answer or a timeout: uvicorn would wait for an incomplete request for ever."""
 
     _end: asyncio.TimerHandle | None = None
     _began = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the timer; if the port has too many connections, close the oldest that waits for a request."""
+        """Start the timer; if the port has too many connections, close the oldest one that waits for a request."""
         super().connection_made(transport)
         self._began = self.loop.time()
         self._end = self.loop.call_later(REQUEST_SEC, self._request_due)
         if len(self.connections) > CONNECTIONS:
             others = (one for one in self.connections if isinstance(one, OneRequest))
-            # The new connection waits too; it is closed last.
+            # The new connection waits too, and is closed last.
             oldest = min((one for one in others if one.idle), key=lambda one: one._began)
-            # uvicorn removes it too, but only in the next turn of the loop.
+            # uvicorn removes it as well, but only in the next iteration of the loop.
             self.connections.discard(oldest)
             oldest.transport.abort()
 
@@ -70,12 +70,12 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Capture no signal."""
+        """Capture no signals."""
         yield
 
 
 class Port:
-    """An address and port with the application that is served there. `problem` says why it is not served, else "".
+    """An address and port, and the application served there. `problem` is why it is not served, or "".
 
     `key` is the setting of the port, for messages. `changed` is called when `problem` has changed.
     """

@@ -1,7 +1,7 @@
-"""Periods in which an instance was up or down, from the moments at which it was seen."""
+"""Periods in which an instance was up or down, from observations."""
 
 LONGEST_GAP_SEC = 120.0
-"""A longer time between two looks means that the clock was set or the host was suspended: it counts as unknown."""
+"""A longer time between two observations counts as unknown: the clock was set, or the host was suspended."""
 
 
 class Presence:
@@ -17,7 +17,7 @@ class Presence:
         self._fresh = True
 
     def seen(self, up: bool | None, since: float, now: float) -> list[tuple[bool, float, float]]:
-        """Update with the present state, None for "down as it should be" and for unknown; the periods to record.
+        """Update with the current state (None if unknown, or down as intended); returns the periods to record.
 
         `since` is when the unit last changed: the first period after a pause of the monitor begins then.
         """

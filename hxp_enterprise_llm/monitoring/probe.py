@@ -10,13 +10,14 @@ import httpx
 from hxp_enterprise_llm.settings.address import Address
 
 ANSWER_SEC = 3.0
-"""How long an instance may take until the last header of its answer; no client of the monitor waits for that."""
+"""How long the headers of an instance's answer may take (seconds); no client of the monitor waits for them."""
 
 
 def client() -> httpx.AsyncClient:
-    """One client for all instances. Each probe has its own connection, so that no answer can spoil the next one."""
-    # Certificates are not verified: their names are not addresses of this host, and a probe neither leaves the host nor
-    # carries a secret. A false instance has the true certificate. Trusted certificates would take memory.
+    """One client for all instances. Each probe opens its own connection, so no answer can affect the next probe."""
+    # Certificates are not verified: they do not name addresses of this host, and a probe neither leaves the host nor
+    # carries a secret. An impostor with access to the port would have the certificate too. Trusted ones would take
+    # memory.
     unverified = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     unverified.check_hostname = False
     unverified.verify_mode = ssl.CERT_NONE
@@ -30,9 +31,9 @@ def client() -> httpx.AsyncClient:
 
 
 async def ask(asker: httpx.AsyncClient, address: Address) -> str | None:
-    """Request /health; "" if the answer is 200, else what is wrong. Does not read the body. Raises nothing.
+    """Request /health; returns "" if the status is 200, else the problem. Does not read the body. Raises nothing.
 
-    None if the monitor has no file descriptor for the request, which says nothing about the instance.
+    None if the monitor has no free file descriptor for the request, which says nothing about the instance.
     """
     url = f"{address.url}/health"
     try:
@@ -47,7 +48,7 @@ async def ask(asker: httpx.AsyncClient, address: Address) -> str | None:
 
 
 def _ours(error: BaseException) -> bool:
-    """Whether an error comes from a lack of file descriptors in this process or on this host."""
+    """Whether the reason of an error is a lack of file descriptors in this process or on this host."""
     return any(isinstance(one, OSError) and one.errno in (errno.EMFILE, errno.ENFILE) for one in _causes(error))
 
 

@@ -1,7 +1,7 @@
-"""The monitor's memory of the past: the counters and events of all instances, in one sqlite file.
+"""The monitor's history: the counters and events of all instances, in one sqlite file.
 
 Everything is collected in memory and written in batches, so that a slow, full or broken disk delays no answer. Only
-the monitor writes; `figures` reads for `citadel-llm report`.
+the monitor writes; `figures` reads the file for `citadel-llm report`.
 """
 
 import contextlib
@@ -22,9 +22,9 @@ log = logging.getLogger("citadel-llm-monitor")
 
 FILE = Path("/var/lib/citadel-llm/monitor/monitor.sqlite")
 KEEP_DAYS, KEEP_ROWS = 400, 200_000
-"""How long rows are kept: a year and a margin; and how many of each table, which bounds a crash loop."""
+"""How long rows are kept: a year and a margin; and the maximum number of rows in a table, for crash loops."""
 WAITING = 20_000
-"""How many events and starts wait for a disk that cannot be written; the oldest are dropped first."""
+"""How many events and starts are kept in memory while the disk cannot be written; the oldest are dropped first."""
 UPTIME_DAYS = 30
 PRUNE_SEC = 3600.0
 TABLES = {"event": "at", "start": "at", "period": "until", "peak": "at"}
@@ -32,9 +32,9 @@ TABLES = {"event": "at", "start": "at", "period": "until", "peak": "at"}
 READY_AND_WATCHED = """SELECT instance, SUM(up * (MIN(until, :now) - MAX(at, :since))),
     SUM(MIN(until, :now) - MAX(at, :since)) FROM period
     WHERE until > :since AND until > at AND at < :now GROUP BY instance"""
-"""For each instance the time ready and the time watched (seconds) between `since` and `now`.
+"""For each instance, how long it was ready and how long it was watched (seconds) between `since` and `now`.
 
-Periods in the future come from a clock that was wrong; they do not count.
+Periods in the future come from a wrong clock and do not count.
 """
 EVENT = "INSERT INTO event (instance, at, what, reason, count) VALUES (?, ?, ?, ?, ?)"
 START = "INSERT INTO start (instance, at, seconds) VALUES (?, ?, ?)"
@@ -58,11 +58,11 @@ class Batch(NamedTuple):
 
 
 class Store:
-    """Ledgers and events of all instances. Only `write` and `close` wait for the disk; no method fails.
+    """Ledgers and events of all instances. Only `write` and `close` wait for the disk; no method raises an error.
 
-    `problem` is the reason why the disk cannot be written, "" while it can. `ends` has the end of the last recorded
-    period of each instance (seconds since the epoch). `clock` gives the time (seconds since the epoch); with
-    `migrations` and `connect` a test plays another version or a bad disk.
+    `problem` is why the disk cannot be written, or "". `ends` has the end of the last recorded period of each instance
+    (seconds since the epoch). `clock` gives the time (seconds since the epoch); with `migrations` and `connect`, a test
+    simulates another version or a faulty disk.
     """
 
     def __init__(
@@ -95,22 +95,22 @@ class Store:
         self._resume()
 
     def ledger(self, instance: str) -> Ledger:
-        """The ledger of an instance, a new one if there is none."""
+        """The ledger of an instance; creates an empty one if there is none."""
         return self.ledgers.setdefault(instance, Ledger())
 
     def ledger_or_empty(self, instance: str) -> Ledger:
-        """The ledger of an instance to read from; an empty one if there is none."""
+        """The ledger of an instance, for reading only; an empty one if there is none."""
         return self.ledgers.get(instance, EMPTY)
 
     def uptime(self, instance: str) -> float | None:
-        """The time that an instance was ready, as a share of the time that it should have run in the last 30 days.
+        """The share of the time in which an instance should have run, in the last 30 days, in which it was ready.
 
         None if it never should have run. As of the last write.
         """
         return self._uptime.get(instance)
 
     def add_events(self, instance: str, *events: Event | Start) -> None:
-        """Record new events and starts of an instance; those at implausible times are ignored."""
+        """Record new events and starts of an instance; ignore those with implausible times."""
         for event in events:
             if not plausible(event.at):
                 continue
@@ -134,7 +134,7 @@ class Store:
             self._peaks[instance, day] = (size, limit)
 
     def batch(self) -> Batch:
-        """Take out what waits to be written."""
+        """Take the data that has not been written yet."""
         self._resume()
         written = self._written
         ledgers = {name: ledger.dump() for name, ledger in self.ledgers.items()}
@@ -145,20 +145,20 @@ class Store:
         return taken
 
     def put_back(self, batch: Batch) -> None:
-        """Return a batch that could not be written, to be written later."""
+        """Return a batch that could not be written, so that it is written later."""
         for row in reversed(batch.rows[-WAITING + len(self._rows) :] if len(self._rows) < WAITING else ()):
             self._rows.appendleft(row)
         self._periods = batch.periods | self._periods
         self._peaks = batch.peaks | self._peaks
 
     def write(self, batch: Batch, now: float) -> bool:
-        """Write a batch in one transaction; whether that succeeded. Waits for the disk: call it in a thread."""
+        """Write a batch in one transaction; returns whether it succeeded. Waits for the disk: call it in a thread."""
         with self._writing:
             self._attempt(lambda: self._write(batch, now))
             return not self.problem
 
     def close(self) -> None:
-        """Wait for a running write, write what waits, and close the file."""
+        """Wait for a write in progress, write the rest, and close the file."""
         self.write(self.batch(), self._clock())
         self._disconnect()
 
@@ -185,7 +185,7 @@ class Store:
         self._disconnect()
         aside = database.set_aside(self._file, self._migrations, self._connect_to)
         log.error("%s is damaged (%s); moved to %s, continuing with what can be read", self._file, error, aside.name)
-        # What cannot be read of the ledgers is written again.
+        # Ledgers that could not be salvaged are written again.
         self._written = {}
 
     def _disconnect(self) -> None:
@@ -224,7 +224,7 @@ class Store:
         self._loaded = True
 
     def _resume(self) -> None:
-        """Continue the stored ledgers; those that began before the file could be read are added to them."""
+        """Continue the stored ledgers, and add the counts that began before the file could be read."""
         stored, self._stored = self._stored, {}
         for instance, earlier in stored.items():
             if instance in self.ledgers:
@@ -234,7 +234,7 @@ class Store:
                 self._written[instance] = earlier.dump()
 
     def _resumed(self, instance: str, content: str) -> str:
-        """The content of a ledger, with the counts of the stored one if that could be read only now."""
+        """The content of a ledger, including the stored counts if those could not be read before."""
         if instance not in self._stored:
             return content
         ledger = Ledger.load(content)
@@ -248,7 +248,7 @@ class Store:
     def _write(self, batch: Batch, now: float) -> None:
         connection = self._connect()
         prune = not 0 <= now - self._pruned < PRUNE_SEC
-        # The ledgers are in one transaction with the events that they count: after a crash nothing counts twice.
+        # Ledgers and the events that they count are in one transaction: after a crash nothing counts twice.
         with database.transaction(connection):
             for statement, values in batch.rows:
                 connection.execute(statement, values)
@@ -264,7 +264,7 @@ class Store:
 
 
 def _prune(connection: sqlite3.Connection, now: float) -> None:
-    """Delete rows that are too old, those of one day at a time, and rows beyond KEEP_ROWS.
+    """Delete expired rows, at most one day's worth of them at a time, and rows beyond KEEP_ROWS.
 
     One day at a time, because a clock that is wrong for an hour must not erase the history.
     """

@@ -1,4 +1,4 @@
-"""All citadel-llm@ units, followed by systemd's signals rather than by polling."""
+"""All citadel-llm@ units, followed through systemd's signals instead of polling."""
 
 import asyncio
 import logging
@@ -28,19 +28,19 @@ WANTED = {
     "ControlGroup", "MainPID", "NRestarts", "StatusText", "Result", "ExecMainStatus", "ExecMainCode",
     "ExecMainStartTimestamp", "ExecMainExitTimestamp", "Job", "MemoryMax", "CPUQuotaPerSecUSec", "TasksMax",
 }  # fmt: skip
-"""Properties that are kept; a unit has about three hundred (org.freedesktop.systemd1(5))."""
+"""Properties that are kept; a unit has about 300 (org.freedesktop.systemd1(5))."""
 IDLE: dict[str, Any] = dict.fromkeys(WANTED) | {
     "ActiveState": "inactive", "SubState": "dead", "UnitFileState": "disabled", "StatusText": "",
 }  # fmt: skip
 IDLE_ENABLED = IDLE | {"UnitFileState": "enabled"}
 """Properties of a unit that systemd has not loaded: it neither runs nor has failed."""
 SILENT = {"ActiveState", "SubState", "InvocationID"}
-"""After a change of these, properties may have changed of which systemd sends no signal, such as ControlGroup."""
+"""When one of these changes, properties without signals may have changed as well, such as ControlGroup."""
 FIRST_PAUSE_SEC, LONGEST_PAUSE_SEC = 1.0, 30.0
 AGAIN_SEC = 5.0
-"""How long until the next try to read a unit's properties after systemd has not answered."""
+"""Pause before a unit's properties are read again after systemd has not answered (seconds)."""
 TOGETHER_SEC = 0.05
-"""How long changes are collected before the properties that come in no signal are read."""
+"""How long changes are collected before the properties without signals are read (seconds)."""
 RULES = (
     f"interface='{PROPERTIES_INTERFACE}',member='PropertiesChanged',path_namespace='{UNITS}'",
     f"interface='{MANAGER_INTERFACE}',member='Reloading'",
@@ -57,13 +57,13 @@ class Listener(Protocol):
         """Read the settings files again; the names of the instances that have one."""
 
     def changed(self, name: str, properties: dict[str, Any], boot: int) -> None:
-        """Properties of an instance's unit, all or the changed ones; `boot` differs for each boot of the host."""
+        """Properties of an instance's unit, all or only changed ones; `boot` identifies the boot of the host."""
 
     def present(self, names: set[str]) -> None:
-        """The names of all instances: those with a settings file, enabled, or not stopped."""
+        """The names of all instances: those that have a settings file, are enabled, or are not stopped."""
 
     def connected(self, problem: str) -> None:
-        """The connection to systemd works (""), or why it does not."""
+        """The connection to systemd works (""), or the reason why it does not."""
 
 
 def plain(properties: dict[str, Any]) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def instance_at(path: str) -> str | None:
 
 
 class UnitWatch:
-    """Follows the units while `run` runs, and connects again after the bus or systemd has disconnected."""
+    """Follows the units while `run` runs, and reconnects when the bus or systemd has disconnected."""
 
     def __init__(self, listener: Listener, connect: Callable[[], Systemd] = Systemd) -> None:
         self._listener = listener
@@ -109,7 +109,7 @@ class UnitWatch:
             pause = min(pause * 2, LONGEST_PAUSE_SEC)
 
     async def _until_gone(self, systemd: Systemd, pause: float) -> float:
-        """Follow until the bus disconnects; how long to wait before the next try."""
+        """Follow the units until the bus disconnects; returns the pause before the next attempt (seconds)."""
         loop = asyncio.get_running_loop()
         begin = loop.time()
         tasks = [asyncio.create_task(self._follow(systemd)), asyncio.create_task(systemd.gone())]
@@ -134,7 +134,7 @@ class UnitWatch:
         self._wake.set()
         lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         await systemd.listen(lambda message: self._on_signal(message, lost), *RULES)
-        # The start of the manager identifies this boot.
+        # The start time of the manager identifies this boot.
         self._boot = await systemd.started()
         while True:
             wake = asyncio.create_task(self._wake.wait())
@@ -155,10 +155,10 @@ class UnitWatch:
         return names
 
     async def _all(self, systemd: Systemd) -> set[str]:
-        """Report all instances, and the properties of those that systemd has not loaded; the names of the others.
+        """Report all instances, and the properties of those that systemd has not loaded; returns the other names.
 
-        To answer about such a unit, systemd would load and unload it, which blocks it for 5 ms (measured); there may be
-        thousands.
+        For a query about a unit that is not loaded, systemd would load and unload it, which blocks systemd for 5 ms
+        (measured); there may be thousands.
         """
         signals = dict(self._signals)
         pattern = [unit_name("*")]
@@ -171,7 +171,7 @@ class UnitWatch:
         self._listener.present(names)
         self._signals = {name: count for name, count in self._signals.items() if name in names}
         self._unanswered = {name: why for name, why in self._unanswered.items() if name in names}
-        # A unit that sent a signal meanwhile is loaded now.
+        # A unit that has sent a signal in the meantime is loaded now.
         idle = {name for name in names - held.keys() if self._signals.get(name) == signals.get(name)}
         for name in idle:
             self._unanswered.pop(name, None)

@@ -41,7 +41,7 @@ def policy(page: str) -> str:
 
 
 class HeadAsGet:
-    """Answers HEAD as GET; the server leaves the body out (RFC 9110, 9.3.2)."""
+    """Answers HEAD like GET; the server omits the body (RFC 9110, 9.3.2)."""
 
     def __init__(self, application: ASGIApp) -> None:
         self._application = application
@@ -53,7 +53,7 @@ class HeadAsGet:
 
 
 class Answers:
-    """The JSON of all services, made once for each change."""
+    """The JSON of all services, generated once for each change."""
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
@@ -71,7 +71,7 @@ class Answers:
 def application(fleet: Fleet, version: str, problems: Callable[[], Iterable[str]] = tuple) -> FastAPI:
     """Serves /health, /health/services, /health/services/NAME, /openapi.json and the page at /.
 
-    `problems` gives what is wrong with the monitor beside fleet and store.
+    `problems` gives the monitor's problems other than those of the fleet and the store.
     """
     # The documentation pages of FastAPI fetch scripts from other hosts.
     app = FastAPI(
@@ -88,9 +88,9 @@ def application(fleet: Fleet, version: str, problems: Callable[[], Iterable[str]
     def not_ready(model: type, text: str) -> dict[int | str, dict[str, Any]]:
         return {NOT_READY: {"model": model, "description": text}}
 
-    @app.get("/health", response_model=MonitorHealth, responses=not_ready(MonitorHealth, "It cannot ask systemd"))
+    @app.get("/health", response_model=MonitorHealth, responses=not_ready(MonitorHealth, "systemd cannot be reached"))
     async def health() -> Response:
-        """The monitor itself."""
+        """Health of the monitor itself."""
         reason = "; ".join(filter(None, (*problems(), fleet.problem, fleet.store.problem)))
         status = Status.UNHEALTHY if fleet.problem else Status.HEALTHY
         found = MonitorHealth(status=status, version=version, **fleet.host._asdict(), reason=reason)
@@ -102,7 +102,7 @@ def application(fleet: Fleet, version: str, problems: Callable[[], Iterable[str]
         responses=not_ready(ServicesHealth, "An enabled or running service is not ready"),
     )
     async def services() -> Response:
-        """All services: 200 if each that is enabled or running is ready."""
+        """Health of all services: 200 if every enabled or running service is ready."""
         found, content = answers.all()
         return _json(content, found.status is Status.HEALTHY)
 
@@ -115,7 +115,7 @@ def application(fleet: Fleet, version: str, problems: Callable[[], Iterable[str]
         },
     )
     async def service(name: str) -> Response:
-        """One service: 200 if it is ready."""
+        """Health of one service: 200 if it is ready."""
         for one in answers.all()[0].services:
             if one.name == name:
                 return _json(one.model_dump_json().encode(), one.ready)
@@ -125,7 +125,7 @@ def application(fleet: Fleet, version: str, problems: Callable[[], Iterable[str]
 
     @app.get("/health/targets")
     async def targets() -> list[Target]:
-        """The services that run, in the format of Prometheus' HTTP service discovery: each has vLLM's own /metrics."""
+        """The running services, in the format of Prometheus's HTTP service discovery; each serves vLLM's /metrics."""
         return fleet.targets()
 
     page = PAGE.read_text(encoding="utf-8")

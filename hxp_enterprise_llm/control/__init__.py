@@ -1,1 +1,1 @@
-"""Instances from outside: the service manager, systemd's D-Bus, and the order of several instances."""
+"""Instances seen from outside: the service manager, systemd's D-Bus interface, and the order of several instances."""

@@ -14,10 +14,10 @@ BY_RESULT = {
     "timeout": Kind.TIMEOUT,
     "core-dump": Kind.CORE_DUMP,
     "start-limit-hit": Kind.START_LIMIT_HIT,
-    # systemd could not even start the process: no memory, no credential, no directory.
+    # systemd could not start the process: no memory, no credential, no directory.
     "resources": Kind.UNAVAILABLE,
 }
-"""From a unit's Result; the exit status of the main process tells apart the other failures."""
+"""Kinds by the unit's Result; all other failures are told apart by the main process's exit status."""
 
 BY_STATUS: dict[int, Kind] = {
     ExitStatus.UNAVAILABLE: Kind.UNAVAILABLE,
@@ -26,14 +26,14 @@ BY_STATUS: dict[int, Kind] = {
     ExitStatus.TEMPORARY: Kind.ENGINE_HUNG,
     ExitStatus.CONFIG: Kind.SETTINGS_REFUSED,
 }
-"""From the main process's exit status, see the README."""
+"""Kinds by the main process's exit status; see docs/operating.md."""
 
 ENDED_BY_SIGNAL = (2, 3)
-"""CLD_KILLED and CLD_DUMPED, of which the status is a signal's number (waitid(2))."""
+"""CLD_KILLED and CLD_DUMPED: with these codes the status is the number of a signal (waitid(2))."""
 
 
 def kind_of(properties: Mapping[str, Any]) -> Kind | None:
-    """How the last run of a unit failed; None if it did not."""
+    """The kind of failure of a unit's last run; None if it did not fail."""
     result = str(properties.get("Result") or "success")
     if result == "success":
         return None
@@ -41,7 +41,7 @@ def kind_of(properties: Mapping[str, Any]) -> Kind | None:
 
 
 def exit_code(properties: Mapping[str, Any]) -> int | None:
-    """The last exit status of the main process, a signal as 128 and its number, as shells say; None while it runs."""
+    """The last exit status of the main process; after a signal, 128 plus its number. None while it runs."""
     if not properties.get("ExecMainExitTimestamp"):
         return None
     status = int(properties.get("ExecMainStatus") or 0)
@@ -49,9 +49,9 @@ def exit_code(properties: Mapping[str, Any]) -> int | None:
 
 
 def reason_of(properties: Mapping[str, Any], told: InstanceState | None) -> str:
-    """Why the last run of a unit failed: in the main process's words if it ended by itself, else in systemd's.
+    """Why the last run of a unit failed, from the main process if it ended by itself, else from systemd.
 
-    `told` is the state of that run.
+    `told` is the state that the main process wrote in that run.
     """
     result, code = properties.get("Result"), exit_code(properties)
     if result == "exit-code" and code in BY_STATUS:
@@ -67,5 +67,5 @@ def reason_of(properties: Mapping[str, Any], told: InstanceState | None) -> str:
 
 
 def unit_text(properties: Mapping[str, Any]) -> str:
-    """systemd's own text of a unit whose main process has written no state, to be shown to people."""
+    """systemd's own text about a unit whose main process has written no state; for people only."""
     return one_line(properties.get("StatusText") or "", SENTENCE_LENGTH)

@@ -1,4 +1,4 @@
-"""Actions on several instances: in the order of their dependencies, some of them at once. No processes, no D-Bus."""
+"""Actions on several instances: in the order of their dependencies, some at the same time. No processes, no D-Bus."""
 
 import asyncio
 import os
@@ -13,7 +13,7 @@ CORES_PER_START = 2
 
 
 def at_once_limit() -> int:
-    """How many instances this host can load side by side."""
+    """How many instances this host can load at the same time."""
     return max(1, (os.cpu_count() or 1) // CORES_PER_START)
 
 
@@ -26,11 +26,11 @@ async def in_order(
     and_required: bool = False,
     at_once: int | None = None,
 ) -> None:
-    """Run `act` for each instance in the order of their dependencies, or in reverse order to stop them.
+    """Run `act` for each instance in the order of the dependencies; in reverse order, to stop instances.
 
-    With `and_required` also for the instances that they require, directly or not. `act` runs for independent instances
-    at the same time, for no more than `at_once`. Instances that require a failed one are skipped. Raises the failure,
-    or SeveralFailed with all of them.
+    With `and_required`, also run it for the instances that these require, directly or indirectly. `act` runs for
+    independent instances at the same time, `at_once` at most. Instances that require a failed instance are skipped.
+    Raises the failure, or SeveralFailed with all failures.
     """
     known = dependencies(root)
     requires = {name: needs for name, (needs, _) in known.items()}

@@ -1,4 +1,4 @@
-"""One instance at one moment: its settings, what systemd says of its unit, and what its main process says."""
+"""One instance at one moment: its settings, the state of its unit in systemd, and the report of its main process."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -34,7 +34,7 @@ class State(StrEnum):
 
     @classmethod
     def of(cls, active: str, sub: str, phase: Phase | None = None) -> "State":
-        """From a unit's ActiveState and SubState, and from the phase of its main process where that says more."""
+        """The state from a unit's ActiveState and SubState, and from the main process's phase if that says more."""
         if sub == "auto-restart":
             return cls.RESTARTING
         if active in ("active", "reloading") and phase in BY_PHASE:
@@ -43,12 +43,12 @@ class State(StrEnum):
 
     @property
     def up(self) -> bool:
-        """Whether the instance answers requests; during a reload the old server does."""
+        """Whether the instance answers requests; during a reload, the old server does."""
         return self in (State.READY, State.RELOADING)
 
     @property
     def active(self) -> bool:
-        """Whether systemd says that the unit is active."""
+        """Whether the unit is active in systemd."""
         return self.up or self is State.RECOVERING
 
     @property
@@ -58,7 +58,7 @@ class State(StrEnum):
 
 
 BY_ACTIVE_STATE = {
-    "active": State.READY,  # Type=notify: systemd says active once the model has answered
+    "active": State.READY,  # Type=notify: the unit becomes active once the model has answered
     "activating": State.STARTING,
     "reloading": State.RELOADING,
     "deactivating": State.STOPPING,
@@ -68,7 +68,7 @@ BY_ACTIVE_STATE = {
 BY_PHASE = {
     Phase.RECOVERING: State.RECOVERING,
     Phase.RELOADING: State.RELOADING,
-    # systemd hears of the end a moment later.
+    # systemd learns of the end a moment later.
     Phase.STOPPING: State.STOPPING,
     Phase.STOPPED: State.STOPPING,
     Phase.FAILED: State.STOPPING,
@@ -94,19 +94,19 @@ class FailureSeen(BaseModel):
 
 
 class Service(BaseModel):
-    """One instance, for the command and the monitor. null stands for unknown, for no limit, or for never.
+    """One instance, for the command and the monitor. null means unknown, no limit, or never.
 
-    Only the monitor measures `uptime_ratio` and `cpu_cores`. `config` is None if the settings are refused; it is left
-    out where the model is dumped, since the monitor answers the network: a variable among the settings may be a secret.
+    Only the monitor measures `uptime_ratio` and `cpu_cores`. `config` is None if the settings are refused. It is left
+    out of dumps, because the monitor answers other hosts and a variable among the settings may be a secret.
     """
 
     model_config = ConfigDict(frozen=True)
 
     name: str
-    state: State = Field(description="unknown: systemd cannot be asked")
-    ready: bool = Field(description="active for systemd; for the monitor also: its endpoint answers 200")
+    state: State = Field(description="unknown: systemd cannot be reached")
+    ready: bool = Field(description="whether the unit is active; for the monitor, its endpoint must answer 200 too")
     enabled: bool = Field(description="starts at boot")
-    queued: bool = Field(description="systemd has a job for it, which may wait for an instance that it requires")
+    queued: bool = Field(description="whether systemd has a job for it, which may be waiting")
     host: str | None = Field(description="address of its API")
     port: int | None = Field(description="port of its API; null if its settings are refused and it does not run")
     tls: bool | None = Field(description="whether its API uses HTTPS")
@@ -114,17 +114,19 @@ class Service(BaseModel):
     model: str | None = Field(description="directory of the model, or its hub id")
     pid: int | None = Field(description="main process of the unit")
     since: datetime | None = Field(description="when the unit's state last changed")
-    startup_seconds: float | None = Field(description="how long the last start, or recovery, took until it answered")
-    restarts: int = Field(description="restarts by systemd; for the monitor all that it has seen")
-    uptime_ratio: float | None = Field(description="time ready, of the time that it should have run, in 30 days")
+    startup_seconds: float | None = Field(description="duration of the last start or recovery")
+    restarts: int = Field(description="restarts by systemd; for the monitor, all that it has counted")
+    uptime_ratio: float | None = Field(description="share of the time it should have run in 30 days that it was ready")
     memory_bytes: int | None
     memory_limit_bytes: int | None
     cpu_cores: float | None = Field(description="cores in use, over the last seconds")
     cpu_limit_cores: float | None
     tasks: int | None = Field(description="processes and threads")
     tasks_limit: int | None
-    exit_status: int | None = Field(description="last exit status of the main process, 128 and its number for a signal")
-    reason: str = Field(description="what the main process says, or why the instance is not ready")
+    exit_status: int | None = Field(
+        description="last exit status of the main process; after a signal, 128 + its number"
+    )
+    reason: str = Field(description="the report of the main process, or why the instance is not ready")
     last_failure: FailureSeen | None
     findings: tuple[str, ...] = Field(description="errors and warnings of its settings")
     config: SkipJsonSchema[ServiceConfigSchema | None] = Field(default=None, exclude=True)
@@ -136,7 +138,7 @@ class Service(BaseModel):
 
     @property
     def up(self) -> bool:
-        """Whether the instance answers requests; during a reload the old server does."""
+        """Whether the instance answers requests; during a reload, the old server does."""
         return self.state.up
 
     @property
@@ -154,9 +156,9 @@ class Service(BaseModel):
         told: InstanceState | None,
         **measured: Any,
     ) -> "Service":
-        """Put together the settings, the unit's properties and the state of its present run (see `present`).
+        """Combine the settings, the unit's properties and the state of its current run (see `present`).
 
-        A limit is that of the settings where systemd has none. `measured` replaces fields by their names.
+        If systemd has no limit, the limit in the settings is used. `measured` replaces fields by name.
         """
         limits = limits_of(config)
         state = state_of(properties, told)
@@ -192,8 +194,8 @@ class Service(BaseModel):
             "findings": tuple(findings),
             "config": config,
         }
-        # Not validated: each value comes from a typed source, and the monitor makes thousands. One set of names for
-        # all of them: it would take more memory than the values.
+        # Not validated: each value comes from a typed source, and the monitor creates thousands of these. They share
+        # one set of field names, which would otherwise take more memory than the values.
         return cls.model_construct(_fields_set=FIELDS, **fields | measured)
 
 
@@ -201,7 +203,7 @@ FIELDS = set(Service.model_fields)
 
 
 class Figures:
-    """The numbers among a unit's properties; a call gives one, None where neither systemd nor `otherwise` has it."""
+    """The numbers among a unit's properties. `otherwise` has the values of those that systemd does not set."""
 
     def __init__(self, properties: Mapping[str, Any], otherwise: Mapping[str, float]) -> None:
         self._properties, self._otherwise = properties, otherwise
@@ -214,7 +216,7 @@ class Figures:
 
 
 def limits_of(config: ServiceConfigSchema | None) -> dict[str, float]:
-    """The limits that the generator makes of the settings, as systemd would say them; none without settings."""
+    """The limits that the generator derives from the settings, as systemd reports them; empty without settings."""
     if config is None:
         return {}
     return {
@@ -225,10 +227,10 @@ def limits_of(config: ServiceConfigSchema | None) -> dict[str, float]:
 
 
 def present(told: InstanceState | None, properties: Mapping[str, Any]) -> InstanceState | None:
-    """The state in an instance's file if it is of the unit's present run, or of its last one if none runs; else None.
+    """The state in an instance's file if it is of the unit's current run, or of its last run if none is active.
 
-    The file outlives its run. One of an earlier version names no run: it counts while the unit is active, since the
-    main process has replaced an older one by then.
+    The file outlives its run. A file of an earlier version does not name its run: it is used while the unit is active,
+    because by then the main process has replaced an older file.
     """
     if told is None:
         return None
@@ -238,7 +240,7 @@ def present(told: InstanceState | None, properties: Mapping[str, Any]) -> Instan
 
 
 def run_time_path(host: HostSettings, root: str = "/") -> str:
-    """The directory with the instances' run-time directories."""
+    """The parent of the instances' run-time directories."""
     return str(Path(root, str(host.values["VLLM_PID_PATH"]).lstrip("/")))
 
 
@@ -249,7 +251,7 @@ def state_of(properties: Mapping[str, Any], told: InstanceState | None) -> State
 
 
 def address_of(state: State, config: ServiceConfigSchema | None, told: InstanceState | None) -> Address | None:
-    """Where clients reach an instance: while it runs by its own word, for the settings may have changed since."""
+    """Where clients reach an instance: while it runs, the address that it reports, as its settings may have changed."""
     if state.active and told and told.address:
         return told.address
     return Address.of(config) if config else None
@@ -258,7 +260,7 @@ def address_of(state: State, config: ServiceConfigSchema | None, told: InstanceS
 def reason_for(
     name: str, config: ServiceConfigSchema | None, properties: Mapping[str, Any], told: InstanceState | None
 ) -> str:
-    """What the main process says; why the last run ended if that failed: a process that is killed says nothing."""
+    """The report of the main process; if the last run failed, the reason, since a killed process reports nothing."""
     if state_of(properties, told) in (State.FAILED, State.RESTARTING) and kind_of(properties):
         return reason_of(properties, told)
     text = told.sentence if told and told.phase else unit_text(properties)

@@ -1,4 +1,4 @@
-"""The instances of this host from outside: what they are doing, and what is done with them through systemd."""
+"""The instances of this host from outside: their state, and actions on them through systemd."""
 
 import asyncio
 import logging
@@ -21,11 +21,11 @@ T = TypeVar("T")
 
 
 class ServiceManager:
-    """The instances of this host: what they are doing, and what is done with them through systemd.
+    """The instances of this host: their state, and actions on them through systemd.
 
-    Reading needs no privilege. `root` is the file root of settings and state files; `connect` makes the connection to
+    Reading needs no privilege. `root` is the file root of settings and state files; `connect` opens the connection to
     systemd. Every method raises CitadelError: NoSuchInstance, SettingsRefused, NotPermitted, SystemdUnreachable or
-    JobFailed, whose message ends in the reason of the instance.
+    JobFailed, whose message ends with the instance's own reason.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class ServiceManager:
 
     @property
     def config(self) -> "ServiceManagerConfig":
-        """The host-wide settings. Read late: instances can be seen and stopped without them."""
+        """The host-wide settings, read on demand: instances can be listed and stopped without them."""
         from hxp_enterprise_llm.settings.host import ServiceManagerConfig
 
         if self._config is None:
@@ -58,7 +58,7 @@ class ServiceManager:
         return run_time_path(load_host(self._root), self._root)
 
     def list_services(self) -> "list[Service]":
-        """Every instance that has a settings file or runs without one, by name."""
+        """Every instance that has a settings file, or runs without one, sorted by name."""
         from hxp_enterprise_llm.settings import config
 
         async def look(systemd: "Systemd") -> "list[Service]":
@@ -74,15 +74,16 @@ class ServiceManager:
         return service
 
     def wait(self, name: str, look: "Callable[[Service], None]", timeout: float | None = None) -> "Service":
-        """Wait until an instance is ready, or neither runs nor is about to, and return it.
+        """Wait until an instance is ready, or neither runs nor is about to run; returns the instance.
 
-        `look` is called with every change that systemd signals. Raises TimeoutError after `timeout` seconds.
+        `look` is called with the instance after every change that systemd signals. Raises TimeoutError after `timeout`
+        seconds.
         """
         self._require(name)
         return self._with_systemd(lambda systemd: asyncio.wait_for(self._until_settled(systemd, name, look), timeout))
 
     def start(self, *names: str) -> None:
-        """Start instances after those that they require, and return once all are ready."""
+        """Start instances, each after the instances that it requires; return once all are ready."""
         from hxp_enterprise_llm.control.order import in_order
 
         self._require(*names)
@@ -93,7 +94,7 @@ class ServiceManager:
         )
 
     def stop(self, *names: str) -> None:
-        """Stop instances after those that require them."""
+        """Stop instances, each after the instances that require it."""
         from hxp_enterprise_llm.control.order import in_order
 
         self._require(*names)
@@ -106,13 +107,13 @@ class ServiceManager:
         self._each("Restart", names)
 
     def reload(self, *names: str) -> None:
-        """Have running instances read their settings again."""
+        """Make running instances read their settings again."""
         self._each("Reload", names)
 
     def enable(self, *names: str) -> None:
-        """Make instances start at boot, with citadel-llm.target.
+        """Start instances at boot, with citadel-llm.target.
 
-        As with systemctl, refused settings do not prevent that; they are logged as a warning.
+        As with systemctl, refused settings do not prevent this; they are logged as a warning.
         """
         from hxp_enterprise_llm.settings import config
         from hxp_enterprise_llm.settings.errors import SettingsRefused
@@ -126,12 +127,12 @@ class ServiceManager:
                 log.warning("%s is enabled, but cannot start with these settings: %s", name, error)
 
     def disable(self, *names: str) -> None:
-        """Make instances not start at boot; running ones go on."""
+        """Do not start instances at boot; running instances keep running."""
         self._require(*names)
         self._with_systemd(lambda systemd: systemd.disable([unit_name(name) for name in names]))
 
     def settings_changed(self) -> None:
-        """Have systemd read the settings files again, as `systemctl daemon-reload`."""
+        """Make systemd read the settings files again, as with `systemctl daemon-reload`."""
         self._with_systemd(lambda systemd: systemd.call("Reload"))
 
     def _each(self, verb: str, names: Sequence[str]) -> None:
@@ -149,7 +150,7 @@ class ServiceManager:
         without = [name for name in names if not config.exists(name, self._root)]
         if not without:
             return
-        # An instance whose file is gone may still run.
+        # An instance without a settings file may still be running.
         running = self._with_systemd(lambda systemd: systemd.active(unit_name("*")))
         for name in without:
             if unit_name(name) not in running:
@@ -184,14 +185,14 @@ class ServiceManager:
         return Service.seen(name, settings, [str(warning) for warning in warnings], properties, told)
 
     def _told(self, name: str, properties: Mapping[str, Any]) -> "InstanceState | None":
-        """The state that the main process of the unit's present run, or of its last, has written."""
+        """The state that the main process has written in the unit's current run, or in its last run."""
         from hxp_enterprise_llm.control.service import present
         from hxp_enterprise_llm.protocol import state
 
         return present(state.read(self._run_time, name), properties)
 
     async def _with_failed_requirement(self, systemd: "Systemd", service: "Service") -> "Service":
-        """A stopped instance with the failure of what it requires as its reason: systemd gives none."""
+        """A stopped instance, whose reason is the failure of an instance that it requires: systemd gives no reason."""
         from hxp_enterprise_llm.control.service import State
 
         if service.state is not State.STOPPED or service.config is None:
@@ -213,10 +214,10 @@ class ServiceManager:
         if verb == "Reload" and before.get("ActiveState") not in ("active", "reloading"):
             raise NotRunning(f"{name} is {state_of(before, told)}; start it with: citadel-llm start {name}")
         if verb != "Stop" and before.get("NeedDaemonReload"):
-            # The limits are those of the file when systemd last read it, the rest is read at the start.
+            # systemd takes the limits from the file as it last read it; everything else is read at the start.
             await systemd.call("Reload")
         if verb in ("Start", "Restart") and before.get("ActiveState") == "failed":
-            # The limit of starts in a row is for restarts that nobody watches.
+            # The limit on consecutive starts is meant for unattended restarts.
             await systemd.call("ResetFailedUnit", "s", unit)
         result = await systemd.job(verb, unit)
         if verb == "Reload":
@@ -232,7 +233,7 @@ class ServiceManager:
         raise JobFailed(f"{name}: {verb.lower()} {result}: {why}", service.exit_status)
 
     async def _reloaded(self, systemd: "Systemd", name: str, result: str, before: "LastReload | None") -> None:
-        """Raises JobFailed unless a reload took effect. systemd knows of its end, the main process of its outcome."""
+        """Raises JobFailed unless a reload took effect. systemd knows its end, the main process its outcome."""
         from hxp_enterprise_llm.protocol.state import ReloadOutcome
         from hxp_enterprise_llm.settings.errors import ExitStatus, JobFailed
 
@@ -251,7 +252,7 @@ class ServiceManager:
     async def _until_settled(
         self, systemd: "Systemd", name: str, look: "Callable[[Service], None]" = lambda _: None
     ) -> "Service":
-        """An instance once it is ready, or neither runs nor is about to."""
+        """Wait until an instance is ready, or neither runs nor is about to run; returns the instance."""
         async for _ in systemd.changes(unit_name(name)):
             (service,) = await self._look(systemd, [name])
             look(service)

@@ -24,17 +24,17 @@ DENIED = {
     "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired",
 }
 UNSET = 2**64 - 1
-"""systemd's value of a number that is not set."""
+"""The value with which systemd reports a number that is not set."""
 QUESTIONS = 8
-"""How many calls of one connection may wait for their answers at once.
+"""How many calls of one connection may wait for answers at the same time.
 
-dbus-daemon refuses more than its max_replies_per_connection, which is 128 on the system bus, and a full socket ends the
-connection: dbus-fast treats EAGAIN as an error. systemd answers one call after another in any case.
+dbus-daemon refuses more than max_replies_per_connection calls, 128 on the system bus, and a full socket ends the
+connection, because dbus-fast treats EAGAIN as an error. systemd answers one call after another in any case.
 """
 
 
 def unit_path(unit: str) -> str:
-    """The bus path of a unit, with characters other than letters and digits as _ and a code (sd_bus_path_encode(3))."""
+    """The bus path of a unit; characters other than letters and digits become _ and a code (sd_bus_path_encode(3))."""
     plain = string.ascii_letters + string.digits
     encoded = (
         character if character in plain and (index or character not in string.digits) else f"_{ord(character):02x}"
@@ -44,7 +44,7 @@ def unit_path(unit: str) -> str:
 
 
 def readable(properties: Mapping[str, Variant]) -> dict[str, Any]:
-    """Properties of a unit without their D-Bus types; InvocationID in hexadecimal, as INVOCATION_ID is."""
+    """Properties of a unit without D-Bus types; InvocationID becomes hexadecimal, as in the variable INVOCATION_ID."""
     found = {name: value.value for name, value in properties.items()}
     if "InvocationID" in found:
         found["InvocationID"] = bytes(found["InvocationID"]).hex()
@@ -52,9 +52,9 @@ def readable(properties: Mapping[str, Variant]) -> dict[str, Any]:
 
 
 class Systemd:
-    """A connection to the system's manager. Use it as an asynchronous context manager.
+    """A connection to the system manager, as an asynchronous context manager.
 
-    Raises SystemdUnreachable where there is none, NotPermitted where polkit or the bus says no.
+    Raises SystemdUnreachable if there is no system manager, NotPermitted if polkit or the bus denies access.
     """
 
     def __init__(self) -> None:
@@ -79,13 +79,13 @@ class Systemd:
     async def __aexit__(self, *_: object) -> None:
         if self._bus and self._gone:
             self._bus.disconnect()
-            # A broken connection ends with an error that the caller has had already.
+            # A broken connection ends with an error that the caller has already received.
             await asyncio.gather(self._gone, return_exceptions=True)
 
     async def call(
         self, member: str, signature: str = "", *body: Any, path: str = MANAGER, interface: str = MANAGER_INTERFACE
     ) -> list[Any]:
-        """Call a method and return its answer's body."""
+        """Call a method and return the body of its answer."""
         message = Message(
             destination=DESTINATION, path=path, interface=interface, member=member, signature=signature, body=list(body)
         )
@@ -98,11 +98,11 @@ class Systemd:
         return list(answer.body)
 
     async def _send(self, message: Message) -> Message | None:
-        """Send a call and wait for its answer. Raises SystemdUnreachable if the connection breaks before that."""
+        """Send a call and wait for its answer. Raises SystemdUnreachable if the connection breaks first."""
         if self._bus is None:
             raise RuntimeError("not connected: use it in `async with`")
         async with self._questions:
-            # On a broken connection dbus-fast would wait for ever.
+            # dbus-fast would wait for ever on a broken connection.
             if not self._bus.connected:
                 raise SystemdUnreachable("the system bus has disconnected")
             try:
@@ -111,13 +111,13 @@ class Systemd:
                 raise SystemdUnreachable(f"the connection to the system bus has broken ({error})") from None
 
     async def properties(self, unit: str) -> dict[str, Any]:
-        """All properties of a unit, also those of its service (systemd loads the unit if need be)."""
-        # Without an interface the answer has the properties of all interfaces.
+        """All properties of a unit, including those of its service; systemd loads the unit if necessary."""
+        # Without an interface, the answer has the properties of all interfaces.
         (values,) = await self.call("GetAll", "s", "", path=unit_path(unit), interface=PROPERTIES_INTERFACE)
         return readable(values)
 
     async def properties_of(self, units: Sequence[str], target: str) -> list[dict[str, Any]]:
-        """All properties of units; of a unit that systemd has not loaded, those that follow from that.
+        """All properties of units; for a unit that systemd has not loaded, those that follow from that.
 
         For a call about such a unit, systemd would load and unload it, which takes 5 ms (measured). The unit does not
         run, and is enabled only if `target` wants it.
@@ -137,13 +137,13 @@ class Systemd:
         return list(await asyncio.gather(*map(ask, units)))
 
     async def active(self, pattern: str) -> list[str]:
-        """Names of the units that match a pattern and run, start or stop."""
+        """Names of the units that match a pattern and are running, starting or stopping."""
         states = ["active", "activating", "reloading", "deactivating"]
         (found,) = await self.call("ListUnitsByPatterns", "asas", states, [pattern])
         return [unit[0] for unit in found]
 
     async def changes(self, unit: str) -> AsyncIterator[None]:
-        """Yield once at the start, and then whenever a property of the unit has changed since the last time.
+        """Yield once at the start, and then after each change of a property of the unit; changes may be combined.
 
         Raises SystemdUnreachable if the bus disconnects.
         """
@@ -160,10 +160,10 @@ class Systemd:
             del self._changed[path]
 
     async def listen(self, listener: Callable[[Message], None], *rules: str) -> None:
-        """Call `listener` with every signal from now on; the match `rules` say what the bus sends (dbus-daemon(1)).
+        """Call `listener` with every signal from now on; the match `rules` select what the bus sends (dbus-daemon(1)).
 
-        The calls come in the order of the signals. Do not run jobs on a connection that listens: it lives long, and
-        would keep the ends of all jobs of the host.
+        The calls come in the order of the signals. Do not run jobs on a connection that listens: it is long-lived, and
+        would keep the results of all jobs of the host.
         """
         self._listeners.append(listener)
         for rule in rules:
@@ -181,13 +181,13 @@ class Systemd:
         return str(value.value)
 
     async def started(self) -> int:
-        """When the manager started (microseconds since the epoch); a re-execution keeps the time."""
+        """When the manager started (microseconds since the epoch); unchanged by a re-execution."""
         body = (MANAGER_INTERFACE, "UserspaceTimestamp")
         (value,) = await self.call("Get", "ss", *body, interface=PROPERTIES_INTERFACE)
         return int(value.value)
 
     async def job(self, verb: str, unit: str) -> str:
-        """Queue the job `verb`Unit and wait for its end; systemd's name of the result, "done" for success."""
+        """Queue the job `verb`Unit and wait for its end; returns systemd's name of the result, "done" for success."""
         await self._subscribe()
         path: str = (await self.call(f"{verb}Unit", "ss", unit, "replace"))[0]
         if path in self._ended:
@@ -201,7 +201,7 @@ class Systemd:
         return future.result()
 
     async def _subscribe(self) -> None:
-        """Have systemd send signals, and the bus send the ends of jobs to this connection."""
+        """Make systemd send signals, and the bus deliver the ends of jobs to this connection."""
         if self._subscribed:
             return
         await self._match(f"interface='{MANAGER_INTERFACE}',member='JobRemoved'")
@@ -222,12 +222,12 @@ class Systemd:
             raise SystemdUnreachable("the system bus has disconnected")
 
     async def enable(self, units: Sequence[str]) -> None:
-        """Make units start at boot."""
+        """Start units at boot."""
         await self.call("EnableUnitFiles", "asbb", list(units), False, False)
         await self.call("Reload")
 
     async def disable(self, units: Sequence[str]) -> None:
-        """Make units not start at boot."""
+        """Do not start units at boot."""
         await self.call("DisableUnitFiles", "asb", list(units), False)
         await self.call("Reload")
 

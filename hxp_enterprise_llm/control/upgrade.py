@@ -1,8 +1,8 @@
-"""After an upgrade of the package: restart the running models, one after another, so that they run the new version.
+"""After an upgrade of the package: restart the running models one after another, so that they run the new version.
 
 The package's postinst runs this as root (`python -I -m hxp_enterprise_llm.control.upgrade`) once systemd has read the
-new units. Until its turn, each model still runs the old version from memory, with its files replaced.
-docs/lifecycle.md has what is promised.
+new units. Until its turn, each model still runs the old version from memory, while its files are already replaced.
+docs/lifecycle.md describes what an upgrade promises.
 """
 
 import asyncio
@@ -26,21 +26,21 @@ from hxp_enterprise_llm.settings.units import MONITOR, instance_of, is_log_unit,
 from hxp_enterprise_llm.system.processes import run
 
 DONE, INTERRUPTED = 0, 130
-"""Exit statuses. postinst fails after an interruption only, so that `dpkg --configure -a` restarts the rest."""
+"""Exit statuses. postinst fails only after an interruption, so that `dpkg --configure -a` restarts the rest."""
 POLICY = Path("/usr/sbin/policy-rc.d")
 POLICY_SEC = 30.0
 FORBIDDEN = 101
-"""Exit status of policy-rc.d where packages may not restart a unit (invoke-rc.d(8))."""
+"""Exit status of policy-rc.d if packages may not restart a unit (invoke-rc.d(8))."""
 
 
 def permitted(unit: str, policy: Path = POLICY) -> bool:
-    """Whether the administrator's policy-rc.d lets a package restart a unit.
+    """Whether the administrator's policy-rc.d allows packages to restart a unit.
 
-    deb-systemd-invoke asks the same, but would not start a model again that is not enabled.
+    deb-systemd-invoke asks the same question, but does not start a model again that is not enabled.
     """
     if not os.access(policy, os.X_OK):
         return True
-    # A shell, as deb-systemd-invoke uses: the policy may be a script that names no interpreter.
+    # Through a shell, as deb-systemd-invoke does: the policy may be a script without an interpreter line.
     status, _ = run(["/bin/sh", "-c", '"$0" "$1" restart', str(policy), unit], POLICY_SEC)
     return status != FORBIDDEN
 
@@ -48,8 +48,8 @@ def permitted(unit: str, policy: Path = POLICY) -> bool:
 class Upgrade:
     """The units that run the old version, and their restarts.
 
-    `root` is the file root of the settings. `permitted` tells whether a unit may be restarted, `findings` what is wrong
-    with an instance (`checks.start.findings`). `say` takes a sentence for the administrator.
+    `root` is the file root of the settings. `permitted` tells whether a unit may be restarted; `findings` returns the
+    findings about an instance (`checks.start.findings`). `say` receives sentences for the administrator.
     """
 
     def __init__(
@@ -71,10 +71,10 @@ class Upgrade:
         self._after = {name: earlier | self._requires[name] - {name} for name, (_, earlier) in known.items()}
 
     async def run(self) -> None:
-        """Restart what runs and may be restarted, and name what still runs the old version.
+        """Restart the running units that may be restarted, first the models, then the monitor and the log units.
 
-        First the models, then the monitor and the units that write log files.
-        Raises SystemdUnreachable. Interrupted (cancelled), it first has systemd start each model that it has stopped.
+        Reports the units that still run the old version. Raises SystemdUnreachable. If it is cancelled, it first makes
+        systemd start each model that it has stopped.
         """
         before = await self._running()
         models = [name for unit in before if (name := instance_of(unit))]
@@ -88,7 +88,7 @@ class Upgrade:
             self._say(f"until they are restarted, these units run the old version: {' '.join(old)}")
 
     async def _running(self) -> dict[str, object]:
-        """Our units that run or are about to, each with the identifier of its run."""
+        """Our units that are running or about to run, each with the identifier of its run."""
         found = {}
         for unit in await self._systemd.active("citadel-llm*.service"):
             properties = await self._systemd.properties(unit)
@@ -105,9 +105,9 @@ class Upgrade:
             return False
 
     async def _restartable(self, models: Sequence[str]) -> list[str]:
-        """Those of `models` that would come back, in the order of their restarts.
+        """Those of `models` that would start again, in the order of their restarts.
 
-        What would not come back must not be stopped, and neither must what it requires.
+        A model that would not start again must not be stopped, and neither must the models that it requires.
         """
         restartable: list[str] = []
         candidates = self._in_order(models)
@@ -121,7 +121,7 @@ class Upgrade:
         return restartable
 
     def _in_order(self, models: Sequence[str]) -> list[str]:
-        """`models` without those that wait for each other in a circle: nobody knows which of them to restart first."""
+        """`models` without those in a dependency cycle, for which there is no order."""
         names = set(models)
         while True:
             try:
@@ -132,22 +132,22 @@ class Upgrade:
                 names -= set(circle)
 
     def _requiring(self, name: str, models: Sequence[str]) -> set[str]:
-        """Those of `models` that require an instance, directly or not."""
+        """Those of `models` that require an instance, directly or indirectly."""
         return {other for other in models if other != name and name in self._requires.get(other, ())}
 
     async def _obstacle(self, name: str) -> str | None:
-        """Where to see why an instance, or one that it requires and that does not run, would not start again."""
+        """Where to see why an instance, or a required instance that does not run, would not start again."""
         for needed in [name, *sorted(self._requires.get(name, {name}) - {name})]:
             properties = await self._systemd.properties(unit_name(needed))
             if properties.get("LoadState") == "masked":
-                # systemd refuses to start what requires a masked unit, though that unit may run.
+                # systemd refuses to start a unit that requires a masked unit, even if that unit is running.
                 return f"systemctl status {unit_name(needed)}, which is masked"
             if needed != name and _up(properties):
                 continue
             try:
                 found = self._findings(needed, needed == name)
             except Exception:
-                # A check that breaks says nothing good about a start.
+                # A check that fails unexpectedly does not show that a start would succeed.
                 return f"citadel-llm check {needed}"
             if any(finding.fatal for finding in found):
                 return f"citadel-llm check {needed}"
@@ -156,8 +156,8 @@ class Upgrade:
     async def _restart(self, names: list[str]) -> None:
         """Restart instances one at a time, each after those that it starts after.
 
-        systemd would restart whatever requires an instance along with it, and again when its own turn comes. So those
-        are stopped before, and started in their turn; a stopped instance comes before a running one.
+        systemd would restart all dependants of an instance together with it, and again in their own turn. So dependants
+        are stopped before and started in their turn; a stopped instance is handled before a running one.
         """
         sorter: TopologicalSorter[str] = TopologicalSorter()
         for name in names:
@@ -180,16 +180,16 @@ class Upgrade:
                     await self._systemd.call("StartUnit", "ss", unit_name(name), "replace")
 
     async def _stop(self, names: Iterable[str], stopped: set[str]) -> None:
-        """Stop those that run, and add them to `stopped`: one that somebody else has stopped is not ours to start."""
+        """Stop running instances and add them to `stopped`; one that somebody else stopped must not be started."""
         for name in names:
             if _up(await self._systemd.properties(unit_name(name))):
                 stopped.add(name)
                 await self._job("Stop", unit_name(name))
 
     async def _job(self, verb: str, unit: str) -> None:
-        """Have systemd do it, wait until it is done, and say so if it failed."""
+        """Queue a job, wait for its end, and report a failure."""
         if verb != "Stop":
-            # Starts before the upgrade do not count against this one (StartLimitBurst=).
+            # Starts before the upgrade must not count towards StartLimitBurst= of this start.
             with suppress(JobFailed):
                 await self._systemd.call("ResetFailedUnit", "s", unit)
         try:
@@ -205,13 +205,13 @@ def _up(properties: Mapping[str, Any]) -> bool:
 
 
 def interrupt(upgrade: asyncio.Task[None]) -> None:
-    """Cancel the upgrade once: a second signal must not end the start of the models that it has stopped."""
+    """Cancel the upgrade once: a second signal must not interrupt the start of the models that it has stopped."""
     if not upgrade.cancelling():
         upgrade.cancel()
 
 
 def main() -> int:
-    """Restart what an upgrade has to restart. No failure of a model fails the upgrade."""
+    """Restart all units that an upgrade must restart. A model that fails does not fail the upgrade."""
 
     def say(text: str) -> None:
         print(f"citadel-llm: {text}", flush=True)
@@ -219,13 +219,13 @@ def main() -> int:
     async def upgrade() -> None:
         task = asyncio.current_task()
         for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-            # Below nohup, a hang-up stays ignored.
+            # Under nohup, SIGHUP stays ignored.
             if task and signal.getsignal(number) is not signal.SIG_IGN:
                 asyncio.get_running_loop().add_signal_handler(number, interrupt, task)
         async with Systemd() as systemd:
             await Upgrade(systemd, say=say).run()
 
-    # The checks log their warnings; here only what keeps a model from starting counts.
+    # The checks log their warnings; here only errors that prevent a start matter.
     logging.disable()
     try:
         asyncio.run(upgrade())

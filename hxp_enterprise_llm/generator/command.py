@@ -1,4 +1,4 @@
-"""The generator as a program: for systemd, and for a person who wants to see its output.
+"""The generator as a program: for systemd, and for people who want to see its output.
 
 It uses the standard library only, see `settings.grammar`, and not argparse, whose import would double the run time.
 """

@@ -16,7 +16,7 @@ FAILED_STATUS, USAGE_STATUS = 1, 2
 
 
 def main(arguments: list[str]) -> int:
-    """Write the log file of one instance until SIGTERM; the exit status."""
+    """Write the log file of one instance until SIGTERM; returns the exit status."""
     if len(arguments) != 1 or not is_instance_name(arguments[0]):
         print("usage: python -m hxp_enterprise_llm.log_files INSTANCE", file=sys.stderr)
         return USAGE_STATUS

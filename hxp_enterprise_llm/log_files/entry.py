@@ -6,21 +6,21 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 FIELDS = ("MESSAGE", "SYSLOG_IDENTIFIER", "_COMM", "SYSLOG_PID", "_PID", "_HOSTNAME", "_SOURCE_REALTIME_TIMESTAMP")
-"""What a line is made of; journalctl adds the cursor and the time of arrival."""
+"""The fields of a line; journalctl adds the cursor and the time of arrival."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 _INDENT = "\n    "
 
 
 class Entry(NamedTuple):
-    """One entry: its place in the journal, and its line, or lines, with the last newline."""
+    """One entry: its position in the journal, and its text with the final newline."""
 
     cursor: str
     text: str
 
 
 def parse(line: bytes) -> Entry:
-    """Read one line of `journalctl --output=json`. Raises ValueError for a line that journalctl does not write."""
+    """Parse one line of `journalctl --output=json`. Raises ValueError for any other line."""
     fields = json.loads(line)
     if not isinstance(fields, dict) or not {"__CURSOR", "__REALTIME_TIMESTAMP"} <= fields.keys():
         raise ValueError("not an entry of the journal")
@@ -28,14 +28,14 @@ def parse(line: bytes) -> Entry:
     time = datetime.fromtimestamp(moment).astimezone().isoformat(timespec="seconds")
     sender = _word(fields.get("SYSLOG_IDENTIFIER") or fields.get("_COMM") or "unknown")
     pid = _word(fields.get("SYSLOG_PID") or fields.get("_PID") or "")
-    # An indented second line cannot pass for an entry of its own.
+    # Further lines are indented, so they cannot look like entries of their own.
     message = _text(fields.get("MESSAGE")).rstrip("\n").replace("\n", _INDENT)
     host = _word(fields.get("_HOSTNAME") or "localhost")
     return Entry(str(fields["__CURSOR"]), f"{time} {host} {sender}{f'[{pid}]' if pid else ''}: {message}\n")
 
 
 def _text(value: Any) -> str:
-    """The text of a field: journalctl writes bytes that are no text as numbers, and a repeated field as a list."""
+    """The text of a field: journalctl writes bytes that are not text as numbers, and a repeated field as a list."""
     if isinstance(value, list):
         if all(isinstance(number, int) for number in value):
             return _printable(bytes(value).decode("utf-8", "backslashreplace"))
@@ -44,10 +44,10 @@ def _text(value: Any) -> str:
 
 
 def _word(value: Any) -> str:
-    """The text of a field before the message: the sender may have put a line break into it, to forge an entry."""
+    """The text of a field before the message, without line breaks, with which the sender could forge an entry."""
     return _text(value).replace("\n", "\\n")
 
 
 def _printable(text: str) -> str:
-    """No control character may steer the terminal that shows the file."""
+    """Escape control characters, which could control the terminal that shows the file."""
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)

@@ -1,4 +1,4 @@
-"""Appends an instance's journal to its log file, and remembers how far it got."""
+"""Appends an instance's journal to its log file, and stores how far it got."""
 
 import os
 import re
@@ -11,22 +11,20 @@ from hxp_enterprise_llm.log_files.entry import FIELDS, Entry, parse
 from hxp_enterprise_llm.settings.units import unit_name
 
 QUIET_SEC, LONGEST_STOP_SEC = 1.0, 5.0
-"""A stop waits until no line has arrived for the first, and no longer than the second: the last lines of an instance
-reach the journal when its unit has ended."""
+"""A stop waits until no line has arrived for the first time, and at most for the second: the last lines of an instance
+reach the journal after its unit has ended."""
 CHUNK_BYTES = 1 << 16
 BEFORE_SEC = 10
-"""A new log file begins so many seconds back: the instance may start at the same time as its follower."""
+"""A new log file begins this many seconds back: the instance may start at the same time as its follower."""
 _POSITION = re.compile(r"@[0-9]{1,12}|[0-9a-z=;]{1,300}")
 
 
 class LogFile:
     """The log file of one instance, and the file with its position in the journal.
 
-    The position is the cursor of the last entry, or, before the first entry, the time to begin at: @ and seconds since
-    1970.
-
-    Both belong to one user. The log file is opened for every batch of entries: once logrotate has renamed it, the next
-    batch goes to a new file.
+    The position is the cursor of the last entry. Before the first entry, it is the time to begin at: @ and seconds
+    since the epoch. Both files belong to one user. The log file is opened for every batch of entries: once logrotate
+    has renamed it, the next batch goes to a new file.
     """
 
     def __init__(self, path: Path, position_file: Path) -> None:
@@ -36,8 +34,7 @@ class LogFile:
     def position(self, now: float) -> str:
         """Where to continue in the journal.
 
-        If there is no position, or a damaged one, it becomes a time just before `now` (seconds since 1970).
-        Raises OSError.
+        If there is no valid position, it is set to a time just before `now` (seconds since the epoch). Raises OSError.
         """
         try:
             text = self._position_file.read_text(encoding="ascii")
@@ -45,15 +42,15 @@ class LogFile:
                 return text
         except (FileNotFoundError, UnicodeDecodeError):
             pass
-        # Stored: if the log file cannot be written for a while, the next attempts begin there too.
+        # Stored, so that the next attempts begin there too if the log file cannot be written for a while.
         begin = f"@{int(now) - BEFORE_SEC}"
         self._store(begin)
         return begin
 
     def append(self, entries: Sequence[Entry]) -> None:
-        """Write entries, then the position: a crash between the two repeats entries and loses none.
+        """Write entries, then the position: a crash in between repeats entries, but loses none.
 
-        Raises OSError; then the position is still that of the entries before.
+        Raises OSError; the stored position is then still that of the previous entries.
         """
         content = "".join(entry.text for entry in entries).encode("utf-8", "backslashreplace")
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -65,7 +62,7 @@ class LogFile:
                 while written < len(content):
                     written += os.write(descriptor, content[written:])
             except OSError:
-                # A full disk: no half line, and no line twice once there is room.
+                # The disk is full: remove incomplete output, so that no line is cut or repeated once there is space.
                 os.ftruncate(descriptor, size)
                 raise
         finally:
@@ -87,9 +84,9 @@ def journal_command(instance: str, position: str) -> list[str]:
 
 
 def follow(source: int, stop: int, file: LogFile) -> bool:
-    """Append the entries that arrive at the descriptor `source` until `stop` becomes readable, and the last lines.
+    """Append the entries that arrive at the descriptor `source` until `stop` becomes readable; then the last ones.
 
-    Returns whether it was stopped; False if `source` ended. Raises OSError if the file cannot be written.
+    Returns True after a stop, False if `source` ended. Raises OSError if the file cannot be written.
     """
     rest = b""
     end = float("inf")

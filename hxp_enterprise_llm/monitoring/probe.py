@@ -16,8 +16,7 @@ ANSWER_SEC = 3.0
 def client() -> httpx.AsyncClient:
     """One client for all instances. Each probe opens its own connection, so no answer can affect the next probe."""
     # Certificates are not verified: they do not name addresses of this host, and a probe neither leaves the host nor
-    # carries a secret. An impostor with access to the port would have the certificate too. Trusted ones would take
-    # memory.
+    # carries a secret. A false instance would have the certificate too. Loading trusted certificates would take memory.
     unverified = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     unverified.check_hostname = False
     unverified.verify_mode = ssl.CERT_NONE

@@ -1,6 +1,6 @@
-"""Log records to the journal with fields of their own, in its native protocol (systemd's JOURNAL_NATIVE_PROTOCOL).
+"""Log records as journal entries with fields of their own, in its native protocol (JOURNAL_NATIVE_PROTOCOL of systemd).
 
-Lines on standard output, as vLLM's processes write them, can carry none.
+Lines on standard output, which vLLM's processes write, have no such fields.
 """
 
 import logging
@@ -13,9 +13,9 @@ LEVELS = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 
 
 
 class JournalHandler(logging.Handler):
-    """Sends every record of an instance as one entry.
+    """Sends each log record of an instance as one journal entry.
 
-    CITADEL_SERVICE= is the instance; CITADEL_REASON= the code of an error, if the record has one as `reason`.
+    CITADEL_SERVICE= is the instance; CITADEL_REASON= is the code of an error if the record has one as `reason`.
     """
 
     def __init__(self, instance: str) -> None:
@@ -24,7 +24,7 @@ class JournalHandler(logging.Handler):
         self._sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send one record; to standard output instead while there is no journal."""
+        """Send one record, or print it to standard output if there is no journal."""
         message = self.format(record)
         fields = {
             "MESSAGE": message,
@@ -42,6 +42,6 @@ class JournalHandler(logging.Handler):
 
 
 def _field(name: str, value: str) -> bytes:
-    """One field with its length before it, so that no value can begin another."""
+    """One field, preceded by its length, so that no value can start another field."""
     content = value.encode("utf-8", "backslashreplace")
     return name.encode() + b"\n" + len(content).to_bytes(8, "little") + content + b"\n"

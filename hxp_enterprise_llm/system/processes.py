@@ -1,4 +1,4 @@
-"""The one place that starts other programs. Engines are started in `server_process`, by multiprocessing."""
+"""The only module that starts other programs, except for servers (`server_process`, through multiprocessing)."""
 
 import contextlib
 import subprocess
@@ -10,15 +10,15 @@ ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 
 
 class ProgramFailed(CitadelError):
-    """A program of the host could not be run, or took too long; its exit status is no error here."""
+    """A program could not be run or took too long. A non-zero exit status does not count as a failure."""
 
     code = "program-failed"
 
 
 def run(command: Sequence[str], timeout: float) -> tuple[int, str]:
-    """Run a program without a shell and with a minimal environment; its exit status and what it printed.
+    """Run a program without a shell and with a minimal environment; returns its exit status and output.
 
-    `timeout` is in seconds. Raises ProgramFailed if the program is not there or does not end in time.
+    `timeout` is in seconds. Raises ProgramFailed if the program is missing or does not end in time.
     """
     try:
         done = subprocess.run(
@@ -41,9 +41,9 @@ def run(command: Sequence[str], timeout: float) -> tuple[int, str]:
 
 @contextlib.contextmanager
 def output_of(command: Sequence[str]) -> Iterator[int]:
-    """The descriptor of a program's standard output while it runs; the program ends with the block.
+    """The descriptor of a program's standard output; the program is ended when the block is left.
 
-    Its errors go to our standard error. Raises OSError if the program is not there.
+    Its standard error is that of this process. Raises OSError if the program is missing.
     """
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=ENVIRONMENT) as process:
         assert process.stdout  # noqa: S101  a pipe was asked for

@@ -55,6 +55,6 @@ def test_a_killed_fork_server_is_replaced_also_after_a_start_that_fails(
         keeping.cancel()
         await asyncio.gather(keeping, return_exceptions=True)
 
-    asyncio.run(asyncio.wait_for(run(), 30))
+    asyncio.run(asyncio.wait_for(run(), 60))
     assert f"The fork server (pid {first}) was killed by SIGKILL" in caplog.text
     assert "Resource temporarily unavailable" in caplog.text

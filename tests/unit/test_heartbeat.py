@@ -56,7 +56,7 @@ def test_an_error_of_the_heartbeat_reaches_the_main_process() -> None:
         await asyncio.to_thread(far.recv, 4096)
         # An invalid command.
         far.send(b"no JSON")
-        await asyncio.wait_for(beating, 10)
+        await asyncio.wait_for(beating, 60)
 
     with near, far, socket.socket() as listener:
         with pytest.raises(json.JSONDecodeError):

@@ -97,7 +97,7 @@ def changed(unit: str, **values: str) -> Message:
 
 
 async def soon(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not true():
             await asyncio.sleep(0.01)
 

@@ -31,7 +31,7 @@ def manager_at(tmp_path: Path) -> Callable[[], socket.socket]:
     def open_socket() -> socket.socket:
         manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         manager.bind(str(tmp_path / "notify"))
-        manager.settimeout(5)
+        manager.settimeout(60)
         return manager
 
     return open_socket

@@ -36,7 +36,7 @@ def asked(directory: Path, do: Callable[[Request], str], pid: int = 0, files: di
         async with Requests(directory, answer):
             return await asyncio.to_thread(reload_request.ask, str(directory), pid or os.getpid(), files or {})
 
-    return asyncio.run(asyncio.wait_for(serve(), 30))
+    return asyncio.run(asyncio.wait_for(serve(), 60))
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +87,7 @@ def test_waiting_client_gets_an_answer_when_the_service_stops(tmp_path: Path) ->
         async with Requests(tmp_path, never):
             asking = asyncio.create_task(asyncio.to_thread(reload_request.ask, str(tmp_path), os.getpid(), {}))
             await taken.wait()
-        return await asyncio.wait_for(asking, 30)
+        return await asyncio.wait_for(asking, 60)
 
     assert asyncio.run(end()) == "the service has stopped"
 
@@ -130,7 +130,7 @@ def test_listener_survives_bad_messages_and_descriptor_shortage(
         async with Requests(tmp_path, answer):
             return [await asyncio.to_thread(reload_request.ask, str(tmp_path), os.getpid(), {}) for _ in range(2)]
 
-    first, second = asyncio.run(asyncio.wait_for(ask(), 30))
+    first, second = asyncio.run(asyncio.wait_for(ask(), 60))
     assert (bool(first), second) == (isinstance(fault, str), "")
     assert caplog.records
 
@@ -151,7 +151,7 @@ def test_failed_reload_handler_is_reported_and_listener_survives(tmp_path: Path,
         async with Requests(tmp_path, answer):
             return [await asyncio.to_thread(reload_request.ask, str(tmp_path), os.getpid(), {}) for _ in range(2)]
 
-    first, second = asyncio.run(asyncio.wait_for(ask(), 30))
+    first, second = asyncio.run(asyncio.wait_for(ask(), 60))
     assert "the request failed" in first and second == ""
 
 

@@ -119,6 +119,6 @@ def test_a_stop_does_not_wait_for_a_server_to_open(one_server: Server, monkeypat
         opening = asyncio.create_task(one_server.open(stop))
         await asyncio.sleep(0)
         stop.set()
-        return bool(await asyncio.wait_for(opening, 10))
+        return bool(await asyncio.wait_for(opening, 60))
 
     assert asyncio.run(run()) is False

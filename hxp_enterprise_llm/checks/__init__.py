@@ -1,1 +1,1 @@
-"""What a start needs, checked before the start."""
+"""The requirements of a start, checked before the start."""

@@ -8,7 +8,7 @@ from hxp_enterprise_llm.settings.host import ServiceManagerConfig
 
 
 def findings(name: str, manager: ServiceManagerConfig) -> list[Finding]:
-    """What is wrong for instance `name` with the accounts that the host's settings name."""
+    """Findings about the accounts in the host's settings, for instance `name`."""
     found = []
     for kind, account, look_up in (("user", manager.user, pwd.getpwnam), ("group", manager.group, grp.getgrnam)):
         try:

@@ -6,7 +6,7 @@ from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 
 
 def findings(config: ServiceConfigSchema) -> list[Finding]:
-    """What is wrong with the flags by themselves; whether they suit the model is for `model` and for vLLM."""
+    """Findings about the flags themselves; `model` and vLLM check whether they suit the model."""
     given = flags.parse(config.vllm_args)
     texts = list(given.findings)
     for name in given.get("middleware", ()):

@@ -1,4 +1,4 @@
-"""Whether the instances that REQUIRES and AFTER name exist, and whether there is an order to start them in."""
+"""Whether the instances in REQUIRES and AFTER exist, and whether they can be started in some order."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,7 @@ from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 
 
 def of_instance(config: ServiceConfigSchema, names: list[str]) -> list[Finding]:
-    """What is wrong with REQUIRES and AFTER of one instance; `names` are all instances."""
+    """Findings about REQUIRES and AFTER of one instance; `names` are all instances."""
     found = []
     for earlier in sorted({*config.after} - {*names, *config.requires}):
         text = f"AFTER={earlier}: there is no such instance; {config.name} will not wait for it"
@@ -24,10 +24,10 @@ def of_instance(config: ServiceConfigSchema, names: list[str]) -> list[Finding]:
     return found
 
 
-def circles(names: list[str], after: Mapping[str, set[str]]) -> list[Finding]:
-    """Instances that wait for each other; `after` has those that each follows."""
+def cycles(names: list[str], after: Mapping[str, set[str]]) -> list[Finding]:
+    """Instances that wait for each other; `after` has the instances that each one starts after."""
     try:
         order(names, after)
     except DependencyCycle as error:
-        return [Finding(name, str(error)) for name in sorted(set(error.circle))]
+        return [Finding(name, str(error)) for name in sorted(set(error.cycle))]
     return []

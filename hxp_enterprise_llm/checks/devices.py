@@ -1,4 +1,4 @@
-"""Whether the GPUs that the settings name are there."""
+"""Whether the GPUs in the settings exist."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Whether there is room for the engine's caches."""
+"""Whether there is disk space for the engine's caches."""
 
 import shutil
 from pathlib import Path
@@ -8,13 +8,13 @@ from hxp_enterprise_llm.engine.model_directory import CACHE
 from hxp_enterprise_llm.settings.keys import GIBIBYTE
 
 CACHE_SPACE_BYTES = GIBIBYTE
-"""Free disk below which the check warns; a round figure, not a measured one."""
+"""The check warns if less disk space is free; a rounded estimate, not a measurement."""
 
 
 def findings(cache: Path = CACHE, wanted_bytes: int = CACHE_SPACE_BYTES) -> list[Finding]:
-    """An error if the directory of caches is missing, a warning if less than `wanted_bytes` is free."""
+    """An error if the directory of caches is missing; a warning if less than `wanted_bytes` are free."""
     if not cache.is_dir():
-        return [Finding("host", f"{cache} is missing; systemd-tmpfiles --create makes it again")]
+        return [Finding("host", f"{cache} is missing; systemd-tmpfiles --create creates it")]
     free = shutil.disk_usage(cache).free
     if free >= wanted_bytes:
         return []

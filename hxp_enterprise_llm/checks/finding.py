@@ -1,4 +1,4 @@
-"""What a check reports."""
+"""The result of a check."""
 
 from typing import NamedTuple
 
@@ -6,9 +6,9 @@ from hxp_enterprise_llm.settings.errors import CitadelError, ExitStatus, Setting
 
 
 class Finding(NamedTuple):
-    """One thing that a check found wrong with an instance, or with the "host".
+    """An error or a warning about an instance, or about the "host".
 
-    A start with a fatal finding fails with the exit status `status`; `code` is the code of its error.
+    A start with a fatal finding ends with the exit status `status`; `code` is the code of its error.
     """
 
     instance: str
@@ -22,5 +22,5 @@ class Finding(NamedTuple):
 
 
 def of_error(instance: str, error: CitadelError) -> list[Finding]:
-    """An error as findings, one a line of its message."""
+    """An error as findings, one for each line of its message."""
     return [Finding(instance, line, status=error.exit_status, code=error.code) for line in str(error).splitlines()]

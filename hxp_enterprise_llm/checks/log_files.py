@@ -10,7 +10,7 @@ LOGROTATE_RULE = "/etc/logrotate.d/citadel-llm"
 
 
 def findings(root: str = "/", logrotate: Path = Path("/usr/sbin/logrotate")) -> list[Finding]:
-    """A warning where logrotate is missing, or where the package's rule for it names another directory."""
+    """A warning if logrotate is missing, or if the package's rule for it names another directory."""
     host = load_host(root).values
     if not host["LOG_TO_FILE"]:
         return []

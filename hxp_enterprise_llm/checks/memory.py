@@ -1,4 +1,4 @@
-"""Whether the limits of instances that would run together fit the host's memory."""
+"""Whether the memory limits of instances that run together fit in the host's memory."""
 
 from collections.abc import Iterable
 
@@ -10,7 +10,7 @@ from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 
 
 def findings(configs: Iterable[ServiceConfigSchema]) -> list[Finding]:
-    """A warning if the sum exceeds the host's memory: not every instance uses all of its limit."""
+    """A warning, not an error, if the sum exceeds the host's memory: not every instance uses all of its limit."""
     configs = list(configs)
     total = psutil.virtual_memory().total / GIBIBYTE
     promised = sum(config.memory_limit_gb for config in configs)

@@ -1,4 +1,4 @@
-"""Whether the model is there, complete and readable, and suits the settings."""
+"""Whether the model exists, is complete and readable, and suits the settings."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 
 
 def findings(config: ServiceConfigSchema) -> tuple[str, list[Finding]]:
-    """The model that vLLM gets, empty if there is none, and what is wrong with it."""
+    """The model to pass to vLLM, empty if there is none, and the findings about it."""
     try:
         model = model_directory.find_model(config)
     except ModelMissing as error:

@@ -1,4 +1,4 @@
-"""What the services' user may read, and may not change. By owner and mode bits: a root that tries is allowed all."""
+"""What the services' user may read and change, by owner and mode: root, who runs this, could access everything."""
 
 import os
 import pwd
@@ -17,15 +17,15 @@ from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 
 
 def readable(config: ServiceConfigSchema, manager: ServiceManagerConfig) -> list[Finding]:
-    """The first of an instance's settings, caches and model files that the services' user cannot read.
+    """The first file among an instance's settings, caches and model files that the services' user cannot read.
 
-    Missing files are for other checks.
+    Other checks report missing files.
     """
     user = pwd.getpwnam(manager.user)
     groups = os.getgrouplist(user.pw_name, user.pw_gid)
     needed = [Path(settings.instance_file(config.name)), *filter(Path.is_dir, [CACHE])]
     with suppress(OSError):
-        # "/" on an absolute path is that path.
+        # Joining "/" and an absolute path gives that path.
         needed += [file.resolve() for file in loaded_files(config, MODELS / config.model) if file.exists()]
     for file in needed:
         closed = readable_by(file, user.pw_uid, groups)
@@ -40,9 +40,9 @@ def readable(config: ServiceConfigSchema, manager: ServiceManagerConfig) -> list
 
 
 def changeable(config: ServiceConfigSchema, manager: ServiceManagerConfig) -> list[Finding]:
-    """Files of keys, certificate and token that the services' user could change.
+    """Files with keys, certificate and token that the services' user could change.
 
-    A model server under an attacker's control could then add a key to another instance, or make root read another file.
+    A compromised model server could then add a key to another instance, or make root read another file.
     """
     user = pwd.getpwnam(manager.user)
     groups = os.getgrouplist(user.pw_name, user.pw_gid)
@@ -51,7 +51,7 @@ def changeable(config: ServiceConfigSchema, manager: ServiceManagerConfig) -> li
         with suppress(OSError):
             place = changeable_by(Path(file), user.pw_uid, groups)
             if place:
-                text = f"{KEYS[name]}={file}: {manager.user}, so a stolen model server too, may change {place}"
+                text = f"{KEYS[name]}={file}: {manager.user}, and so a compromised model server, may change {place}"
                 remedy = f"chown root {place}; chmod go-w {place}"
                 if place.is_dir():
                     remedy = "move the file to a directory that only root can write, such as /etc/citadel-llm"
@@ -60,7 +60,7 @@ def changeable(config: ServiceConfigSchema, manager: ServiceManagerConfig) -> li
 
 
 def readable_by(path: Path, uid: int, groups: Iterable[int]) -> Path | None:
-    """The first of `path` and the directories above it that a user may not read or enter; None if there is none."""
+    """The first of `path` and its parent directories that a user may not read or enter; None if there is none."""
     groups = set(groups)
     for place in [*reversed(path.parents), path]:
         status = place.stat()
@@ -75,15 +75,15 @@ def readable_by(path: Path, uid: int, groups: Iterable[int]) -> Path | None:
 
 
 def changeable_by(path: Path, uid: int, groups: Iterable[int]) -> Path | None:
-    """The first of `path` and the directories above it that a user may change; None if there is none.
+    """The first of `path` and its parent directories that a user may change; None if there is none.
 
-    The directories include those that a link leads through. Raises OSError.
+    This includes the parents of every link on the way. Raises OSError.
     """
     groups, real = set(groups), path.resolve()
     for place in [*reversed(path.parents), *reversed(real.parents), real]:
         status = place.stat()
         bits = stat.S_IWOTH | (stat.S_IWGRP if status.st_gid in groups else 0)
-        # In a directory with the sticky bit, nobody can replace another user's file.
+        # In a directory with the sticky bit, a user cannot replace another user's file.
         held = place != real and status.st_mode & stat.S_ISVTX
         if status.st_uid == uid or (status.st_mode & bits and not held):
             return place

@@ -1,4 +1,4 @@
-"""Whether an instance can listen on its address, and which instances would take a port from each other."""
+"""Whether an instance can listen on its address, and which instances are configured for the same port."""
 
 import re
 import socket
@@ -20,15 +20,15 @@ PROC = Path("/proc")
 
 
 def listening(config: ServiceConfigSchema, running: bool = False, proc: Path = PROC) -> list[Finding]:
-    """Whether the address is one of this host, and which process listens on the port now.
+    """Whether the address belongs to this host, and which process listens on the port now.
 
-    An instance that is `running` may hold the port itself.
+    An instance that is `running` may be that process.
     """
     try:
         with socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET) as probe:
             probe.bind((config.host, 0))
     except OSError as error:
-        text = f"HOST={config.host} is not an address of this host ({error.strerror}); `ip addr` shows those that are"
+        text = f"HOST={config.host} is not an address of this host ({error.strerror}); `ip addr` lists its addresses"
         return [Finding(config.name, text, status=ExitStatus.UNAVAILABLE)]
     for connection in psutil.net_connections("tcp"):
         if connection.status != psutil.CONN_LISTEN or not connection.laddr or connection.laddr.port != config.port:
@@ -37,15 +37,15 @@ def listening(config: ServiceConfigSchema, running: bool = False, proc: Path = P
             if running and _may_be(config.name, connection.pid, proc):
                 continue
             text = f"port conflict: PORT={config.port} is taken by {holder(connection.pid, proc)}"
-            text += "; stop that or choose another PORT"
+            text += "; stop it or choose another PORT"
             return [Finding(config.name, text, status=ExitStatus.UNAVAILABLE)]
     return []
 
 
 def holder(pid: int | None, proc: Path = PROC) -> str:
-    """What a process is: the instance by the control group that systemd has put it in, or else its program."""
+    """Describe a process: by the instance to whose control group it belongs, otherwise by its program."""
     if pid is None:
-        return "a process that only root may see"
+        return "a process that only root can see"
     try:
         instance = _instance(pid, proc)
         if instance:
@@ -63,13 +63,13 @@ def _may_be(instance: str, pid: int | None, proc: Path) -> bool:
 
 
 def _instance(pid: int, proc: Path) -> str:
-    """The instance that a process belongs to, "" for none. Raises OSError if it has ended."""
+    """The instance to which a process belongs, "" for none. Raises OSError if the process has ended."""
     unit = OUR_UNIT.search((proc / str(pid) / "cgroup").read_text(encoding="utf-8", errors="replace"))
     return unit[1] if unit else ""
 
 
 def of_monitor(host: HostSettings) -> list[Finding]:
-    """Whether the monitor's two ports are one."""
+    """Whether the monitor's two ports are the same."""
     conflict = one_port_for_both(host)
     return [Finding("host", conflict)] if conflict else []
 
@@ -81,9 +81,9 @@ def shared(configs: Iterable[ServiceConfigSchema], host: HostSettings) -> list[F
     for config in configs:
         other = earlier.setdefault(config.port, config)
         if other is not config and (config.host == other.host or {config.host, other.host} & set(EVERY_ADDRESS)):
-            text = f"port conflict: PORT={config.port} is that of {other.name} too; only one of them can run"
+            text = f"port conflict: PORT={config.port} is also the port of {other.name}; only one of them can run"
             found.append(Finding(config.name, text))
         for key in ("HEALTH_PORT", "METRICS_PORT"):
             if config.port == host.values[key]:
-                found.append(Finding(config.name, f"port conflict: PORT={config.port} is the {key} of the monitor"))
+                found.append(Finding(config.name, f"port conflict: PORT={config.port} is the monitor's {key}"))
     return found

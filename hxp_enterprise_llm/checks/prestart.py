@@ -1,6 +1,6 @@
-"""What the main process checks before it starts anything, as the services' user.
+"""The checks that the main process runs before it starts anything, as the services' user.
 
-It imports only what every start needs; `start` sees more as root.
+This module imports only what every start needs; `start` runs further checks as root.
 """
 
 import logging
@@ -15,21 +15,21 @@ from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 log = logging.getLogger(__name__)
 
 OTHER_ERRORS: dict[str, type[CitadelError]] = {error.code: error for error in (ModelMissing, GpuMissing)}
-"""Errors with a code of their own, which is kept if all findings have it."""
+"""Errors with their own code, which is kept if all findings have the same code."""
 
 
 def of_service(config: ServiceConfigSchema) -> tuple[str, list[Finding]]:
-    """The model that vLLM gets, and what the service itself finds wrong with its flags, its model and its GPUs."""
+    """The model to pass to vLLM, and the findings about flags, model and GPUs that the service's user can make."""
     found = arguments.findings(config)
     directory, of_model = model.findings(config)
     return directory, [*found, *of_model, *devices.findings(config)]
 
 
 def prepare(name: str, root: str = "/", file: str | None = None) -> tuple[ServiceConfigSchema, str]:
-    """Read the settings of `name` and check them; the settings and the model to load.
+    """Read and check the settings of `name`; returns the settings and the model to load.
 
     `file` is a draft of the settings file to read instead of the file in place.
-    Raises SettingsRefused, or ModelMissing or GpuMissing if nothing else is wrong; logs the warnings.
+    Raises SettingsRefused, or ModelMissing or GpuMissing if there are no other errors; logs the warnings.
     """
     before: tuple[SettingsFinding, ...] = ()
     try:

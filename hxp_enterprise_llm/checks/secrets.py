@@ -1,4 +1,4 @@
-"""Whether the files of keys, certificate and token are usable, and closed to other users."""
+"""Whether the files with keys, certificate and token are usable, and not readable by other users."""
 
 import os
 import stat
@@ -12,11 +12,11 @@ from hxp_enterprise_llm.settings.errors import SettingsRefused
 from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 
 RENEW_DAYS, DAY_SEC = 14, 86400.0
-"""How long before its end the check warns of a certificate; automatic renewal happens a month before."""
+"""The check warns this long before a certificate expires; automatic renewal happens a month before."""
 
 
 def findings(config: ServiceConfigSchema) -> list[Finding]:
-    """What is wrong with the files, as far as this user can read them."""
+    """Findings about the files, as far as this user can read them."""
     found, contents = [], {}
     named = credentials.files_of(config)
     for name, file in named.items():

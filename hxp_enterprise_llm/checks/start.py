@@ -1,4 +1,4 @@
-"""Everything that an instance needs to start: for `citadel-llm check`, and for an upgrade before it restarts one.
+"""All checks of an instance before a start: for `citadel-llm check`, and for an upgrade before a restart.
 
 Each subject has a module of its own beside this one.
 """
@@ -22,16 +22,16 @@ log = logging.getLogger(__name__)
 
 
 def findings(name: str, running: bool, file: str | None = None) -> list[Finding]:
-    """What is wrong with an instance's settings, model, secrets and port; more if root asks, who may read all files.
+    """Findings about an instance's settings, model, secrets and port; root, who may read all files, gets more.
 
-    An instance that is `running` may hold the port itself, also if only root may see which process does.
+    An instance that is `running` may hold the port itself, even if only root can see which process does.
     `file` is a draft of its settings file to read instead of the file in place.
     """
     return guarded(name, lambda: _findings(name, running, file))
 
 
 def guarded(name: str, check: Callable[[], list[Finding]]) -> list[Finding]:
-    """The findings of a check of instance `name`; an unforeseen exception is one, so that other checks go on."""
+    """The findings of a check of instance `name`. An unexpected exception becomes a finding, so other checks go on."""
     try:
         return check()
     except Exception as error:
@@ -50,7 +50,7 @@ def _findings(name: str, running: bool, file: str | None) -> list[Finding]:
         if error.understood is None:
             return found
         config = error.understood
-    # Errors of the host's file are among those that `load` has raised.
+    # `load` has raised the errors of the host's file together with the others.
     with suppress(SettingsRefused):
         manager = ServiceManagerConfig.load()
         accounts = account.findings(name, manager)
@@ -62,7 +62,7 @@ def _findings(name: str, running: bool, file: str | None) -> list[Finding]:
 
 
 def neighbours(root: str = "/", drafts: Mapping[str, str] | None = None) -> list[Finding]:
-    """What is wrong between instances: one port for two, a missing requirement, a circle.
+    """Findings about several instances: a shared port, a missing requirement, a dependency cycle.
 
     `drafts` are files to read for some instances instead of their settings files.
     """
@@ -74,11 +74,11 @@ def neighbours(root: str = "/", drafts: Mapping[str, str] | None = None) -> list
     for config in configs:
         found += dependencies.of_instance(config, names)
     after = {name: after for name, (_, after) in known_dependencies(root, drafts).items()}
-    return [*found, *dependencies.circles(names, after)]
+    return [*found, *dependencies.cycles(names, after)]
 
 
 def _understood(name: str, root: str, draft: str | None) -> ServiceConfigSchema | None:
-    """The settings of an instance, as far as they are not refused."""
+    """The settings of an instance without the refused values."""
     try:
         return settings.load(name, root, draft)[0]
     except SettingsRefused as error:

@@ -1,4 +1,4 @@
-"""Whether the directory of VLLM_SERVICE_TEMPLATE_PATH has the link to the template of the units."""
+"""Whether the directory in VLLM_SERVICE_TEMPLATE_PATH has the link to the template of the units."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ TEMPLATE = "/lib/systemd/system/citadel-llm@.service"
 
 
 def findings(root: str = "/") -> list[Finding]:
-    """A warning if there is no link: nothing that runs needs it."""
+    """A warning if the link is missing: no running service needs it."""
     directory = load_host(root).values["VLLM_SERVICE_TEMPLATE_PATH"]
     link = f"{directory}/{unit_name('')}"
     if Path(root, link[1:]).exists():

@@ -127,9 +127,9 @@ class Upgrade:
             try:
                 return order(sorted(names), {name: sorted(self._after.get(name, set()) & names) for name in names})
             except DependencyCycle as error:
-                circle = sorted(set(error.circle))
-                self._say(f"{' '.join(circle)}: left as they are; see: citadel-llm check {circle[0]}")
-                names -= set(circle)
+                cycle = sorted(set(error.cycle))
+                self._say(f"{' '.join(cycle)}: left as they are; see: citadel-llm check {cycle[0]}")
+                names -= set(cycle)
 
     def _requiring(self, name: str, models: Sequence[str]) -> set[str]:
         """Those of `models` that require an instance, directly or indirectly."""

@@ -1,8 +1,8 @@
-"""VLLM_ARGS as vLLM's own parser reads them, without importing vLLM.
+"""VLLM_ARGS, parsed as vLLM's own parser does, without importing vLLM.
 
-That import takes seconds, so the build extracts the flags of vLLM's parser into a table beside this module
-(packaging/vllm_tables.py), and argparse, which vLLM's parser is made of, reads the words by it in milliseconds.
-`parse` is the only reader of the words: every other module asks its result. See docs/decisions/0022.
+That import takes seconds. So the build extracts the flags of vLLM's parser into a table beside this module
+(packaging/vllm_tables.py), with which argparse, the library under vLLM's parser, parses the words in milliseconds.
+`parse` is the only parser of the words: every other module uses its result. See docs/decisions/0022.
 """
 
 import argparse
@@ -26,47 +26,47 @@ OURS = {
     "ssl_certfile": "TLS_CERT_FILE",
     "hf_token": "HUB_TOKEN_FILE",
 }
-"""Flags whose value the main process has to know, and the key that sets each."""
+"""Flags whose value the main process determines, and the key that sets each."""
 IMPOSSIBLE = {
-    "uds": "the main process listens, on PORT",
+    "uds": "the main process listens on PORT",
     "headless": "an instance has an API",
     "grpc": "an instance has an HTTP API",
     "config": "its file could set any other flag; write the flags into VLLM_ARGS",
-    "enable_ssl_refresh": "every reload reads TLS_CERT_FILE and TLS_KEY_FILE again",
-    "ssl_ca_certs": "clients show a key of API_KEY_FILE, not a certificate",
-    "ssl_cert_reqs": "clients show a key of API_KEY_FILE, not a certificate",
+    "enable_ssl_refresh": "a reload reads TLS_CERT_FILE and TLS_KEY_FILE again",
+    "ssl_ca_certs": "clients authenticate with a key of API_KEY_FILE",
+    "ssl_cert_reqs": "clients authenticate with a key of API_KEY_FILE",
     "ssl_ciphers": "the server speaks TLS 1.2 and 1.3 with Python's default ciphers",
 }
 REFUSED = {name: f"set {key}= instead" for name, key in OURS.items()} | IMPOSSIBLE
 NUMBER = re.compile(r"-\d+|-\d*\.\d+")
-"""What argparse takes for a negative number instead of a flag."""
+"""Words that argparse takes for negative numbers instead of flags."""
 NUMBER_WITH_SUFFIX = re.compile(r"[0-9][kKmMgGtT]\b")
 SUFFIXES = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-"""Of vLLM's human-readable numbers (vllm/utils/argparse_utils.py, human_readable_int)."""
+"""Suffixes of vLLM's human-readable numbers (vllm/utils/argparse_utils.py, human_readable_int)."""
 
 
 @dataclass(frozen=True)
 class Flags:
     """The flags of one instance.
 
-    `values` has the value of each flag that is given, by the name that vLLM's code knows it by (`max_model_len`): a
-    bool where the flag takes no value, a list where it takes several. `findings` are reasons to refuse the words, one
-    sentence each; with any, `values` may be incomplete.
+    `values` has the value of each given flag by the flag's name in vLLM's code (`max_model_len`): a bool if the flag
+    takes no value, a list if it takes several. `findings` are reasons to refuse the words, one sentence each; if there
+    are any, `values` may be incomplete.
     """
 
     values: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     findings: tuple[str, ...] = ()
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The value of a flag, `default` if it is not given."""
+        """The value of a flag, or `default` if the flag is not given."""
         return self.values.get(name, default)
 
 
 @lru_cache(maxsize=64)
 def parse(words: tuple[str, ...], table: Path = TABLE) -> Flags:
-    """Read the words of VLLM_ARGS.
+    """Parse the words of VLLM_ARGS.
 
-    Finds only what the words themselves show: whether a combination suits the model is for vLLM to say.
+    Finds only errors in the words themselves: vLLM decides whether a combination suits the model.
     """
     if not words:
         return Flags()
@@ -80,7 +80,7 @@ def parse(words: tuple[str, ...], table: Path = TABLE) -> Flags:
         try:
             _, unknown = parser.parse_known_args(simple, given)
         except ValueError as error:
-            # argparse stops at the first error; there may be more.
+            # argparse stops at the first error, but there may be more.
             given = argparse.Namespace()
             findings, unknown = _one_by_one(parser, simple, given)
             findings = findings or [str(error)]
@@ -92,7 +92,7 @@ def parse(words: tuple[str, ...], table: Path = TABLE) -> Flags:
     refused = [flag for flag in known if values.get(flag["dest"], False) is not False and flag["dest"] in REFUSED]
     findings = [f"{flag['names'][0]} cannot be used: {REFUSED[flag['dest']]}" for flag in refused] + findings
     for before, word in zip(["", *unknown], unknown, strict=False):
-        # What follows an unknown flag may be its value.
+        # The words after an unknown flag may be its values.
         if word.startswith("-") or not before.startswith("-"):
             findings.append(_unknown(word, known))
     return Flags(MappingProxyType(values), tuple(f"VLLM_ARGS: {finding}" for finding in findings))
@@ -126,14 +126,14 @@ def _json(text: str) -> Any:
 
 
 def _object_of(fields: Sequence[str]) -> Any:
-    """The type of a flag that takes a JSON object, by the fields that vLLM knows of it."""
+    """The type of a flag that takes a JSON object, given the fields that vLLM knows."""
 
     def read(text: str) -> Any:
         try:
             content = json.loads(text)
         except (ValueError, RecursionError) as error:
             if text.lstrip().startswith("{") and NUMBER_WITH_SUFFIX.search(text):
-                # vLLM reads 4k within JSON too.
+                # vLLM accepts numbers such as 4k within JSON too.
                 return {}
             raise argparse.ArgumentTypeError(f"{text!r} is not JSON ({error})") from None
         if not isinstance(content, dict):
@@ -170,7 +170,7 @@ def _optional(kind: Any) -> Any:
     def read(text: str) -> Any:
         return None if text in ("", "None") else kind(text)
 
-    # argparse names the type in its message.
+    # argparse shows the name of the type in its message.
     read.__name__ = kind.__name__
     return read
 
@@ -201,7 +201,7 @@ def _parser(known: Sequence[dict[str, Any]]) -> _Parser:
 def _one_by_one(
     parser: argparse.ArgumentParser, words: Sequence[str], given: argparse.Namespace
 ) -> tuple[list[str], list[str]]:
-    """Parse each flag by itself into `given`; the errors of all of them, and the words that no flag takes."""
+    """Parse each flag by itself into `given`; returns all errors, and the words that belong to no flag."""
     groups: list[list[str]] = [[]]
     for word in words:
         if word.startswith("-") and not NUMBER.fullmatch(word):
@@ -217,9 +217,9 @@ def _one_by_one(
 
 
 def _as_argparse(words: Sequence[str]) -> list[str]:
-    """The words with vLLM's own forms made into argparse's, as FlexibleArgumentParser.parse_args of vLLM 0.32 does.
+    """The words with vLLM's own forms replaced by argparse's, as FlexibleArgumentParser.parse_args of vLLM 0.32 does.
 
-    These are underscores in flags, -O3, and --flag.key value for JSON. Raises ValueError.
+    These forms are underscores in flags, -O3, and --flag.key value for JSON. Raises ValueError.
     """
     simple: list[str] = []
     for word, following in zip(words, [*words[1:], ""], strict=True):
@@ -235,14 +235,14 @@ def _as_argparse(words: Sequence[str]) -> list[str]:
 
 
 def _dashes(word: str) -> str:
-    """A flag with dashes for the underscores of its name; not of the keys after a dot, nor of the value."""
+    """A flag with dashes instead of the underscores in its name; keys after a dot and the value stay as they are."""
     flag, equals, value = word.partition("=")
     name, dot, keys = flag.partition(".")
     return name.replace("_", "-") + dot + keys + equals + value
 
 
 def _undotted(words: Sequence[str]) -> list[str]:
-    """The words with every --flag.key value moved to the end, as one --flag with JSON."""
+    """The words with all --flag.key values combined at the end, as one --flag with JSON for each flag."""
     plain: list[str] = []
     objects: dict[str, dict[str, Any]] = {}
     rest = iter(words)
@@ -283,7 +283,7 @@ def _merge(into: dict[str, Any], other: dict[str, Any]) -> None:
 
 
 def _unknown(word: str, known: Sequence[dict[str, Any]]) -> str:
-    # Imported here: only a refused start needs it.
+    # Imported here, because only a refused start needs it.
     import difflib
 
     flag = word.partition("=")[0]

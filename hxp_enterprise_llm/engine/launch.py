@@ -13,19 +13,19 @@ from hxp_enterprise_llm.settings.keys import GIBIBYTE, PASSED_THROUGH
 from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 
 EPHEMERAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
-"""The first and the last port that the kernel assigns to a socket that asks for none."""
+"""The first and the last port that the kernel assigns as an ephemeral port."""
 WITH_PORTS = ("port", "nnodes", "distributed", "data_parallel", "_dp_", "transfer", "events")
-"""Parts of the names of flags and variables with which vLLM listens on other ports than PORT and ephemeral ones."""
+"""Parts of the names of flags and variables that make vLLM listen on ports other than PORT and ephemeral ports."""
 
 
 def arguments(config: ServiceConfigSchema, model: str) -> list[str]:
-    """The flags of `vllm serve` for these settings. VLLM_ARGS come last, so that they win. Raises SettingsRefused."""
+    """The flags of `vllm serve` for these settings. VLLM_ARGS come last and take precedence. Raises SettingsRefused."""
     given = {
         "--model": model,
         "--served-model-name": config.api_name,
         "--host": config.host,
         "--port": str(config.port),
-        # Without it vLLM aborts requests in flight when it is told to stop.
+        # Without this, vLLM aborts requests in flight when it is stopped.
         "--shutdown-timeout": str(round(config.drain_timeout_sec)),
         "--disable-access-log-for-endpoints": "/health,/metrics",
         "--middleware": MIDDLEWARE,
@@ -37,13 +37,13 @@ def arguments(config: ServiceConfigSchema, model: str) -> list[str]:
         given["--kv-cache-memory-bytes"] = str(round(size * GIBIBYTE))
     words = [word for flag in given.items() for word in flag]
     if not config.gpu_devices:
-        # Nothing is compiled on a CPU, see checks/arguments.py.
+        # Nothing is compiled on a CPU; see checks/arguments.py.
         words.append("--enforce-eager")
     return [*words, *config.vllm_args]
 
 
 def ports(config: ServiceConfigSchema) -> list[int] | None:
-    """TCP ports that the instance listens on, 0 for an ephemeral port; None if its settings may take any."""
+    """TCP ports that the instance listens on, 0 for an ephemeral port; None if its settings may open any port."""
     given = [*flags.parse(config.vllm_args).values, *map(str.lower, config.environment)]
     if any(part in name for name in given for part in WITH_PORTS):
         return None
@@ -56,8 +56,8 @@ def environment(
 ) -> dict[str, str]:
     """The whole environment of vLLM's processes, for the model that `find_model` has found.
 
-    From `unit`, the environment of the unit itself, it takes the locale, the temporary directory, and the variables
-    that vLLM knows, which `systemctl edit` may set.
+    From `unit`, the unit's own environment, it takes the locale, the temporary directory, and vLLM's variables, which
+    `systemctl edit` may set.
     """
     own_cache = cache / config.name
     values = {
@@ -70,7 +70,7 @@ def environment(
         "HOME": str(own_cache),
         "XDG_CACHE_HOME": str(own_cache),
         "HF_HOME": str(own_cache / "huggingface"),
-        # Kept across restarts: the output of torch's compiler. Triton's own cache is below HOME.
+        # The output of torch's compiler is kept across restarts. Triton's own cache is below HOME.
         "VLLM_CACHE_ROOT": str(own_cache / "vllm"),
         "TORCHINDUCTOR_CACHE_DIR": str(own_cache / "torchinductor"),
         "VLLM_NO_USAGE_STATS": "1",
@@ -79,7 +79,7 @@ def environment(
     }
     directory = unit.get("CREDENTIALS_DIRECTORY")
     if directory and config.allow_download and config.hub_token_file:
-        # The path instead of the token: more than the downloader can read an environment.
+        # The path instead of the token: other code than the downloader can read the environment.
         values["HF_TOKEN_PATH"] = f"{directory}/{HUB_TOKEN}"
     values["HF_HUB_OFFLINE"] = "0" if config.allow_download else "1"
     if not config.gpu_devices:
@@ -95,7 +95,7 @@ def environment(
 
 
 def _forked_on_cpu(config: ServiceConfigSchema, model: str) -> dict[str, str]:
-    """Variables that vLLM sets for the processes that it spawns; in a forked process they would come too late.
+    """Variables that vLLM sets for processes that it spawns; in a forked process they would be set too late.
 
     libgomp reads its variables when it is loaded, and only a preloaded library serves all of torch (vLLM issue 27369;
     `platforms/cpu.py` and `utils/ompmultiprocessing.py` of vLLM 0.32).
@@ -103,7 +103,7 @@ def _forked_on_cpu(config: ServiceConfigSchema, model: str) -> dict[str, str]:
     values = {"OMP_NUM_THREADS": str(threads(config, model))}
     given = flags.parse(config.vllm_args)
     if given.get("tensor_parallel_size", 1) == given.get("pipeline_parallel_size", 1) == 1:
-        # The engine runs its model itself instead of in one more process that imports vLLM again.
+        # The engine runs its model itself, instead of in a further process that imports vLLM again.
         values["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     torch = find_spec("torch")
     for place in torch.submodule_search_locations or [] if torch else []:

@@ -1,7 +1,8 @@
-"""Whether the server can load what `--middleware` in VLLM_ARGS names, without importing it.
+"""Whether the server can load the middleware in VLLM_ARGS, without importing it.
 
-Root checks too, and importing would run the module's code. So its source is looked for where the server would look,
-and read. vLLM wants a class or a coroutine function (vllm/entrypoints/serve/middleware/register.py of 0.32).
+The check also runs as root, and an import would run the module's code. So this module finds the source where the
+server would find it, and parses it. vLLM requires a class or a coroutine function
+(vllm/entrypoints/serve/middleware/register.py of 0.32).
 """
 
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 
 def refusal(name: str) -> str:
-    """Why the server would refuse a middleware, empty if it takes it or if the source does not tell."""
+    """Why the server would refuse a middleware; empty if it would not, or if the source does not show it."""
     module, _, attribute = name.rpartition(".")
     if not module or not all(part.isidentifier() for part in name.split(".")):
         return "is not a dotted name such as package.module.Class"
@@ -19,7 +20,7 @@ def refusal(name: str) -> str:
     try:
         spec = _find(module)
     except KeyError:
-        # A namespace package within another knows its folders only once it is imported.
+        # The directories of a namespace package within another package are known only after an import.
         return ""
     if spec is None:
         return f"cannot be imported: there is no module {module} in {sys.prefix}"
@@ -29,7 +30,7 @@ def refusal(name: str) -> str:
 
 
 def _find(module: str) -> ModuleSpec | None:
-    """As importlib.util.find_spec, which would import the packages above the module."""
+    """Like importlib.util.find_spec, which however would import the packages above the module."""
     spec, places = None, None
     parts = module.split(".")
     for number in range(len(parts)):
@@ -56,12 +57,12 @@ def _refusal_by_source(file: Path, attribute: str) -> str:
     while waiting:
         node = waiting.pop()
         if not isinstance(node, definitions):
-            # Within if, try and with, definitions are the module's too.
+            # Definitions within if, try and with belong to the module too.
             waiting += ast.iter_child_nodes(node)
         elif node.name == attribute:
             plain = isinstance(node, ast.FunctionDef) and not node.decorator_list
             return "is a plain function; write a class or a coroutine function" if plain else ""
-    # It may be assigned, imported, or made by the module's __getattr__: only an import would tell what it is.
+    # It may be assigned, imported, or made by the module's __getattr__: only an import would show what it is.
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     names |= {name for node in ast.walk(tree) if isinstance(node, ast.alias) for name in (node.name, node.asname or "")}
     names |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)} & {"__getattr__"}

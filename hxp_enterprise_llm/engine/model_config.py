@@ -1,4 +1,4 @@
-"""What a model's config.json says that a start depends on, without importing vLLM."""
+"""The parts of a model's config.json on which a start depends, without importing vLLM."""
 
 import json
 from pathlib import Path
@@ -9,20 +9,20 @@ from hxp_enterprise_llm.settings.errors import ModelMissing
 from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 
 TABLE = Path(__file__).with_name("vllm_architectures.json")
-"""Names of the architectures that vLLM has code for; the build writes it (packaging/vllm_tables.py)."""
+"""Names of the architectures that vLLM implements; the build writes this file (packaging/vllm_tables.py)."""
 LARGEST_BYTES = 16 * 1024**2
-"""Larger than any config.json, which has some kilobytes."""
+"""Far above the size of any config.json, which has a few kilobytes."""
 GENERATING = ("ForCausalLM", "ForConditionalGeneration", "ChatModel", "LMHeadModel")
-"""Ends of the names of architectures that generate text (vllm/config/model.py of 0.32, _SUFFIX_TO_DEFAULTS)."""
+"""Endings of the names of architectures that generate text (vllm/config/model.py of 0.32, _SUFFIX_TO_DEFAULTS)."""
 LENGTH_KEYS = (
     "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "model_max_length", "max_target_positions",
     "max_sequence_length", "max_seq_length", "seq_len",
 )  # fmt: skip
-"""Where vLLM 0.32 looks for the longest sequence (tokens); the smallest counts (model_arch_config_convertor.py)."""
+"""Keys in which vLLM 0.32 looks for the longest sequence (tokens); the minimum counts (model_arch_config_convertor)."""
 
 
 def read(model: str) -> dict[str, Any]:
-    """The config.json of a model's directory. Raises ModelMissing if vLLM could not read it."""
+    """The content of config.json in a model's directory. Raises ModelMissing if vLLM could not read it."""
     file = Path(model, "config.json")
     try:
         values = json.loads(model_files.read(file, LARGEST_BYTES))
@@ -38,7 +38,7 @@ def read(model: str) -> dict[str, Any]:
 def check(config: ServiceConfigSchema, model: str) -> tuple[list[str], list[str]]:
     """Errors and warnings about a model under these settings, one sentence each. Raises ModelMissing.
 
-    With --hf-overrides in VLLM_ARGS the file does not decide, and the check ends with its form.
+    With --hf-overrides in VLLM_ARGS, the file is not decisive, so only its form is checked.
     """
     values = read(model)
     given = flags.parse(config.vllm_args)
@@ -57,12 +57,12 @@ def check(config: ServiceConfigSchema, model: str) -> tuple[list[str], list[str]
 
 
 def longest(values: dict[str, Any]) -> tuple[int, str] | None:
-    """The longest sequence that a config.json allows (tokens) and the key that says so; None if none does."""
+    """The longest sequence that a config.json allows (tokens) and the key with this limit; None without a limit."""
     text = values.get("text_config")
     values = text if isinstance(text, dict) else values
     scaling = [values.get("rope_scaling"), values.get("rope_parameters")]
     if any("factor" in json.dumps(entry) for entry in scaling if entry):
-        # Whether the factor counts depends on the kind of scaling; vLLM decides.
+        # Whether the factor applies depends on the kind of scaling; vLLM decides.
         return None
     found = [
         (value, key)
@@ -73,7 +73,7 @@ def longest(values: dict[str, Any]) -> tuple[int, str] | None:
 
 
 def _length(config: ServiceConfigSchema, given: flags.Flags) -> tuple[str, int | None]:
-    """The longest sequence that the settings ask for (tokens), None if the model decides, and where they say so."""
+    """The setting that requests a maximum length, and that length (tokens); None if the model decides."""
     if "max_model_len" in given.values:
         length = given.get("max_model_len")
         return f"VLLM_ARGS: --max-model-len {length}", length if length and length > 0 else None
@@ -100,7 +100,7 @@ def _too_short(config: ServiceConfigSchema, given: flags.Flags, model: str, name
 
 
 def _generates(given: flags.Flags, model: str, names: list[str]) -> bool:
-    """Whether a model generates text instead of pooling, as vLLM decides (vllm/config/model.py of 0.32)."""
+    """Whether a model generates text instead of pooling, determined as in vLLM (vllm/config/model.py of 0.32)."""
     runner = given.get("runner", "auto")
     if runner != "auto":
         return bool(runner == "generate")

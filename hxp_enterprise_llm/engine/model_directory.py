@@ -19,17 +19,17 @@ HIDDEN = (
     "/home", "/root", "/run/user", "/var/lib", "/var/cache", "/var/log", "/var/spool", "/var/mail", "/var/backups",
     "/var/www", "/var/opt", "/var/local",
 )  # fmt: skip
-"""Directories that the template hides from services, except MODELS and a service's own cache."""
+"""Directories that the template hides from services, except MODELS and the service's own cache."""
 PRIVATE = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108  compared with, not written to
-"""Directories of which each service has its own, empty when it starts: writable, but no place for its model."""
+"""Directories that each service has for itself, empty at its start: writable, but not a place for a model."""
 PATHS = re.compile(r"""(?:^|[=:,"'\[\s])(/[A-Za-z0-9._@+/-]+)""")
-"""What may be the path of a file in a flag or a variable, also within its JSON."""
+"""What may be the path of a file in a flag or a variable, also within JSON."""
 
 
 def find_model(config: ServiceConfigSchema, models: Path = MODELS) -> str:
-    """What vLLM gets as its model: a directory of this host, or the hub id if a download is allowed.
+    """The model to pass to vLLM: a directory of this host, or the hub id if a download is allowed.
 
-    A hub id `organisation/name` is in the directory of that name below `models`. Raises ModelMissing.
+    The model with the hub id `organisation/name` is in the subdirectory of that name in `models`. Raises ModelMissing.
     """
     directory = Path(config.model) if config.model.startswith("/") else models / config.model
     visible = models, CACHE / config.name
@@ -64,12 +64,12 @@ def find_model(config: ServiceConfigSchema, models: Path = MODELS) -> str:
 
 
 def loaded_files(config: ServiceConfigSchema, directory: Path) -> list[Path]:
-    """The files of a directory that the service of these settings reads. Raises OSError."""
+    """The files of a directory that the service reads with these settings. Raises OSError."""
     return model_files.loaded(directory, with_code=bool(flags.parse(config.vllm_args).get("trust_remote_code")))
 
 
 def _check_files(config: ServiceConfigSchema, directory: Path, models: Path, visible: Iterable[Path]) -> None:
-    """Whether the service sees and may read each file that vLLM loads. Raises ModelMissing or OSError.
+    """Check that the service can see and read each file that vLLM loads. Raises ModelMissing or OSError.
 
     Other files do not matter: a model may be in the root directory of a disk, beside lost+found.
     """
@@ -86,7 +86,7 @@ def _check_files(config: ServiceConfigSchema, directory: Path, models: Path, vis
 
 
 def hidden_in(path: Path, places: Iterable[str], visible: Iterable[Path]) -> str:
-    """The one of the places in which a path really is, empty if none; `visible` are exceptions."""
+    """The one of `places` in which a path really lies, empty if none; `visible` are exceptions."""
     real = Path(os.path.realpath(path))
     if any(real.is_relative_to(os.path.realpath(directory)) for directory in visible):
         return ""
@@ -94,15 +94,15 @@ def hidden_in(path: Path, places: Iterable[str], visible: Iterable[Path]) -> str
 
 
 def unseen(config: ServiceConfigSchema, models: Path = MODELS, cache: Path = CACHE) -> list[str]:
-    """Files that VLLM_ARGS and variables name where services cannot see them, one sentence each.
+    """Files in VLLM_ARGS and variables that services cannot see, one sentence each.
 
-    For root, who sees all of the host: a service cannot tell a hidden file from a missing one.
+    To be called as root, who sees the whole host: a service cannot distinguish a hidden file from a missing one.
     """
     words = [("VLLM_ARGS", word) for word in config.vllm_args] + list(config.environment.items())
     return [
         f"{key}: services cannot see {hidden}, so not {path}; copy it beside the model"
         for key, word in words
         for path in PATHS.findall(word)
-        # A path that is no file may be that of a URL.
+        # A path that is not a file may be part of a URL.
         if (hidden := hidden_in(Path(path), HIDDEN, (models, cache / config.name))) and os.path.exists(path)  # noqa: PTH110  raises nothing
     ]

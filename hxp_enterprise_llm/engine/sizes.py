@@ -1,4 +1,4 @@
-"""How large the engine's KV cache is and how many threads it computes with."""
+"""The size of the engine's KV cache and the number of threads that it computes with."""
 
 import math
 import os
@@ -12,23 +12,23 @@ from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 from hxp_enterprise_llm.settings.values import instance_file
 
 OVERHEAD_GB = 1.3
-"""Memory of an instance beside weights and KV cache: main process, API server and engine with their libraries (GiB).
+"""Memory of an instance in addition to weights and KV cache: main process, API server and engine (GiB).
 
-Measured as MemoryCurrent less weights and cache, after the first answer: 0.7 for the tiny model, 1.1 for a 135M model.
+Measured as MemoryCurrent minus weights and cache, after the first answer: 0.7 for the tiny model, 1.1 for a 135M model.
 """
 LEAST_OVERHEAD_GB, LEAST_OVERHEAD_OF_SMALL_GB = 1.0, 0.6
-"""Below these a model does not run; the second is for models below SMALL_MODEL_BYTES (GiB)."""
+"""Smallest sizes with which a model runs; the second is for models below SMALL_MODEL_BYTES (GiB)."""
 CACHE_SHARE = 0.8
 """Share of the remaining memory that the KV cache gets; the rest is for activations and requests."""
 SMALLEST_CACHE_GB = 0.0625
 SMALL_MODEL_BYTES = 32 << 20
-"""Size of weights below which a core is worth more to the API server than to the model (docs/decisions/0017)."""
+"""Size of weights below which a core is of more use to the API server than to the model (docs/decisions/0017)."""
 
 
 def cache_gb(config: ServiceConfigSchema, model: str) -> float | None:
-    """Size of the KV cache (GiB); None if vLLM sizes it by the GPU's memory. Raises SettingsRefused.
+    """Size of the KV cache (GiB); None if vLLM derives it from the GPU's memory. Raises SettingsRefused.
 
-    On a CPU, vLLM would size it by the memory of the whole host instead of this unit's limit.
+    On a CPU, vLLM would derive it from the memory of the whole host instead of this unit's limit.
     """
     if config.gpu_devices:
         return config.kv_cache_gb
@@ -44,7 +44,7 @@ def cache_gb(config: ServiceConfigSchema, model: str) -> float | None:
             )
         return config.kv_cache_gb
     if not Path(model).is_dir():
-        raise _refused(config, "KV_CACHE_GB is missing: with ALLOW_DOWNLOAD=yes the model's size is not known before")
+        raise _refused(config, "KV_CACHE_GB is missing: with ALLOW_DOWNLOAD=yes the model's size is unknown in advance")
     needed = weights_bytes(model) / GIBIBYTE + OVERHEAD_GB
     size = (memory_high(config.memory_limit_gb) / GIBIBYTE - needed) * CACHE_SHARE
     if size < SMALLEST_CACHE_GB:
@@ -63,10 +63,11 @@ def _refused(config: ServiceConfigSchema, text: str) -> SettingsRefused:
 
 
 def threads(config: ServiceConfigSchema, model: str) -> int:
-    """OpenMP threads of the engine: as many as the quota lets run at once, and not more than there are cores.
+    """OpenMP threads of the engine: as many as the quota lets run at the same time, at most the number of cores.
 
-    More threads than the quota allows are stopped in the middle of a step, and every step waits for the slowest. A
-    small model leaves a core to the API server: its threads would wait for each other longer than they compute.
+    With more threads than the quota allows, some are stopped in the middle of a step, and every step waits for the
+    slowest. A small model leaves a core to the API server: its threads would wait for each other longer than they
+    compute.
     """
     cores = min(int(config.cpu_cores), len(os.sched_getaffinity(0)))
     return max(1, cores - (0 < weights_bytes(model) < SMALL_MODEL_BYTES))

@@ -1,7 +1,7 @@
-"""Whether a model's weight files are complete, by their own headers: vLLM would find out only after its import.
+"""Whether a model's weight files are complete, by their headers: vLLM would find out only after its import.
 
 A safetensors file begins with the length of its header (8 bytes, little-endian) and the header, a JSON object with the
-position of each tensor in the data that follows; the last tensor ends where the file ends (the format's README,
+position of each tensor in the data that follows. The last tensor ends at the end of the file (the format's README,
 "Format").
 """
 
@@ -15,14 +15,14 @@ from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 
 LENGTH_BYTES = 8
 LARGEST_HEADER = 100_000_000
-"""The longest header that the safetensors library itself reads (bytes)."""
+"""The longest header that the safetensors library accepts (bytes)."""
 METADATA = "__metadata__"
 
 
 def check(config: ServiceConfigSchema, model: str) -> None:
-    """Look at the safetensors files that vLLM would load from a model's directory. Raises ModelMissing.
+    """Check the safetensors files that vLLM would load from a model's directory. Raises ModelMissing.
 
-    With another --load-format than auto in VLLM_ARGS, vLLM may load other files.
+    If VLLM_ARGS has a --load-format other than auto, vLLM may load other files.
     """
     if flags.parse(config.vllm_args).get("load_format", "auto") != "auto":
         return
@@ -30,7 +30,7 @@ def check(config: ServiceConfigSchema, model: str) -> None:
     files = model_files.weights(directory)
     if not files:
         formats = ", ".join(model_files.WEIGHTS)
-        raise ModelMissing(f"MODEL={config.model}: no weights are there ({formats}); {_remedy(config, directory)}")
+        raise ModelMissing(f"MODEL={config.model}: there are no weights ({formats}); {_remedy(config, directory)}")
     checked = [file for file in files if file.match(model_files.WEIGHTS[0])]
     damaged = [f"{file.name} {error}" for file in checked if (error := _error(file))]
     if damaged:
@@ -44,7 +44,7 @@ def _remedy(config: ServiceConfigSchema, directory: Path) -> str:
 
 
 def _error(file: Path) -> str:
-    """What is wrong with a file, empty if nothing."""
+    """The error in a file; empty if there is none."""
     try:
         size, expected = file.stat().st_size, _expected_size(file)
     except FileNotFoundError:
@@ -57,7 +57,7 @@ def _error(file: Path) -> str:
 
 
 def _expected_size(file: Path) -> int:
-    """The size that the header of a file implies (bytes). Raises OSError, or any error of reading a damaged header."""
+    """The size of the file according to its header (bytes). Raises OSError, or any error of parsing the header."""
     with model_files.opened(file) as stream:
         length = int.from_bytes(stream.read(LENGTH_BYTES), "little")
         if length > LARGEST_HEADER:

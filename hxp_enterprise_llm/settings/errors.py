@@ -151,14 +151,14 @@ class JobFailed(CitadelError):
 
 
 class DependencyCycle(CitadelError):
-    """Instances require each other in a cycle, so none can start first; `circle` starts and ends with the same one."""
+    """Instances require each other in a cycle, so none can start first; `cycle` starts and ends with the same one."""
 
     code = "dependency-cycle"
     exit_status = ExitStatus.CONFIG
 
-    def __init__(self, circle: Sequence[str]) -> None:
-        self.circle = tuple(circle)
-        way = " → ".join(circle)
+    def __init__(self, cycle: Sequence[str]) -> None:
+        self.cycle = tuple(cycle)
+        way = " → ".join(cycle)
         super().__init__(f"these instances wait for each other in a cycle: {way}; remove one from REQUIRES or AFTER")
 
 

@@ -12,8 +12,8 @@ GIBIBYTE = 1024**3
 """Sizes "in GB" use systemd's G suffix: 1 GB = 2**30 bytes."""
 
 HIGH_SHARE, HIGH_GAP_BYTES = 0.95, 256 * 1024**2
-"""At MemoryHigh the kernel throttles a service and reclaims its memory. It is 5 % below MemoryMax, where it kills,
-but at most 256 MiB: a model that needs most of its limit must not be throttled for good."""
+"""At MemoryHigh the kernel throttles a service and reclaims its memory. It is 5 % below MemoryMax, at which the kernel
+kills, but at most 256 MiB below: a model that needs most of its limit must not be throttled permanently."""
 
 INSTANCE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _NO_INSTANCE = re.compile(r".*\.(dpkg-[a-z]+|ucf-[a-z]+|orig|rej|bak|old|new|save|sw[a-p]|service)")
@@ -31,7 +31,7 @@ _DECIMAL = re.compile(r"[0-9]+(\.[0-9]{1,3})?")
 
 LEAST_HANG_SEC = 5.0
 """The smallest HANG_TIMEOUT_SEC (seconds). An idle server sends a heartbeat every second, and a pause of the host or of
-the collector may delay a few of them."""
+the garbage collector may delay some of them."""
 
 
 def is_instance_name(name: str) -> bool:
@@ -199,7 +199,7 @@ def arguments(text: str) -> tuple[str, ...]:
 
     A line of a settings file cannot hold both kinds of quotes, so JSON cannot be quoted once more within VLLM_ARGS.
     """
-    # Imported here: at boot the generator counts its milliseconds.
+    # Imported here, because the import would add milliseconds to the generator at every boot.
     import io
     import shlex
 
@@ -226,7 +226,7 @@ _BEFORE_JSON = re.compile(r"(?:--?[\w.+-]+=)?(?=[{\[])")
 
 
 def _with_json(text: str) -> str:
-    """The first word of `text` if it is, or ends in, a JSON object or list; else empty."""
+    """The first word of `text`, if it is or ends in a JSON object or list; otherwise empty."""
     match = _BEFORE_JSON.match(text)
     if not match:
         return ""
@@ -257,7 +257,7 @@ class Key(NamedTuple):
     least: float | None = None
 
     def accept(self, value: object) -> object:
-        """A value that a program gives, validated by the same rule.
+        """Validate a value that a program gives by the same rule; returns the value.
 
         Raises ValueError with the key, the value and what is allowed.
         """
@@ -269,12 +269,12 @@ class Key(NamedTuple):
             raise ValueError(f"{self.name}={value} is refused: write {error}") from None
 
     def raised(self, value: object) -> object:
-        """A value that `parse` has returned, or `least` if that is more."""
+        """A value that `parse` has returned, or `least` if that is greater."""
         return self.least if self.least is not None and isinstance(value, float) and value < self.least else value
 
 
 def allowed(key: Key) -> str:
-    """What values the rule of a key allows, in words."""
+    """The values that the rule of a key allows, in words."""
     try:
         key.parse("'\0")
     except ValueError as error:
@@ -287,20 +287,25 @@ _FILES_OF_ALL = ("TLS_CERT_FILE", "TLS_KEY_FILE", "HUB_TOKEN_FILE")
 HOST_KEYS = {
     key.name: key
     for key in (
-        Key("CITADEL_ENV", word, "production", "What this host is for; shown only."),
-        Key("SERVER_IP", address, "127.0.0.1", "Address that the monitor and, unless HOST differs, models bind to."),
+        Key("CITADEL_ENV", word, "production", "Purpose of this host; only shown to people."),
+        Key("SERVER_IP", address, "127.0.0.1", "Address of the monitor, and of models whose file has no HOST."),
         Key("SERVER_HOSTNAME", host_name, "localhost", "Name of this host in reports."),
         Key(
             "VLLM_SERVICE_TEMPLATE_PATH",
             path,
             "/opt/citadel/config/services",
-            "Where check looks for a link to the template.",
+            "Directory in which check expects a link to the template.",
         ),
-        Key("LOG_TO_FILE", yes_or_no, "no", "Whether models log to a file too, beside the journal."),
+        Key("LOG_TO_FILE", yes_or_no, "no", "Whether models log to files in addition to the journal."),
         Key("VLLM_LOG_PATH", path, "/var/log/citadel-llm", "Directory of the log files, see LOG_TO_FILE."),
-        Key("VLLM_PID_PATH", run_time_path, "/run/citadel-llm", "Parent of the services' directories with a file pid."),
-        Key("VLLM_USER", account, "agent0", "User that models run as."),
-        Key("VLLM_GROUP", account, "agent0", "Group that models run as."),
+        Key(
+            "VLLM_PID_PATH",
+            run_time_path,
+            "/run/citadel-llm",
+            "Parent of the run-time directories (file pid).",
+        ),
+        Key("VLLM_USER", account, "agent0", "User that runs the models."),
+        Key("VLLM_GROUP", account, "agent0", "Group that runs the models."),
         Key("DEFAULT_MEMORY_LIMIT_GB", gigabytes, "4", "MEMORY_LIMIT_GB of instances that set none (GB)."),
         Key("DEFAULT_CPU_CORES", cores, "2", "CPU_CORES of instances that set none (cores)."),
         Key("DEFAULT_MAX_TASKS", tasks, "1000", "MAX_TASKS of instances that set none (processes and threads)."),
@@ -308,7 +313,7 @@ HOST_KEYS = {
         Key("DEFAULT_RESTART_SEC", seconds, "10", "RESTART_SEC of instances that set none (seconds)."),
         Key("ALLOW_UNAUTHENTICATED", yes_or_no, "no", "Whether other hosts may use models without a key."),
         *(Key(name, path, None, f"{name} of instances that set none.") for name in _FILES_OF_ALL),
-        Key("CITADEL_RESTART_ON_UPGRADE", yes_or_no, "yes", "Whether an upgrade restarts models that run."),
+        Key("CITADEL_RESTART_ON_UPGRADE", yes_or_no, "yes", "Whether an upgrade restarts running models."),
         Key("HEALTH_PORT", port, "8000", "Port of the monitor's health pages."),
         Key("METRICS_PORT", port, "9090", "Port of the monitor's Prometheus metrics."),
     )
@@ -328,32 +333,32 @@ INSTANCE_KEYS = {
         Key("PORT", port, None, "Port of the OpenAI API.", required=True),
         _like("SERVER_IP", "HOST", "Address of the OpenAI API."),
         Key("SERVED_MODEL_NAME", served_name, None, "Model name in API requests; by default the instance's name."),
-        _like("DEFAULT_MEMORY_LIMIT_GB", "MEMORY_LIMIT_GB", "Memory at which the kernel kills the service (GB)."),
+        _like("DEFAULT_MEMORY_LIMIT_GB", "MEMORY_LIMIT_GB", "Memory at which the kernel kills a process (GB)."),
         _like("DEFAULT_CPU_CORES", "CPU_CORES", "CPU time that the service may use (cores)."),
         _like("DEFAULT_MAX_TASKS", "MAX_TASKS", "Number of processes and threads that the service may have."),
         _like("DEFAULT_RESTART_POLICY", "RESTART_POLICY", "When systemd starts the service again: its Restart=."),
         _like("DEFAULT_RESTART_SEC", "RESTART_SEC", "Pause before systemd starts the service again (seconds)."),
-        Key("START_TIMEOUT_SEC", timeout, "300", "How long loading may make no progress (seconds)."),
+        Key("START_TIMEOUT_SEC", timeout, "300", "How long loading may go without progress (seconds)."),
         Key("DRAIN_TIMEOUT_SEC", seconds, "30", "How long a stop or reload waits for requests in flight (seconds)."),
         Key(
             "HANG_TIMEOUT_SEC",
             timeout,
             "300",
-            f"How long requests may wait without a token coming (seconds); at least {LEAST_HANG_SEC:g}.",
+            f"How long requests may wait without a new token (seconds); at least {LEAST_HANG_SEC:g}.",
             least=LEAST_HANG_SEC,
         ),
         Key(
             "MAX_MODEL_LEN",
             tokens,
             None,
-            "Limit of prompt plus answer (tokens); by default the model's.",
+            "Maximum length of prompt and answer together (tokens); by default the model's.",
         ),
-        Key("KV_CACHE_GB", gigabytes, None, "Memory for the KV cache (GB); by default what MEMORY_LIMIT_GB leaves."),
-        Key("GPU_DEVICES", devices, "", "GPUs of the service: 0,1 or all; empty: none, run on the CPU."),
+        Key("KV_CACHE_GB", gigabytes, None, "Memory for the KV cache (GB); by default what the limit leaves."),
+        Key("GPU_DEVICES", devices, "", "GPUs of the service, such as 0,1 or all; empty to run on the CPU."),
         Key("REQUIRES", instances, "", "Instances that must run while this instance runs."),
         Key("AFTER", instances, "", "Instances that start before this instance."),
-        Key("API_KEY_FILE", path, None, "File with the keys that requests may carry; citadel-llm key makes them."),
-        _like("ALLOW_UNAUTHENTICATED", "ALLOW_UNAUTHENTICATED", "Whether other hosts may use it without a key."),
+        Key("API_KEY_FILE", path, None, "File with the keys that requests may carry; citadel-llm key creates it."),
+        _like("ALLOW_UNAUTHENTICATED", "ALLOW_UNAUTHENTICATED", "Whether other hosts may use the model without a key."),
         _like(
             "TLS_CERT_FILE",
             "TLS_CERT_FILE",
@@ -362,14 +367,14 @@ INSTANCE_KEYS = {
         _like("TLS_KEY_FILE", "TLS_KEY_FILE", "File with the certificate's private key, readable by root only (PEM)."),
         Key("ALLOW_DOWNLOAD", yes_or_no, "no", "Whether a start may fetch the model from the hub."),
         _like("HUB_TOKEN_FILE", "HUB_TOKEN_FILE", "File with a token of the hub, for pull and ALLOW_DOWNLOAD."),
-        Key("START_METHOD", _choice("fork", "spawn"), "fork", "fork: import vLLM once; spawn: as plain vLLM does."),
+        Key("START_METHOD", _choice("fork", "spawn"), "fork", "fork: import vLLM once; spawn: start like plain vLLM."),
         Key(
             "RELOAD_METHOD",
             _choice("auto", "beside", "restart"),
             "auto",
-            "beside: a reload starts the new server while the old serves; restart: after it; auto: as memory allows.",
+            "beside: a reload starts the new server beside the old; restart: after its end; auto: as memory allows.",
         ),
-        Key("VLLM_ARGS", arguments, "", "Further flags of vllm serve; JSON as it is, between the quotes of the value."),
+        Key("VLLM_ARGS", arguments, "", "Further flags of vllm serve; JSON needs no quotes of its own."),
     )
 }
 """Keys of /etc/default/citadel-llm-<instance>."""

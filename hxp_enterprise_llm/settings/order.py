@@ -17,7 +17,7 @@ def dependencies(root: str = "/", drafts: Mapping[str, str] | None = None) -> di
         try:
             settings, _ = config.load(name, root, (drafts or {}).get(name))
         except SettingsRefused:
-            # Its start fails with the reason, so it waits for nothing.
+            # Its start fails and reports the reason, so it waits for nothing.
             found[name] = (set[str](), set[str]())
         else:
             requires = set(settings.requires) - {name}

@@ -35,7 +35,7 @@ class HostSettings(NamedTuple):
 
 
 class HostLabels(NamedTuple):
-    """What people call this host: CITADEL_ENV and SERVER_HOSTNAME. Shown, never acted on."""
+    """Names of this host for people: CITADEL_ENV and SERVER_HOSTNAME. Nothing depends on them."""
 
     environment: str
     hostname: str
@@ -53,7 +53,7 @@ class InstanceSettings(NamedTuple):
     """The value of every key of one instance, its origin (a file, or built-in), the environment of the engine, and the
     errors of the file.
 
-    `understood` has the values also of a refused file, and None for each key that is refused.
+    `understood` has the values even if the file is refused, and None for each refused key.
     """
 
     name: str

@@ -214,8 +214,8 @@ def test_concurrent_processes_lose_no_key(host: Host) -> None:
         said = host.machine.run("citadel-llm", "check", "locked", check=False).stderr
     finally:
         host.machine.run("chown", "root", "/etc/citadel-llm")
-    assert "agent0, so a stolen model server too, may change /etc/citadel-llm; move the file" in said, said
-    assert "a stolen model" not in host.machine.run("citadel-llm", "check", "locked", check=False).stderr
+    assert "agent0, and so a compromised model server, may change /etc/citadel-llm; move the file" in said, said
+    assert "a compromised model" not in host.machine.run("citadel-llm", "check", "locked", check=False).stderr
 
 
 def test_failed_key_commands_report_the_error(host: Host) -> None:

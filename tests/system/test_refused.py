@@ -227,7 +227,7 @@ def test_check_reports_port_conflicts_and_unreadable_files(host: Host) -> None:
     host.settings("two", MODEL=TINY_MODEL, PORT=11525, KV_CACHE_GB=0.25, REQUIRES="nobody")
     status, said = checked(host, "check", "two")
     assert status == 78
-    assert "two: port conflict: PORT=11525 is that of one too" in said
+    assert "two: port conflict: PORT=11525 is also the port of one" in said
     assert "two: REQUIRES=nobody: there is no such instance" in said
     host.machine.write("/srv/closed/config.json", "{}")
     host.machine.run("chmod", "0600", "/srv/closed/config.json")
@@ -258,7 +258,7 @@ def test_dependency_cycle_is_named_and_other_instances_start(host: Host) -> None
         host.settings(name, MODEL=TINY_MODEL, PORT=port, KV_CACHE_GB=0.25, REQUIRES=needed)
     for verb in ("check", "start"):
         status, said = checked(host, verb, "one")
-        assert status == 78 and "one" in said and "two" in said and "circle" in said, (verb, said)
+        assert status == 78 and "one" in said and "two" in said and "cycle" in said, (verb, said)
     assert host.machine.run("systemctl", "start", "citadel-llm@one", check=False).returncode != 0
     host.settings("apart", MODEL=TINY_MODEL, PORT=11527, KV_CACHE_GB=0.25)
     host.machine.run("citadel-llm", "start", "apart")

@@ -27,14 +27,14 @@ def test_check_reports_port_conflict_missing_requirement_and_cycle(root: Root) -
     root.instance("a", GOOD.format(11500))
     root.instance("b", GOOD.format(11500) + "REQUIRES=none\n")
     assert [str(finding) for finding in start.neighbours(str(root))] == [
-        "b: port conflict: PORT=11500 is that of a too; only one of them can run",
+        "b: port conflict: PORT=11500 is also the port of a; only one of them can run",
         "b: REQUIRES=none: there is no such instance; there are: a, b",
     ]
     root.instance("a", GOOD.format(11501) + "REQUIRES=b\n")
     root.instance("b", GOOD.format(11502) + "REQUIRES=a\n")
-    circle = start.neighbours(str(root))
-    assert [finding.instance for finding in circle] == ["a", "b"]
-    assert "in a cycle" in circle[0].text
+    cycle = start.neighbours(str(root))
+    assert [finding.instance for finding in cycle] == ["a", "b"]
+    assert "in a cycle" in cycle[0].text
 
 
 def test_check_reports_monitor_port_and_missing_after_instance(root: Root) -> None:
@@ -42,8 +42,8 @@ def test_check_reports_monitor_port_and_missing_after_instance(root: Root) -> No
     root.instance("a", GOOD.format(11500) + "AFTER='b none'\n")
     root.instance("b", GOOD.format(8000))
     assert [str(finding) for finding in start.neighbours(str(root))] == [
-        "a: port conflict: PORT=11500 is the METRICS_PORT of the monitor",
-        "b: port conflict: PORT=8000 is the HEALTH_PORT of the monitor",
+        "a: port conflict: PORT=11500 is the monitor's METRICS_PORT",
+        "b: port conflict: PORT=8000 is the monitor's HEALTH_PORT",
         "a: AFTER=none: there is no such instance; a will not wait for it (a warning)",
     ]
 

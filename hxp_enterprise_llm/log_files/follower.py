@@ -3,6 +3,7 @@
 import os
 import re
 import selectors
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ QUIET_SEC, LONGEST_STOP_SEC = 1.0, 5.0
 """A stop waits until no line has arrived for the first time, and at most for the second: the last lines of an instance
 reach the journal after its unit has ended."""
 CHUNK_BYTES = 1 << 16
+LARGEST_ENTRY_BYTES = 1 << 20
+"""A larger entry, which only code in a compromised engine sends, could take more than the memory of the unit."""
 BEFORE_SEC = 10
 """A new log file begins this many seconds back: the instance may start at the same time as its follower."""
 _POSITION = re.compile(r"@[0-9]{1,12}|[0-9a-z=;]{1,300}")
@@ -83,12 +86,12 @@ def journal_command(instance: str, position: str) -> list[str]:
     return ["journalctl", "--follow", "--no-tail", "--all", "--quiet", "--output=json", fields, unit, begin]
 
 
-def follow(source: int, stop: int, file: LogFile) -> bool:
+def follow(source: int, stop: int, file: LogFile, largest_bytes: int = LARGEST_ENTRY_BYTES) -> bool:
     """Append the entries that arrive at the descriptor `source` until `stop` becomes readable; then the last ones.
 
     Returns True after a stop, False if `source` ended. Raises OSError if the file cannot be written.
     """
-    rest = b""
+    rest, dropping = b"", False
     end = float("inf")
     with selectors.DefaultSelector() as selector:
         selector.register(source, selectors.EVENT_READ)
@@ -104,6 +107,11 @@ def follow(source: int, stop: int, file: LogFile) -> bool:
                 if not chunk:
                     return stopping
                 *lines, rest = (rest + chunk).split(b"\n")
+                if dropping:
+                    lines, rest, dropping = (lines[1:], rest, False) if lines else ([], b"", True)
+                if len(rest) > largest_bytes:
+                    print(f"an entry of more than {largest_bytes} bytes is left out", file=sys.stderr)
+                    rest, dropping = b"", True
                 if lines:
                     file.append([parse(line) for line in lines])
             if stopping and (not ready or time.monotonic() > end):

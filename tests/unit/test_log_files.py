@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -114,6 +115,21 @@ def test_entries_received_before_a_stop_are_written(
     assert follow(source, stop, file)
     assert [line.split(": ")[1] for line in (tmp_path / "m.log").read_text().splitlines()] == ["line 1", "line 2"]
     assert file.position(1010) == "s=1;i=2", "half an entry is for the next start"
+
+
+def test_too_large_entry_is_left_out(file: LogFile, tmp_path: Path, pipe: Callable[[bytes], tuple[int, int]]) -> None:
+    source, writer = pipe(entry(1))
+
+    def write() -> None:
+        with os.fdopen(writer, "wb") as stream:
+            stream.write(entry(2, "x" * 1_000_000) + entry(3))
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    assert not follow(source, pipe(b"")[0], file, largest_bytes=100_000)
+    thread.join()
+    assert [line.split(": ")[1] for line in (tmp_path / "m.log").read_text().splitlines()] == ["line 1", "line 3"]
+    assert file.position(1010) == "s=1;i=3"
 
 
 def test_end_of_the_journal_is_not_a_stop(file: LogFile, pipe: Callable[[bytes], tuple[int, int]]) -> None:

@@ -7,13 +7,13 @@ import os
 import sys
 
 OUTPUT_ERRORS = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
-"""What writing to a pipe, a disk or a terminal can fail with; an error of a file that is opened names it (write(2))."""
+"""Errors of writing to a pipe, a disk or a terminal (write(2)); an error of opening a file has the file's name."""
 
 
 def main() -> None:
-    """Entry point: run the command, and turn an error into words and an exit status."""
-    # pydantic looks for plugins in the metadata of all 150 distributions of the environment, for as long as the whole
-    # command may take; there are none.
+    """Entry point: run the command, and turn an error into a message and an exit status."""
+    # pydantic looks for plugins in the metadata of all 150 distributions of the environment, which would double the run
+    # time of a command; there are none.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     from hxp_enterprise_llm.cli.commands import cli
     from hxp_enterprise_llm.cli.output import complain
@@ -31,9 +31,9 @@ def main() -> None:
     except OSError as error:
         if error.filename is not None or error.errno not in OUTPUT_ERRORS:
             raise
-        # The interpreter flushes once more in the end, and would say so in its own words.
+        # The interpreter flushes standard output once more at its end, and would print a message of its own.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        # A reader that has gone has seen enough.
+        # A reader that closes the pipe wants no more output.
         if error.errno != errno.EPIPE:
             complain(f"the output cannot be written: {error.strerror}")
         sys.exit(ExitStatus.FAILED)

@@ -13,7 +13,7 @@ from hxp_enterprise_llm.settings.errors import ExitStatus, SystemdUnreachable
 
 
 def check(names: Sequence[str], for_program: bool = False) -> ExitStatus:
-    """Print the findings, and "good" for an instance without an error; or, for a program, a JSON list of findings.
+    """Print the findings, and "good" for each instance without an error; for a program, a JSON list of findings.
 
     Returns CONFIG if an error is in the settings or the model, FAILED for any other. Raises NoSuchInstance.
     """
@@ -38,19 +38,19 @@ def check(names: Sequence[str], for_program: bool = False) -> ExitStatus:
 
 
 def before_a_start(name: str) -> list[Finding]:
-    """What is wrong with a new instance, and between it and the others."""
+    """Findings about a new instance, and about it and the other instances together."""
     around = (finding for finding in start.neighbours() if finding.instance == name)
     return [*start.findings(name, running=False), *around]
 
 
 def _look(names: Sequence[str]) -> Iterator[Finding]:
-    """What is wrong with these instances, or with all, and with the host."""
+    """Findings about these instances, or all, and about the host."""
     manager = ServiceManager()
     everything = settings.instance_names()
     try:
         services = {service.name: service for service in manager.list_services()}
     except SystemdUnreachable as error:
-        yield Finding("host", f"{error}; what runs and what is enabled is not checked", fatal=False)
+        yield Finding("host", f"{error}; running and enabled instances are not checked together", fatal=False)
         services = {}
     around = [*start.neighbours(), *disk.findings(), *log_files.findings(), *template.findings()]
     together = [service for service in services.values() if service.enabled or service.running or service.name in names]

@@ -59,7 +59,7 @@ def status(name: str | None, for_program: bool) -> None:
 
 
 def _verb(verb: str, summary: str, done: str) -> None:
-    """Add a command that takes an action on instances and confirms it."""
+    """Add a command that runs an action on instances and confirms it."""
 
     @cli.command(verb, help=summary)
     @click.argument("names", type=NAME, nargs=-1, required=True, metavar="NAME...")
@@ -319,7 +319,7 @@ def doctor(for_program: bool) -> None:
         diagnosis = look()
         found.append(diagnosis)
         if not for_program:
-            # Printed one by one, since the last check takes some seconds.
+            # Printed one by one, because the last check takes some seconds.
             verdict = click.style(f"{diagnosis.verdict:8}", fg=colours[diagnosis.verdict])
             click.echo(f"{verdict} {diagnosis.what}: {diagnosis.text}")
     if for_program:

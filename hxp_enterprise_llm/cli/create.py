@@ -1,4 +1,4 @@
-"""`citadel-llm create`: the settings file of a new instance, complete or not at all."""
+"""`citadel-llm create`: writes the settings file of a new instance, completely or not at all."""
 
 import os
 import re
@@ -17,7 +17,7 @@ FIRST_PORT = 11400
 
 
 def free_port(root: str = "/") -> int:
-    """The first port from 11400 on that no instance names and no process listens on."""
+    """The first port from 11400 that no settings file has and on which no process listens."""
     host = load_host(root)
     taken = {load_instance(name, host, root).values["PORT"] for name in instance_names(root)}
     taken |= {host.values["HEALTH_PORT"], host.values["METRICS_PORT"]}
@@ -37,16 +37,16 @@ def create(name: str, settings: dict[str, str], root: str = "/") -> str:
         config.load(name, root)  # raises with the rule
     file = Path(instance_file(name, root))
     if os.path.lexists(file):
-        raise CitadelError(f"there is an instance {name} already: {file}; edit that, or choose another name")
+        raise CitadelError(f"the instance {name} already exists: {file}; edit this file, or choose another name")
     host = load_host(root)
     for key in ("HEALTH_PORT", "METRICS_PORT"):
         if str(host.values[key]) == settings["PORT"]:
-            raise CitadelError(f"PORT={settings['PORT']} is the {key} of the monitor; leave --port out for a free one")
+            raise CitadelError(f"PORT={settings['PORT']} is the monitor's {key}; omit --port to use a free port")
     for other in instance_names(root):
         if str(load_instance(other, host, root).values["PORT"]) == settings["PORT"]:
-            raise CitadelError(f"PORT={settings['PORT']} is that of {other}; leave --port out for a free one")
+            raise CitadelError(f"PORT={settings['PORT']} is the port of {other}; omit --port to use a free port")
     lines = [_line(key, value) for key, value in settings.items()]
-    # Beside the target, so that the link stays on one file system; the suffix keeps it from being an instance.
+    # On the same file system as the target, for the link; because of the suffix it does not count as an instance.
     draft = file.with_name(f"{file.name}.{secrets.token_hex(4)}.new")
     try:
         draft.write_text("\n".join([f"# Settings of citadel-llm@{name}", *lines, ""]), encoding="utf-8")
@@ -58,17 +58,17 @@ def create(name: str, settings: dict[str, str], root: str = "/") -> str:
     try:
         draft.chmod(0o644)
         _check(draft, name, root)
-        # A link instead of a rename: it fails if another process has created the instance meanwhile.
+        # A link instead of a rename: it fails if another process has created the instance in the meantime.
         os.link(draft, file)
     except FileExistsError:
-        raise CitadelError(f"there is an instance {name} already: {file}") from None
+        raise CitadelError(f"the instance {name} already exists: {file}") from None
     finally:
         draft.unlink()
     return str(file)
 
 
 def _line(key: str, value: str) -> str:
-    """The line of a settings file that sets a key. Raises CitadelError if there is none."""
+    """The line of a settings file that sets a key. Raises CitadelError if no line can."""
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
         raise CitadelError(f"{shown(repr(key))} is not a key: write letters, digits and _, and no digit first")
     try:

@@ -1,4 +1,4 @@
-"""`citadel-llm doctor`: whether this host can do what the package promises, and what to do if it cannot."""
+"""`citadel-llm doctor`: whether this host can do what the package promises, and how to fix it if not."""
 
 import asyncio
 import os
@@ -24,7 +24,7 @@ from hxp_enterprise_llm.settings.values import load_host, one_port_for_both
 from hxp_enterprise_llm.system.isolation import PORTS_SINCE, SIGNALS_SINCE, landlock_version
 from hxp_enterprise_llm.system.processes import run
 
-OLDEST_SYSTEMD = 252  # Debian 12's; older ones lack what the units use
+OLDEST_SYSTEMD = 252  # that of Debian 12; older versions lack directives of the units
 VERIFY_SEC, CONNECT_SEC, ANSWER_SEC = 120.0, 3.0, 5.0
 LARGEST_ANSWER = 65536
 HUB = "https://huggingface.co"
@@ -32,7 +32,7 @@ HUB = "https://huggingface.co"
 
 
 class Verdict(StrEnum):
-    """How bad a finding is: with a warning the package works, with an error it does not."""
+    """How bad a finding is: the package works with a warning, but not with an error."""
 
     GOOD = "good"
     WARNING = "warning"
@@ -40,7 +40,7 @@ class Verdict(StrEnum):
 
 
 class Diagnosis(NamedTuple):
-    """One look at the host."""
+    """The result of one check of the host."""
 
     what: str
     verdict: Verdict
@@ -48,7 +48,7 @@ class Diagnosis(NamedTuple):
 
 
 def systemd() -> Diagnosis:
-    """Whether systemd runs, and is new enough."""
+    """Whether systemd is running, and recent enough."""
 
     async def ask() -> str:
         async with Systemd() as connection:
@@ -94,7 +94,7 @@ def gpu(driver: Path = Path("/proc/driver/nvidia/version")) -> Diagnosis:
 
 
 def health(url: str) -> bytes:
-    """What a URL of this host answers, whatever its status, and no more than LARGEST_ANSWER. Raises OSError."""
+    """The answer of a URL of this host, whatever its status, up to LARGEST_ANSWER bytes. Raises OSError."""
     try:
         # The environment's proxies are for other hosts.
         with httpx.stream("GET", url, timeout=ANSWER_SEC, trust_env=False) as answer:
@@ -104,9 +104,9 @@ def health(url: str) -> bytes:
 
 
 def monitor(root: str = "/", ask: Callable[[str], bytes] = health) -> Diagnosis:
-    """Whether the host's settings let the monitor serve both health and metrics, and whether it says that it is well.
+    """Whether the settings let the monitor serve health and metrics, and whether the monitor reports itself healthy.
 
-    `ask` gives what a URL answers.
+    `ask` returns the answer of a URL.
     """
     host = load_host(root)
     errors = [str(finding) for finding in host.findings if finding.fatal] or [*filter(None, [one_port_for_both(host)])]
@@ -126,7 +126,7 @@ def monitor(root: str = "/", ask: Callable[[str], bytes] = health) -> Diagnosis:
 
 
 def package() -> Diagnosis:
-    """Whether the installed files are those of the package; edited settings are not counted."""
+    """Whether the package's files are as installed; edited settings do not count."""
     try:
         _, said = run(["dpkg", "--verify", "citadel-llm"], VERIFY_SEC)
     except CitadelError as error:
@@ -139,7 +139,7 @@ def package() -> Diagnosis:
 
 
 def hub() -> Diagnosis:
-    """Whether models can be fetched."""
+    """Whether models can be downloaded."""
     named = os.environ.get("HF_ENDPOINT") or HUB
     try:
         endpoint = urlsplit(named)
@@ -163,7 +163,7 @@ def clock(mark: Path = Path("/run/systemd/timesync/synchronized")) -> Diagnosis:
 
 
 def memory() -> Diagnosis:
-    """How much memory there is, and whether the kernel may swap models out."""
+    """How much memory the host has, and whether the kernel may swap models out."""
     total, swap = psutil.virtual_memory().total / GIBIBYTE, psutil.swap_memory().total / GIBIBYTE
     text = f"{total:.1f} GB, swap {swap:.1f} GB"
     if not swap:

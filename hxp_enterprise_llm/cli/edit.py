@@ -34,18 +34,18 @@ from hxp_enterprise_llm.settings.values import why_ignored
 from hxp_enterprise_llm.supervisor import reload
 
 WORKSPACE = ".citadel-llm-draft"
-"""Directory for the copy and for python-dotenv's temporary file, beside the settings: a rename stays on one file
-system. The name is fixed, so that the next command deletes what a killed one has left."""
+"""Directory for the copy and for python-dotenv's temporary file, beside the settings, so that a rename stays on one
+file system. The name is fixed, so that the next command deletes what a killed command has left."""
 NOT_IN_A_SERVER = {"MAX_TASKS", "RESTART_POLICY", "RESTART_SEC", "REQUIRES", "AFTER", "RELOAD_METHOD"}
-"""Keys that only systemd or a reload reads; a running server does not depend on them."""
+"""Keys that only systemd or a reload uses; a running server does not depend on them."""
 LIMITS = {"MEMORY_LIMIT_GB", "CPU_CORES"}
-"""Keys that are a limit of the unit, and from which a new server derives the size of its cache or its threads."""
+"""Keys that set a limit of the unit, and from which a new server derives the size of its cache or its threads."""
 Values = Mapping[str, str | None]
 """New values by key; None removes the line of a key."""
 
 
 class Effect(StrEnum):
-    """When a changed setting takes effect. Partly: the limit of the unit now, the rest with a reload."""
+    """When a changed setting takes effect. Partly: the unit's limit at once, the rest with a reload."""
 
     NOW = "now"
     PARTLY = "partly"
@@ -73,7 +73,7 @@ class Change(NamedTuple):
 
 
 def change(name: str, values: Values, only_try: bool = False) -> Change:
-    """Set and unset keys of an instance; with `only_try`, check the result and leave the file as it is.
+    """Set and unset keys of an instance; with `only_try`, check the result and leave the file unchanged.
 
     Raises NoSuchInstance, NotPermitted, or SettingsRefused if the result would be refused; the file is then unchanged.
     """
@@ -98,7 +98,7 @@ def change(name: str, values: Values, only_try: bool = False) -> Change:
 
 
 def _changed(file: Path, made: Path, values: Values) -> Values:
-    """Those of the values whose lines differ between a settings file and its draft."""
+    """Those of `values` whose lines differ between a settings file and its draft."""
 
     def lines(of: Path, key: str) -> list[str]:
         return [line for line in of.read_text(encoding="utf-8").splitlines() if key_of(line) == key]
@@ -126,7 +126,7 @@ def check_use(new: ServiceConfigSchema, service: Service) -> None:
 
 
 def effects(values: Values, old: ServiceConfigSchema | None, new: ServiceConfigSchema) -> dict[str, Effect]:
-    """When each of the changed `values` takes effect in an instance that runs with `old`, None if that is refused."""
+    """When each of the changed `values` takes effect in an instance that runs with `old` (None if that is refused)."""
     return {key: _effect(key, old, new) for key in values}
 
 
@@ -147,7 +147,7 @@ def _effect(key: str, old: ServiceConfigSchema | None, new: ServiceConfigSchema)
 
 
 def _in_place(name: str) -> ServiceConfigSchema | None:
-    """The settings as they are, None if they are refused."""
+    """The settings in the current file, None if they are refused."""
     try:
         return config.load(name)[0]
     except SettingsRefused:
@@ -155,7 +155,7 @@ def _in_place(name: str) -> ServiceConfigSchema | None:
 
 
 def _running(name: str) -> Service | None:
-    """The state of an instance that has a main process, None if it has none or there is no systemd."""
+    """The state of an instance that has a main process; None if it has none, or if systemd is not running."""
     with suppress(SystemdUnreachable):
         service = ServiceManager().status(name)
         return service if service.pid else None
@@ -163,10 +163,10 @@ def _running(name: str) -> Service | None:
 
 
 def _check(new: ServiceConfigSchema, made: Path, running: bool) -> list[str]:
-    """The warnings that a start with the new settings would give. Raises SettingsRefused for errors that are new.
+    """The warnings that a start with the new settings would give. Raises SettingsRefused for new errors.
 
-    Of two instances with one port, the check may name the other instance, so errors of all instances count. A model
-    that `citadel-llm pull` has yet to fetch is a warning: pull reads its name from the settings.
+    If two instances have one port, the check may name the other instance, so errors of all instances count. A model
+    that `citadel-llm pull` has yet to download is a warning: pull reads its name from the settings.
     """
     found = _findings(new.name, running, str(made))
     errors = [finding for finding in found if finding.fatal and finding.status is ExitStatus.CONFIG]
@@ -180,7 +180,7 @@ def _check(new: ServiceConfigSchema, made: Path, running: bool) -> list[str]:
 
 
 def _findings(name: str, running: bool, file: str | None = None) -> list[Finding]:
-    """What the check finds for instance `name`, and between all instances."""
+    """The findings about instance `name`, and about all instances together."""
     return [*start.findings(name, running, file), *start.neighbours(drafts={name: file} if file else {})]
 
 
@@ -191,7 +191,7 @@ def _of_the_settings(name: str, finding: Finding) -> SettingsFinding:
 
 
 def _to_be_pulled(new: ServiceConfigSchema) -> str:
-    """What a start says of a hub id whose model is not on this host, empty if it is."""
+    """What a start reports for a hub id whose model is not on this host; empty if it is."""
     if not new.model.startswith("/"):
         try:
             model_directory.find_model(new)
@@ -202,9 +202,9 @@ def _to_be_pulled(new: ServiceConfigSchema) -> str:
 
 @contextmanager
 def draft(name: str, values: Values, root: str = "/") -> Iterator[Path]:
-    """A copy of the settings file of an instance, with other values, that can replace it; deleted in the end.
+    """A copy of an instance's settings file with other values, which can replace the file; deleted at the end.
 
-    The caller holds the lock. Raises NoSuchInstance, and SettingsRefused if the new settings are refused.
+    The caller holds the lock. Raises NoSuchInstance, or SettingsRefused if the new settings are refused.
     """
     config.require(name, root)
     file = Path(config.instance_file(name, root))
@@ -222,7 +222,7 @@ def draft(name: str, values: Values, root: str = "/") -> Iterator[Path]:
             before = file.read_bytes().decode()
             after = _edited(str(file), before, values, workspace / "edited")
             if _others(before, values) != _others(after, values):
-                # A quote that is not closed, or CR: python-dotenv takes several lines for one.
+                # If a quote is not closed, or a line contains CR, python-dotenv takes several lines for one.
                 raise SettingsRefused([finding for finding in text.findings if finding.fatal])
             made = workspace / file.name
             files.write(made, after, file)
@@ -236,7 +236,7 @@ def _edited(file: str, text: str, values: Values, copy: Path) -> str:
     """`text` with other values; `file` is for messages."""
     # python-dotenv drops the blank lines before a line that it changes. It keeps comments.
     blank = f"# {secrets.token_hex(8)}"
-    # It warns of lines that it cannot read; our own check names those.
+    # python-dotenv warns about lines that it cannot parse; our own check reports them.
     logging.getLogger("dotenv").setLevel(logging.ERROR)
     lines = text.removesuffix("\n").split("\n")
     copy.write_text("".join(f"{line if line.strip() else blank + line}\n" for line in lines), encoding="utf-8")
@@ -254,5 +254,5 @@ def _edited(file: str, text: str, values: Values, copy: Path) -> str:
 
 
 def _others(text: str, values: Values) -> list[str]:
-    """The lines of a settings file that a change of `values` leaves alone."""
+    """The lines of a settings file that a change of `values` must not touch."""
     return [line for line in text.removesuffix("\n").split("\n") if key_of(line) not in values]

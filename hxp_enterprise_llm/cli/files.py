@@ -1,4 +1,4 @@
-"""Settings files and key files, changed by one process at a time and replaced completely or not at all."""
+"""Settings files and key files, changed by one process at a time, and replaced completely or not at all."""
 
 import os
 import secrets
@@ -17,9 +17,9 @@ def locked(root: str = "/") -> Iterator[None]:
     try:
         descriptor = credential_files.lock(root)
     except PermissionError:
-        raise NotPermitted(f"{directory} can be read by root only; run it with sudo") from None
+        raise NotPermitted(f"{directory} is readable by root only; run it with sudo") from None
     except OSError as error:
-        raise CitadelError(f"{directory}: {error.strerror}; systemd-tmpfiles --create makes it again") from None
+        raise CitadelError(f"{directory}: {error.strerror}; systemd-tmpfiles --create creates it") from None
     try:
         yield
     finally:
@@ -28,35 +28,35 @@ def locked(root: str = "/") -> Iterator[None]:
 
 @contextmanager
 def failures_of(file: Path) -> Iterator[None]:
-    """Turn an OSError of writing `file` into a CitadelError that names it, or its directory."""
+    """Turn an OSError from writing `file` into a CitadelError that names the file or its directory."""
     try:
         yield
     except PermissionError:
-        raise NotPermitted(f"{file.parent} can be written by root only; run it with sudo") from None
+        raise NotPermitted(f"{file.parent} is writable by root only; run it with sudo") from None
     except OSError as error:
         raise CitadelError(f"{file}: {error.strerror}") from None
 
 
 @contextmanager
 def draft(file: Path, content: str) -> Iterator[Path]:
-    """A file beside `file` that can replace it, with its owner and mode (0600 for a new file); deleted in the end."""
+    """A file beside `file` that can replace it, with its owner and mode (0600 for a new file); deleted at the end."""
     if file.is_symlink():
-        raise CitadelError(f"{file} is a symbolic link; let API_KEY_FILE name the file that it leads to")
+        raise CitadelError(f"{file} is a symbolic link; set API_KEY_FILE to its target")
     made = file.with_name(f"{file.name}.{secrets.token_hex(4)}.new")
     with failures_of(file):
         try:
             write(made, content, file)
             yield made
         finally:
-            # It still exists if it has not replaced the file.
+            # The draft still exists unless it has replaced the file.
             with suppress(OSError):
                 made.unlink()
 
 
 def write(new: Path, content: str, like: Path) -> None:
-    """Write a new file, down to the disk, with the owner, mode and extended attributes of `like` if that exists.
+    """Write a new file and sync it, with the owner, mode and extended attributes of `like` if that exists.
 
-    The extended attributes hold access lists and security labels. Raises OSError.
+    Extended attributes hold access lists and security labels. Raises OSError.
     """
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
@@ -65,7 +65,7 @@ def write(new: Path, content: str, like: Path) -> None:
             os.fchown(descriptor, before.st_uid, before.st_gid)
             os.fchmod(descriptor, before.st_mode & 0o777)
             for name in os.listxattr(like):
-                # Some file systems list attributes that they do not let anybody set.
+                # Some file systems list attributes that nobody can set.
                 with suppress(OSError):
                     os.setxattr(descriptor, name, os.getxattr(like, name))
         stream.write(content)
@@ -74,7 +74,7 @@ def write(new: Path, content: str, like: Path) -> None:
 
 
 def put(made: Path, file: Path) -> None:
-    """Replace `file` with a draft, also across a power failure. Raises OSError."""
+    """Replace `file` with a draft, safely even if the power fails. Raises OSError."""
     made.rename(file)
     folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -36,7 +36,7 @@ def add(name: str, label: str, root: str = "/") -> tuple[str, bool]:
     with files.locked(root):
         file, named = file_of(name, root)
         if named:
-            # A refused settings file starts nothing, so a new key would have no use.
+            # An instance whose settings file is refused cannot start, so a new key would be of no use.
             config.load(name, root)
             return _new(name, label, file), False
         with edit.draft(name, {"API_KEY_FILE": str(file)}, root) as draft:
@@ -67,7 +67,7 @@ def revoke(name: str, label: str, root: str = "/") -> int:
 
 
 def sharing(name: str, root: str = "/") -> list[str]:
-    """The instance, and then those whose settings name, or may name, the same key file."""
+    """The instance, followed by those whose settings name, or may name, the same key file."""
     file = os.path.realpath(file_of(name, root)[0])
 
     def may_name_it(other: str) -> bool:
@@ -83,7 +83,7 @@ def sharing(name: str, root: str = "/") -> list[str]:
 def hand_over(name: str, root: str = "/") -> None:
     """Make the main process of a running instance accept exactly the keys in its file from now on.
 
-    Not through systemd, which would wait for the end of a reload in progress. Raises CitadelError if it fails.
+    This bypasses systemd, which would wait for the end of a reload in progress. Raises CitadelError if it fails.
     """
     manager = ServiceManager(root=root)
     pid = manager.status(name).pid
@@ -93,7 +93,7 @@ def hand_over(name: str, root: str = "/") -> None:
         alone.enter_context(files.locked(root))
         file, _ = file_of(name, root)
         contents = {credential_files.API_KEY: credential_files.read(str(file)).decode("latin-1")}
-        # Even if other settings of the host are refused.
+        # This works even if other settings of the host are refused.
         key = HOST_KEYS["VLLM_PID_PATH"]
         run_time = f"{read_alone(config.host_file(root), key)[0] or key.default}/{name}"
         refused = reload_request.ask(run_time, pid, contents, reload_request.KEYS, sent=alone.close)
@@ -107,7 +107,7 @@ def _lines(file: Path) -> list[str]:
     except FileNotFoundError:
         return []
     except PermissionError:
-        raise NotPermitted(f"{file} can be read by root only; run it with sudo") from None
+        raise NotPermitted(f"{file} is readable by root only; run it with sudo") from None
     except OSError as error:
         raise CitadelError(f"{file}: {error.strerror}") from None
 
@@ -120,6 +120,6 @@ def _keys(file: Path) -> list[ApiKey]:
 
 
 def _write(file: Path, lines: list[str]) -> None:
-    """Replace a file completely or not at all, also across a power failure."""
+    """Replace a file completely or not at all, even if the power fails."""
     with files.draft(file, "".join(f"{line}\n" for line in lines)) as draft:
         files.put(draft, file)

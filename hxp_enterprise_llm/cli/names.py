@@ -11,12 +11,12 @@ from hxp_enterprise_llm.settings.values import instance_names
 
 
 class InstanceName(click.ParamType[str]):
-    """The name of an instance, or of its unit; the shell completes names of instances."""
+    """The name of an instance, or of its unit; the shell completes the names of instances."""
 
     name = "instance"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The name of the instance: `test` also for citadel-llm@test.service and citadel-llm@test."""
+        """The name of the instance: `test`, also for citadel-llm@test.service and citadel-llm@test."""
         return value.removeprefix(PREFIX).removesuffix(SUFFIX) if value.startswith(PREFIX) else value
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -25,7 +25,7 @@ class InstanceName(click.ParamType[str]):
 
 
 class SettingKey(click.ParamType[str]):
-    """A key of a settings file; the shell completes those that a change can name."""
+    """A key of a settings file; the shell completes the keys that can be changed."""
 
     name = "key"
 

@@ -39,7 +39,7 @@ def _row(one: Figures) -> Sequence[str]:
     verdict = click.style(one.verdict.value, fg=COLOURS.get(one.verdict))
     return (
         one.name,
-        # Truncated, since 99.9996 must not become 100.
+        # Truncated, because 99.9996 must not be shown as 100.
         output.NOTHING if one.uptime_ratio is None else f"{int(one.uptime_ratio * 100_000) / 1000:.3f}",
         _seconds(one.startup_p50_seconds),
         _seconds(one.startup_p95_seconds),

@@ -16,6 +16,6 @@ def warnings(root: str = "/") -> list[str]:
     return [
         f"'{printable(str(folder / (PREFIX + name)))}' is ignored, '{printable(name)}' is not an instance name: {RULE}"
         for name in names
-        # Names with suffixes of dpkg and editors match the pattern; is_instance_name refuses them on purpose.
+        # Names with suffixes of dpkg and editors match the pattern, but is_instance_name refuses them.
         if not INSTANCE_NAME.fullmatch(name.removesuffix("~"))
     ]

@@ -48,8 +48,8 @@ def test_free_port_skips_listeners_and_monitor_ports(root: Root, monkeypatch: py
 @pytest.mark.parametrize(
     ("name", "values", "words"),
     [
-        ("a", {"MODEL": "/srv/m", "PORT": "11401"}, "there is an instance a already"),
-        ("b", {"MODEL": "/srv/m", "PORT": "11400"}, "PORT=11400 is that of a"),
+        ("a", {"MODEL": "/srv/m", "PORT": "11401"}, "the instance a already exists"),
+        ("b", {"MODEL": "/srv/m", "PORT": "11400"}, "PORT=11400 is the port of a"),
         ("b", {"MODEL": "/srv/m", "PORT": "80"}, "PORT=80 is refused"),
         ("b", {"MODEL": "/srv/m", "PORT": "11401", "HOST": "a\nb"}, "HOST: the value contains a line break"),
         ("b", {"MODEL": "/srv/m", "PORT": "11401", "X": "1\nALLOW_DOWNLOAD=yes"}, "X: the value contains a line break"),

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Functions that the verbs of build.sh share. The working directory is the root of the project.
 
-# Wheels, base trees and tools: made once, kept between runs, outside the checkout.
+# Wheels, base trees and tools: made once and kept between runs, outside the checkout.
 CACHE=${CITADEL_BUILD_CACHE:-/var/cache/citadel-llm-build}
 FLAVOUR=${FLAVOUR:-cpu}
 # What tests/machine.py needs to boot a Debian.
@@ -19,7 +19,7 @@ require_root() {
     [ "$(id -u)" = 0 ] || fail "this verb needs root: run it with sudo, or in a root shell"
 }
 
-# install_packages NAME…: install the missing ones from the distribution.
+# install_packages NAME…: install missing packages from the distribution.
 install_packages() {
     local missing=() name
     for name in "$@"; do
@@ -34,7 +34,7 @@ install_packages() {
     fi
 }
 
-# unpack_package NAME: unpack a Debian package into $CACHE/debian/NAME. Installed, it would start its service here.
+# unpack_package NAME: unpack a Debian package into $CACHE/debian/NAME; installing it would start its service here.
 unpack_package() {
     local target=$CACHE/debian/$1
     [ -d "$target" ] && return
@@ -71,8 +71,8 @@ shown() {
     return "${PIPESTATUS[0]}"
 }
 
-# Every file that git tracks or would add, NUL-separated: the sources of a build. Without git's data (an unpacked archive),
-# every file but those that .gitignore names.
+# Every file that git tracks or would add, NUL-separated: the sources of a build. Without git's data (an unpacked
+# archive), every file except those that .gitignore names.
 source_files() {
     {
         # The checkout may belong to another user than root.

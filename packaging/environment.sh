@@ -1,5 +1,5 @@
 #!/bin/sh
-# Prepare the staged environment for the package: remove what never runs, compile the rest, prove that it imports.
+# Prepare the staged environment for the package: remove unused files, compile the others, and prove that it imports.
 # Usage: environment.sh STAGED FINAL BUILD_PATH LEFT_OUT
 #   STAGED is the environment below debian/citadel-llm, FINAL its place on the host. No file may contain BUILD_PATH.
 #   LEFT_OUT lists files that the libraries do not need.
@@ -30,11 +30,11 @@ find "$packages" -depth -type d \( -name tests -o -name test \) \
     -not -path '*/torch/*' -not -path '*/vllm/*' -not -path '*/transformers/*' -not -path '*/xgrammar/*' \
     -exec rm -rf {} +
 find "$packages" -type f \( -name .gitignore -o -name .DS_Store -o -name '*.a' -o -name '*.lib' -o -name '*.pxd' -o -name '*.pyx' \) -delete
-# Two of numba's threading layers, whose libraries are in no package here; its own, workqueue, stays.
+# Two of numba's threading layers need libraries that no package here has; its own layer, workqueue, stays.
 rm -f "$packages"/numba/np/ufunc/omppool.*.so "$packages"/numba/np/ufunc/tbbpool.*.so
 # The service installs nothing and needs no pip.
 rm -rf "$packages"/pip "$packages"/pip-*.dist-info "$staged"/bin/pip* "$staged"/include "$staged"/share
-# The place of the build is private, and differs between builds.
+# The build path is private, and differs between builds.
 rm -f "$packages"/hxp_enterprise_llm-*.dist-info/direct_url.json
 sed -i '/^command = /d' "$staged/pyvenv.cfg"
 rm -f "$staged"/bin/activate.* "$staged"/bin/Activate.ps1
@@ -42,7 +42,7 @@ find "$staged" -name __pycache__ -prune -exec rm -rf {} +
 
 "$staged/bin/python" "$here/distributions.py" "$packages"
 
-# unchecked-hash: imports compare nothing with the source, and write nothing; only root can change the tree.
+# unchecked-hash: an import neither compares with the source nor writes anything; only root can change the tree.
 # py312_intrinsics has the syntax of a later Python; only torch's tests load it.
 say "compiling"
 "$staged/bin/python" -m compileall -q -j 0 --invalidation-mode unchecked-hash -x /py312_intrinsics \

@@ -1,6 +1,6 @@
 """Write which modules of vLLM and of other libraries for serving text can be imported: `python import_proof.py FILE`.
 
-Run before and after trimming, two equal files prove that no needed file was removed. Many modules of vLLM are for
+Run it before and after trimming: two equal files prove that no needed file was removed. Many modules of vLLM are for
 hardware or libraries that are absent here; they fail both times.
 """
 
@@ -14,7 +14,7 @@ import sys
 import warnings
 from pathlib import Path
 
-# What vLLM imports for a request or a flag; a walk through its modules does not find these.
+# Modules that vLLM imports for a request or a flag; the walk through its modules does not find these.
 ON_DEMAND = (
     "hxp_enterprise_llm.cli", "hxp_enterprise_llm.monitoring.daemon", "huggingface_hub", "openai.resources",
     "xgrammar", "llguidance", "outlines_core", "lmformatenforcer", "numba", "mcp", "grpc", "PIL.Image",
@@ -26,7 +26,7 @@ ON_DEMAND = (
     "sympy.printing.pycode", "sympy.stats", "networkx.algorithms", "email_validator",
 )  # fmt: skip
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM", "Phi3ForCausalLM")
-"""The architectures of the ready-made instances; they must be there."""
+"""The architectures of the preconfigured instances; they must be importable."""
 
 
 def outcome(module: str) -> str:
@@ -43,7 +43,7 @@ def vllm_modules() -> list[str]:
 
     found = pkgutil.walk_packages(vllm.__path__, "vllm.", onerror=lambda _: None)
     names = (module.name for module in found)
-    # A process loads the variant of the kernels for its CPU; loading a second one would end the process.
+    # A process loads the kernels for its CPU only; loading a second variant would end the process.
     return [name for name in names if not name.rpartition(".")[2].startswith("_C") and not name.endswith("__main__")]
 
 

@@ -23,7 +23,7 @@ def files_of(path: Path) -> list[Path]:
 
 
 def remove(pattern: str, packages: Path) -> tuple[int, int]:
-    """How many files were removed, and their size (bytes)."""
+    """Remove the files that match; returns their number and size (bytes)."""
     paths = list(packages.glob(pattern))
     files = {file for path in paths for file in files_of(path)}
     size = sum(file.lstat().st_size for file in files)

@@ -2,9 +2,9 @@
 
 Usage: library_audit.py ENVIRONMENT CONTROL
 
-Wheels do not declare system libraries, and a missing one shows only when the engine starts (`libnuma.so.1`
-missing ends in an AttributeError far from its cause). Every NEEDED entry of every ELF file must be a library of the
-environment itself, or of a Debian package in Depends of CONTROL. If not, the exit status is 1.
+Wheels do not declare system libraries, and a missing library shows only when the engine starts: without `libnuma.so.1`,
+it ends in an AttributeError far from the cause. So every NEEDED entry of every ELF file must be a library of the
+environment itself, or of a Debian package in Depends of CONTROL. Otherwise the exit status is 1.
 """
 
 import re

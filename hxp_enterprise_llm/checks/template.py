@@ -6,7 +6,7 @@ from hxp_enterprise_llm.checks.finding import Finding
 from hxp_enterprise_llm.settings.units import unit_name
 from hxp_enterprise_llm.settings.values import load_host
 
-TEMPLATE = "/lib/systemd/system/citadel-llm@.service"
+TEMPLATE = f"/lib/systemd/system/{unit_name('')}"
 
 
 def findings(root: str = "/") -> list[Finding]:

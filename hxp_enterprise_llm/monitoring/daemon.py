@@ -114,8 +114,8 @@ class Monitor:
         for task in tasks:
             task.cancel()
         ended = await asyncio.gather(*tasks, return_exceptions=True)
-        await self._asker.aclose()
         await self._writer.close()
+        await self._asker.aclose()
         for error in ended:
             # A task never ends by itself: after an exception systemd restarts the monitor.
             if isinstance(error, Exception):

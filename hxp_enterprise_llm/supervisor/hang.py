@@ -5,6 +5,7 @@ answers: within seconds if its processes use no CPU time or a signal has stopped
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from typing import NoReturn
@@ -13,6 +14,8 @@ from hxp_enterprise_llm.settings.errors import EngineDied, EngineHung
 from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 from hxp_enterprise_llm.supervisor import process_use
 from hxp_enterprise_llm.supervisor.server_process import Heartbeat, ServerProcess
+
+log = logging.getLogger(__name__)
 
 LOOK_SEC = 1.0
 STILL_SEC = 10.0
@@ -44,15 +47,24 @@ async def watch(config: ServiceConfigSchema, server: ServerProcess, feed: Callab
 
 
 class HangWatch:
-    """Detects a hang of one server from its heartbeats and the CPU time of its processes; `feed` as in `watch`."""
+    """Detects a hang of one server from its heartbeats and the CPU time of its processes; `feed` as in `watch`.
+
+    It looks every `look_sec` seconds, LOOK_SEC by default.
+    """
 
     def __init__(
-        self, config: ServiceConfigSchema, server: ServerProcess, feed: Callable[[], None], now: float | None = None
+        self,
+        config: ServiceConfigSchema,
+        server: ServerProcess,
+        feed: Callable[[], None],
+        now: float | None = None,
+        look_sec: float | None = None,
     ) -> None:
         self._limit = config.hang_timeout_sec
         # Processes that wait for a GPU use no CPU time.
         self._by_cpu = not config.gpu_devices
         self._server, self._feed = server, feed
+        self._look_sec = LOOK_SEC if look_sec is None else look_sec
         now = time.monotonic() if now is None else now
         self._last: Heartbeat | None = None
         self._moved = self._busy = self._running = now
@@ -60,14 +72,19 @@ class HangWatch:
         self._heard = now
 
     async def run(self) -> NoReturn:
-        """Check every second. Raises EngineHung with the reason."""
+        """Check repeatedly. Raises EngineHung with the reason."""
         while True:
-            await asyncio.sleep(LOOK_SEC)
+            await asyncio.sleep(self._look_sec)
             now = time.monotonic()
-            stopped, effort = await asyncio.to_thread(self._look)
-            reason = self.reason(now, self._server.heartbeat, stopped, *effort)
-            if reason:
-                raise EngineHung(reason)
+            try:
+                stopped, effort = await asyncio.to_thread(self._look)
+            except OSError as error:
+                # Without a free file descriptor, for example, nothing is known; the server may be healthy.
+                log.warning("The processes of the server cannot be examined: %s", error.strerror)
+            else:
+                reason = self.reason(now, self._server.heartbeat, stopped, *effort)
+                if reason:
+                    raise EngineHung(reason)
             self._feed()
 
     def _look(self) -> tuple[str, tuple[float, int]]:

@@ -1,5 +1,8 @@
 """What counts as a hang, from heartbeats that a test makes up."""
 
+import asyncio
+import errno
+import os
 from collections.abc import Iterable
 
 import pytest
@@ -68,3 +71,24 @@ def test_blocked_event_loop_is_a_hang() -> None:
         31,
         "the API server's event loop has been blocked for 30 s",
     )
+
+
+def test_failed_look_at_the_processes_is_no_hang() -> None:
+    """Without free file descriptors, /proc cannot be read."""
+
+    class Unreadable:
+        heartbeat = None
+
+        def processes(self) -> list[object]:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    fed = asyncio.Event()
+    config = ServiceConfigSchema.model_validate({"name": "m", "model": "/srv/m", "port": 11500})
+
+    async def run() -> None:
+        watching = asyncio.create_task(hang.HangWatch(config, Unreadable(), fed.set, look_sec=0).run())  # type: ignore[arg-type]  # only what a look needs
+        await asyncio.wait_for(fed.wait(), 60)
+        assert not watching.done()
+        watching.cancel()
+
+    asyncio.run(run())

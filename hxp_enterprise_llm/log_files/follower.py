@@ -79,11 +79,14 @@ class LogFile:
 
 
 def journal_command(instance: str, position: str) -> list[str]:
-    """The command that prints the entries of an instance's unit after `position`, and then new ones."""
+    """The command that prints the entries of an instance's unit after `position`, and then new ones.
+
+    Without --merge, --follow shows entries of the current boot only: lines logged at a shutdown would be missing.
+    """
     begin = f"--since={position}" if position.startswith("@") else f"--after-cursor={position}"
     fields = f"--output-fields={','.join(FIELDS)}"
     unit = f"--unit={unit_name(instance)}"
-    return ["journalctl", "--follow", "--no-tail", "--all", "--quiet", "--output=json", fields, unit, begin]
+    return ["journalctl", "--follow", "--merge", "--no-tail", "--all", "--quiet", "--output=json", fields, unit, begin]
 
 
 def follow(source: int, stop: int, file: LogFile, largest_bytes: int = LARGEST_ENTRY_BYTES) -> bool:

@@ -80,6 +80,11 @@ def test_start_resumes_after_the_last_entry(file: LogFile, tmp_path: Path) -> No
     assert journal_command("m", file.position(1010))[-1] == "--since=@1000"
 
 
+def test_entries_of_an_earlier_boot_are_followed_too() -> None:
+    """journalctl --follow alone shows the current boot only."""
+    assert "--merge" in journal_command("m", "s=1;i=1")
+
+
 def test_after_a_rotation_lines_go_to_a_new_file(file: LogFile, tmp_path: Path) -> None:
     file.append([Entry("s=1;i=1", "a\n")])
     (tmp_path / "m.log").rename(tmp_path / "m.log.1")

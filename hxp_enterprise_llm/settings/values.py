@@ -127,6 +127,7 @@ def load_instance(name: str, host: HostSettings, root: str = "/", file: str | No
     file = file or instance_file(name, root)
     text = read(file)
     findings = list(text.findings)
+    all_read = not any(finding.fatal for finding in text.findings)
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for key in INSTANCE_KEYS.values():
@@ -135,7 +136,7 @@ def load_instance(name: str, host: HostSettings, root: str = "/", file: str | No
             values[key.name], origins[key.name] = host.values[key.host_key], host.origins[key.host_key]
         else:
             values[key.name], origins[key.name] = _value(key, entry, file, findings), _origin(file, entry)
-        if key.required and not (entry and entry.value) and not text.findings:
+        if key.required and not (entry and entry.value) and all_read:
             findings.append(SettingsFinding(file, 0, f"{key.name} is missing; write {key.name}= and {allowed(key)}"))
     environment = {
         entry.key: entry.value

@@ -44,6 +44,13 @@ def test_missing_key_or_file_error_suggests_the_fix(root: Root) -> None:
         config.load("other", str(root))
 
 
+def test_emptied_required_key_is_reported_as_missing(root: Root) -> None:
+    """The repeated key is a warning beside it."""
+    root.instance("m", "MODEL=/srv/m\nPORT=11500\nPORT=\n")
+    with pytest.raises(SettingsRefused, match="PORT is missing"):
+        config.load("m", str(root))
+
+
 def test_unknown_key_is_a_warning_suggesting_the_nearest_key(root: Root) -> None:
     root.instance("m", "MODEL=/srv/m\nPORT=11500\nMEMORY_LIMIT=4\n")
     _, warnings = config.load("m", str(root))

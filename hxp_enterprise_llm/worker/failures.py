@@ -5,6 +5,7 @@ The patterns are those of vLLM 0.32 and of Transformers as the package carries t
 """
 
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from pydantic import ValidationError
@@ -103,7 +104,7 @@ def is_final(error: BaseException, *, gpu: bool = False) -> bool:
 
 def message(error: BaseException) -> str:
     """The message of an error on one line; that of a pydantic error without its input and its link."""
-    text = "; ".join(each["msg"] for each in error.errors()) if isinstance(error, ValidationError) else str(error)
+    text = "; ".join(_reasons(error)) if isinstance(error, ValidationError) else str(error)
     return " ".join(text.split())
 
 
@@ -111,6 +112,12 @@ def description(error: BaseException) -> str:
     """Type and message of an error, as the main process shows it: ASCII, TEXT_BYTES bytes at most."""
     text = f"{type(error).__name__}: {message(error)}"
     return text.encode("ascii", "replace")[:TEXT_BYTES].decode()
+
+
+def _reasons(error: ValidationError) -> Iterable[str]:
+    """The reasons of a pydantic error, each once, with the field: vLLM names its fields as its flags."""
+    reasons = (": ".join((*map(str, each["loc"][:1]), each["msg"])) for each in error.errors())
+    return dict.fromkeys(reasons)
 
 
 def _names(error: BaseException) -> set[str]:

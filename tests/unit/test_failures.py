@@ -3,6 +3,7 @@
 import builtins
 import ssl
 import types
+from typing import Annotated
 
 import httpx
 import pydantic
@@ -123,6 +124,15 @@ def test_validation_error_is_final_unless_its_cause_is_transient(values: dict[st
         Model.model_validate(values)
     assert is_final(caught.value) is final
     assert "pydantic" not in description(caught.value), "neither the input nor the link of pydantic"
+
+
+def test_validation_error_names_each_field_once() -> None:
+    class Limits(pydantic.BaseModel):
+        max_num_seqs: Annotated[int, pydantic.Field(ge=1)] | Annotated[float, pydantic.Field(ge=1)]
+
+    with pytest.raises(pydantic.ValidationError) as caught:
+        Limits.model_validate({"max_num_seqs": 0})
+    assert description(caught.value).count("max_num_seqs") == 1
 
 
 def exclude() -> None:

@@ -44,6 +44,7 @@ def serve(
     from vllm.entrypoints.launchers.api_server.entry import run_server_worker
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
     from vllm.entrypoints.launchers.launcher import validate_api_server_args
+    from vllm.exceptions import VLLMError
     from vllm.platforms import current_platform
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -68,7 +69,7 @@ def serve(
         if end.code == USAGE_STATUS:
             heartbeat.tell_end(channel, "wrong flags; the lines above name them", final=True)
         raise
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, VLLMError) as error:
         # The main process logs this reason, in one line.
         heartbeat.tell_end(channel, failures.description(error), final=True)
         sys.exit(ExitStatus.SOFTWARE)

@@ -69,6 +69,14 @@ def test_refused_start_reports_reason_and_exit_status(
     assert (check.returncode == 0) == (words == ONLY_VLLM_SEES), check.stderr
 
 
+def test_missing_chat_template_is_refused(host: Host) -> None:
+    """vLLM raises an error of its own class for it."""
+    host.settings("bad", **GOOD, VLLM_ARGS="'--chat-template /srv/none.jinja'")
+    status, text, _ = failed_start(host, "bad")
+    assert (status, "/srv/none.jinja" in text) == (78, True), text
+    assert "Traceback" not in host.journal("bad")
+
+
 def test_truncated_weights_are_refused(host: Host) -> None:
     machine = host.machine
     machine.run("cp", "-r", TINY_MODEL, "/srv/cut")

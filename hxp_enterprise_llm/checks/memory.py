@@ -18,7 +18,7 @@ def findings(configs: Iterable[ServiceConfigSchema]) -> list[Finding]:
         return []
     names = ", ".join(f"{config.name} {config.memory_limit_gb:g}" for config in configs)
     text = (
-        f"limits exceed the host: MEMORY_LIMIT_GB of all that run or start at boot is {promised:g} ({names}), the host "
-        f"has {total:.1f}; lower one, or disable one"
+        f"limits exceed the host: MEMORY_LIMIT_GB of all running or enabled instances together is "
+        f"{promised:g} ({names}), and the host has {total:.1f}; lower a limit, or disable an instance"
     )
     return [Finding("host", text, fatal=False)]

@@ -37,7 +37,7 @@ def create(name: str, settings: dict[str, str], root: str = "/") -> str:
         config.load(name, root)  # raises with the rule
     file = Path(instance_file(name, root))
     if os.path.lexists(file):
-        raise CitadelError(f"the instance {name} already exists: {file}; edit this file, or choose another name")
+        raise CitadelError(f"the instance {name} already exists: {file}; edit the file, or choose another name")
     host = load_host(root)
     for key in ("HEALTH_PORT", "METRICS_PORT"):
         if str(host.values[key]) == settings["PORT"]:

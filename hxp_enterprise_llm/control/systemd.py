@@ -71,7 +71,7 @@ class Systemd:
         try:
             self._bus = await MessageBus(bus_type=BusType.SYSTEM).connect()
         except (OSError, EOFError) as error:
-            raise SystemdUnreachable(f"systemd cannot be asked: no system bus ({error})") from None
+            raise SystemdUnreachable(f"systemd cannot be reached: no system bus ({error})") from None
         self._bus.add_message_handler(self._on_message)
         self._gone = asyncio.create_task(self._bus.wait_for_disconnect())  # type: ignore[no-untyped-call]  # dbus-fast's
         return self
@@ -93,7 +93,7 @@ class Systemd:
         if answer is None or answer.message_type is MessageType.ERROR:
             name, text = (answer.error_name, str(answer.body[0])) if answer and answer.body else ("", "no answer")
             if name in DENIED:
-                raise NotPermitted(f"systemd does not let this user do that ({member}); run it as root, with sudo")
+                raise NotPermitted(f"systemd denies {member} to this user; run it as root, with sudo")
             raise JobFailed(f"{member}: {text}")
         return list(answer.body)
 
@@ -197,7 +197,7 @@ class Systemd:
         gone: asyncio.Future[Any] = self._gone or asyncio.get_running_loop().create_future()
         await asyncio.wait((gone, future), return_when=asyncio.FIRST_COMPLETED)
         if not future.done():
-            raise SystemdUnreachable(f"the system bus has disconnected; whether {unit} did {verb.lower()} is not known")
+            raise SystemdUnreachable(f"the system bus has disconnected; the result of {verb.lower()} {unit} is unknown")
         return future.result()
 
     async def _subscribe(self) -> None:

@@ -54,7 +54,7 @@ class Fleet:
         groups: Path = cgroups.CGROUPS,
     ) -> None:
         self.store = store
-        self.problem = "systemd has not been asked yet"
+        self.problem = "systemd has not answered yet"
         self.instances: dict[str, Instance] = {}
         self.reread: Callable[[], None] = lambda: None
         self._ask = ask
@@ -163,7 +163,7 @@ class Fleet:
                 instance.problem = said
             if (said is None) is not self._short:
                 self._short = not self._short
-                log.warning("the monitor %s descriptors to ask with", "has too few" if self._short else "again has")
+                log.warning("the monitor %s descriptors for its probes", "has too few" if self._short else "again has")
             self._look(instance, time.time())
 
         self._asking[instance.name] = asyncio.create_task(ask())

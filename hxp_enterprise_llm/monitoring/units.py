@@ -103,7 +103,7 @@ class UnitWatch:
             except CitadelError as error:
                 self._lost(str(error))
             except Exception:
-                log.exception("following systemd went wrong")
+                log.exception("following systemd failed")
                 self._lost("systemd's answers cannot be read; see the journal")
             await asyncio.sleep(pause)
             pause = min(pause * 2, LONGEST_PAUSE_SEC)

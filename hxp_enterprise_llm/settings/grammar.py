@@ -222,7 +222,7 @@ def _why_no_line_can_hold(value: str) -> str:
 
 
 def key_of(line: str) -> str:
-    """The key of a line, also of a refused one, as far as its text shows."""
+    """The key of a line, even of a refused line, as far as its text shows it."""
     return re.sub(r"^export[ \t]+", "", line.strip()).partition("=")[0].strip()
 
 

@@ -37,7 +37,7 @@ the garbage collector may delay some of them."""
 def is_instance_name(name: str) -> bool:
     """Whether `name` can be an instance.
 
-    It cannot be if dpkg or an editor leaves such a name beside a settings file, or if it ends in .service: systemctl
+    Names are refused that dpkg or editors give to copies of a settings file, and names that end in .service: systemctl
     would take the unit of x.service for the unit of x.
     """
     return bool(INSTANCE_NAME.fullmatch(name)) and not _NO_INSTANCE.fullmatch(name)

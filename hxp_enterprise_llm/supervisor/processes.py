@@ -1,4 +1,4 @@
-"""The processes of a server: found by process group and descent, killed, and awaited beside the event loop.
+"""The processes of a server: found by process group and descent, killed, and awaited without blocking the event loop.
 
 A server leads a process group of its own (`protocol.worker.serve`), which its engine, workers and their children
 inherit: they stay findable when the server has ended before them.

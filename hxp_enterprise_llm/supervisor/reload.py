@@ -201,7 +201,7 @@ def check(old: ServiceConfigSchema, new: ServiceConfigSchema) -> None:
         text = "GPU_DEVICES changed between the CPU and GPUs, which requires a restart, not a reload"
         raise SettingsRefused([SettingsFinding(instance_file(old.name), 0, text)])
     if launch.ports(new) is None and launch.ports(old) is not None:
-        text = "VLLM_ARGS or a variable asks for further ports, which requires a restart, not a reload"
+        text = "VLLM_ARGS or a variable opens further ports, which requires a restart, not a reload"
         raise SettingsRefused([SettingsFinding(instance_file(old.name), 0, text)])
 
 

@@ -81,7 +81,7 @@ def _why(server: ServerProcess, end: str, file: str) -> EngineDied | SettingsRef
         return SettingsRefused(
             [SettingsFinding(file, 0, f"vLLM refuses these settings for this model: {server.failure.text}")]
         )
-    why = server.failure.text if server.failure else "the lines above say why"
+    why = server.failure.text if server.failure else "the lines above show the reason"
     return EngineDied(f"{end} before the model was ready; {why}")
 
 
@@ -91,7 +91,7 @@ def _fork_server_end() -> str:
     how = processes.how_child_ended(pid) if pid else "still runs"
     if how == "still runs":
         return ""
-    return f"the fork server (pid {pid}) {how} while it imported vLLM; the lines above may say why"
+    return f"the fork server (pid {pid}) {how} while it imported vLLM; the lines above may show the reason"
 
 
 async def _watch_progress(server: ServerProcess, limit: float, feed: Callable[[bool], None]) -> None:

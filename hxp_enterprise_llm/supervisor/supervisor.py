@@ -219,7 +219,7 @@ class Supervisor:
         if self._went_back:
             reason, ended = _reverted(self._went_back)
         elif self._state.now.phase is Phase.RELOADING:
-            reason += f"; requests waited meanwhile: {self._waited}" if self._waited else ""
+            reason += f"; requests waited during the reload: {self._waited}" if self._waited else ""
             ended = LastReload(outcome=ReloadOutcome.DONE, at=time.time(), waited=self._waited)
         self._went_back = self._waited = ""
         self._tell(Phase.READY, reason, ended, **({} if reloading else {"READY": 1}))

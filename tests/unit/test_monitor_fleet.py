@@ -31,7 +31,7 @@ def test_ready_requires_systemd_and_endpoint(root: Root, tmp_path: Path) -> None
     async def scenario() -> None:
         answering = Answering()
         fleet = fleet_of(root, tmp_path, answering, "a", "b")
-        assert fleet.services().status == "unhealthy", "systemd has not been asked yet"
+        assert fleet.services().status == "unhealthy", "systemd has not answered yet"
         assert {one.state for one in fleet.services().services} == {State.UNKNOWN}
         fleet.connected("")
         fleet.changed("a", RUNS | {"UnitFileState": "enabled"}, 1)

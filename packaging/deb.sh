@@ -72,9 +72,10 @@ build_deb() {
     begun=$SECONDS
     need_space "$CACHE" 8000 "building"
     need_space dist 700 "keeping the package"
-    # Locked until this shell ends: two builds in one cache would overwrite each other.
+    # Two builds in one cache would overwrite each other.
     exec 9>"$CACHE/build.lock"
-    flock -n 9 || fail "another build is using $CACHE; wait for it, or set CITADEL_BUILD_CACHE"
+    flock -n 9 || { say "waiting for another build that uses $CACHE" && flock -w 1800 9; } ||
+        fail "another build has been using $CACHE for 30 minutes; end it, or set CITADEL_BUILD_CACHE"
     # The build runs in a copy, so a failed build leaves nothing in the checkout.
     tree=$CACHE/build/citadel-llm-${version%%-*}
     rm -rf "$CACHE/build"
@@ -95,6 +96,8 @@ build_deb() {
     echo "$hash" >"dist/.$package.source"
     echo $((SECONDS - begun)) >"dist/.$package.seconds"
     rm -rf "$CACHE/build"
+    # Processes started later, such as the tests, must not inherit the lock.
+    exec 9>&-
     say "dist/$package: $(megabytes "$PACKAGE") MB, built in $((SECONDS - started)) s"
     echo "Install it with: sudo apt install ./dist/$package"
 }

@@ -6,6 +6,7 @@ STAGE is debian/citadel-llm. Completions for bash, zsh and fish go below STAGE/u
 citadel-llm.8, and citadel-llm-VERB.8 for each verb.
 """
 
+import inspect
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,10 +53,12 @@ def page(name: str, command: click.Command, context: click.Context) -> Iterator[
     usage = " ".join(command.collect_usage_pieces(context))
     words = f"{NAME} {name.removeprefix(NAME).lstrip('-')}".strip()
     yield f".SH SYNOPSIS\n.B {roff(words)}\n{roff(usage)}"
-    yield f".SH DESCRIPTION\n{roff((command.help or '').strip())}"
+    # Without the indentation of the source: troff would start a new line at each indented one.
+    yield f".SH DESCRIPTION\n{roff(inspect.cleandoc(command.help or ''))}"
     options = [parameter.get_help_record(context) for parameter in command.get_params(context)]
     yield ".SH OPTIONS"
-    for record in filter(None, options):
+    # An argument without a description is in the synopsis.
+    for record in (record for record in options if record and record[1]):
         yield f".TP\n.B {roff(record[0])}\n{roff(record[1])}"
     if isinstance(command, click.Group):
         yield ".SH COMMANDS"

@@ -1,6 +1,11 @@
 import importlib.util
 import re
+from itertools import pairwise
 from pathlib import Path
+
+import click
+
+from hxp_enterprise_llm.cli.commands import cli
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
 
@@ -28,3 +33,15 @@ def test_every_folder_of_the_code_is_described() -> None:
     described = set(re.findall(r"`([a-z_]+)`", (PROJECT / "HACKING.md").read_text()))
     folders = {file.parent.name for file in (PROJECT / "hxp_enterprise_llm").glob("*/__init__.py")}
     assert folders and folders <= described
+
+
+def test_man_pages_have_no_indented_text_and_no_empty_description() -> None:
+    spec = importlib.util.spec_from_file_location("command_files", PROJECT / "packaging/command_files.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for name, command in cli.commands.items():
+        context = click.Context(command, click.Context(cli, info_name="citadel-llm"), name)
+        lines = "\n".join(module.page(f"citadel-llm-{name}", command, context)).splitlines()
+        assert not [line for line in lines if line.startswith(" ")], name
+        assert not [each for each in pairwise(lines) if each[0].startswith(".B") and not each[1]], name

@@ -344,7 +344,8 @@ INSTANCE_KEYS = {
             "HANG_TIMEOUT_SEC",
             timeout,
             "300",
-            f"How long requests may wait without a new token (seconds); at least {LEAST_HANG_SEC:g}.",
+            "How long requests may wait without a new token (seconds); "
+            f"less than {LEAST_HANG_SEC:g} counts as {LEAST_HANG_SEC:g}.",
             least=LEAST_HANG_SEC,
         ),
         Key(

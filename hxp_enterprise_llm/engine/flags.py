@@ -7,8 +7,9 @@ That import takes seconds. So the build extracts the flags of vLLM's parser into
 
 import argparse
 import json
+import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -31,6 +32,8 @@ IMPOSSIBLE = {
     "uds": "the main process listens on PORT",
     "headless": "an instance has an API",
     "grpc": "an instance has an HTTP API",
+    "grpc_port": "an instance has an HTTP API",
+    "data_parallel_multi_port_external_lb": "an instance has one port",
     "config": "its file could set any other flag; write the flags into VLLM_ARGS",
     "enable_ssl_refresh": "a reload reads TLS_CERT_FILE and TLS_KEY_FILE again",
     "ssl_ca_certs": "clients authenticate with a key of API_KEY_FILE",
@@ -38,6 +41,20 @@ IMPOSSIBLE = {
     "ssl_ciphers": "the server speaks TLS 1.2 and 1.3 with Python's default ciphers",
 }
 REFUSED = {name: f"set {key}= instead" for name, key in OURS.items()} | IMPOSSIBLE
+PLUGINS = {"tool_call_parser": "tool_parser_plugin", "reasoning_parser": "reasoning_parser_plugin"}
+"""Flags whose value may also be a name that a plugin registers, and the flag that names the plugin's file."""
+REQUIRED = {
+    "enable_auto_tool_choice": "tool_call_parser",
+    "enable_log_outputs": "enable_log_requests",
+}
+"""Flags that vLLM accepts only with another flag (entrypoints/launchers/cli_args.py, validate_parsed_serve_args)."""
+BOUNDS: dict[str, tuple[Callable[[float, float], bool], str]] = {
+    "ge": (operator.ge, "at least"),
+    "gt": (operator.gt, "more than"),
+    "le": (operator.le, "at most"),
+    "lt": (operator.lt, "less than"),
+}
+"""Limits of numbers, by their names in pydantic and in the table."""
 NUMBER = re.compile(r"-\d+|-\d*\.\d+")
 """Words that argparse takes for negative numbers instead of flags."""
 NUMBER_WITH_SUFFIX = re.compile(r"[0-9][kKmMgGtT]\b")
@@ -66,7 +83,7 @@ class Flags:
 def parse(words: tuple[str, ...], table: Path = TABLE) -> Flags:
     """Parse the words of VLLM_ARGS.
 
-    Finds only errors in the words themselves: vLLM decides whether a combination suits the model.
+    Finds only errors in the words themselves: vLLM decides whether they suit the model.
     """
     if not words:
         return Flags()
@@ -91,6 +108,7 @@ def parse(words: tuple[str, ...], table: Path = TABLE) -> Flags:
     values = vars(given)
     refused = [flag for flag in known if values.get(flag["dest"], False) is not False and flag["dest"] in REFUSED]
     findings = [f"{flag['names'][0]} cannot be used: {REFUSED[flag['dest']]}" for flag in refused] + findings
+    findings += _unregistered(known, values) + _incomplete(known, values)
     for before, word in zip(["", *unknown], unknown, strict=False):
         # The words after an unknown flag may be its values.
         if word.startswith("-") or not before.startswith("-"):
@@ -123,6 +141,18 @@ def _json(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not JSON ({error})") from None
+
+
+def _object(text: str) -> Any:
+    content = _json(text)
+    if not isinstance(content, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")
+    return content
+
+
+def _json_object_or_text(text: str) -> Any:
+    """vllm/engine/arg_utils.py, union_dict_and_str"""
+    return _json(text) if re.fullmatch(r"\s*{.*}\s*", text, re.DOTALL) else text
 
 
 def _object_of(fields: Sequence[str]) -> Any:
@@ -161,6 +191,8 @@ KINDS: dict[str, Any] = {
     "size": _size,
     "size-or-auto": _size_or_auto,
     "json": _json,
+    "json-or-text": _json_object_or_text,
+    "object": _object,
     "lora": _lora,
     "text": str,
 }
@@ -175,6 +207,57 @@ def _optional(kind: Any) -> Any:
     return read
 
 
+def _bounded(kind: Any, bounds: Mapping[str, float]) -> Any:
+    def read(text: str) -> Any:
+        value = kind(text)
+        for name, limit in bounds.items():
+            holds, words = BOUNDS[name]
+            if not holds(value, limit):
+                raise argparse.ArgumentTypeError(f"must be {words} {limit:g}, not {text}")
+        return value
+
+    read.__name__ = kind.__name__
+    return read
+
+
+def _type(flag: Mapping[str, Any]) -> Any:
+    """The function that reads a flag's value."""
+    read = _object_of(flag["fields"]) if flag["fields"] else KINDS[flag["kind"]]
+    if flag["bounds"]:
+        read = _bounded(read, flag["bounds"])
+    return _optional(read) if flag["optional"] else read
+
+
+def _unregistered(known: Sequence[dict[str, Any]], values: Mapping[str, Any]) -> list[str]:
+    """Errors about names of parsers and quantization methods that vLLM does not have."""
+    errors = []
+    for flag in known:
+        dest, names = flag["dest"], flag["registered"]
+        value = values.get(dest)
+        if not names or not value or values.get(PLUGINS.get(dest, "")):
+            continue
+        if dest == "tool_call_parser" and not values.get("enable_auto_tool_choice"):
+            # vLLM does not use the parser then, and does not look it up.
+            continue
+        # vLLM ignores the case of quantization methods (vllm/config/model.py, validate_quantization_before).
+        if (value.lower() if dest == "quantization" else value) not in names:
+            errors.append(f"argument {'/'.join(flag['names'])}: there is no {value!r}; there are {', '.join(names)}")
+    return errors
+
+
+def _incomplete(known: Sequence[dict[str, Any]], values: Mapping[str, Any]) -> list[str]:
+    """Errors about flags that need another flag, or exclude one (validate_parsed_serve_args of vLLM 0.32)."""
+    names = {flag["dest"]: flag["names"][0] for flag in known}
+    errors = [
+        f"{names[flag]} requires {names[needed]}"
+        for flag, needed in REQUIRED.items()
+        if values.get(flag) and not values.get(needed)
+    ]
+    if values.get("enable_per_request_metrics") and values.get("disable_log_stats"):
+        errors.append("--enable-per-request-metrics and --disable-log-stats exclude each other")
+    return errors
+
+
 def _parser(known: Sequence[dict[str, Any]]) -> _Parser:
     # With argparse.SUPPRESS a flag that is not given leaves no value.
     parser = _Parser(add_help=False, usage="", prog="vllm serve", argument_default=argparse.SUPPRESS)
@@ -185,8 +268,7 @@ def _parser(known: Sequence[dict[str, Any]]) -> _Parser:
         elif flag["action"] == "boolean":
             parser.add_argument(*names, dest=dest, action=argparse.BooleanOptionalAction)
         else:
-            kind = _object_of(flag["fields"]) if flag["fields"] else KINDS[flag["kind"]]
-            read = _optional(kind) if flag["optional"] else kind
+            read = _type(flag)
             options: dict[str, Any] = {"type": read}
             if flag["choices"]:
                 options["choices"] = [read(choice) for choice in flag["choices"]]

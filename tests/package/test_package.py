@@ -147,7 +147,7 @@ def test_recorded_tables_match_the_packaged_vllm(unpacked: Path) -> None:
     """Unit tests read the tables of the checkout, the package those that its build has extracted."""
     (packaged,) = (unpacked / "opt/citadel/env/lib").glob("python3*/site-packages/hxp_enterprise_llm/engine")
     recorded = Path(__file__).parents[2] / "hxp_enterprise_llm/engine"
-    for table in ("vllm_flags.json", "vllm_architectures.json"):
+    for table in ("vllm_flags.json", "vllm_variables.json", "vllm_architectures.json"):
         assert (packaged / table).read_text() == (recorded / table).read_text(), f"copy {table} from the package"
 
 

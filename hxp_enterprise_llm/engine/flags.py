@@ -371,7 +371,10 @@ def _unknown(word: str, known: Sequence[dict[str, Any]]) -> str:
     flag = word.partition("=")[0]
     if not flag.startswith("-"):
         return f"{word} belongs to no flag; put quotes around a value with spaces"
-    names = [name for entry in known for name in entry["names"]]
-    names += [f"--no-{entry['names'][0].removeprefix('--')}" for entry in known if entry["action"] == "boolean"]
+    usable = [entry for entry in known if entry["dest"] not in REFUSED]
+    names = [name for entry in usable for name in entry["names"]]
+    names += [f"--no-{entry['names'][0].removeprefix('--')}" for entry in usable if entry["action"] == "boolean"]
+    # A short flag is never what a long flag was meant to be.
+    names = [name for name in names if name.startswith("--") == flag.startswith("--")]
     near = difflib.get_close_matches(flag, names, n=1)
     return f"vLLM has no flag {flag}" + (f"; did you mean {near[0]}?" if near else "")

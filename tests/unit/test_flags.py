@@ -106,6 +106,14 @@ def test_invalid_or_reserved_flags_are_refused(text: str, said: str) -> None:
     assert found.startswith("VLLM_ARGS: ") and said in found
 
 
+@pytest.mark.parametrize("text", ["--task embed", "--help", "-x 1", "--asc 1"])
+def test_suggested_flag_has_as_many_dashes_and_can_be_used(text: str) -> None:
+    (found,) = parse(text).findings
+    _, _, suggested = found.partition("did you mean ")
+    assert suggested == "" or suggested.startswith("--") == text.startswith("--")
+    assert "--headless" not in suggested
+
+
 def test_all_flag_errors_are_reported_together() -> None:
     found = parse("--seed many --dtype int4 --port 1 --seeds 1 -tp 2").findings
     assert [finding.split()[1] for finding in found] == ["--port", "argument", "argument", "vLLM"]

@@ -5,7 +5,7 @@ This module imports only what every start needs; `start` runs further checks as 
 
 import logging
 
-from hxp_enterprise_llm.checks import arguments, devices, model
+from hxp_enterprise_llm.checks import arguments, devices, model, variables
 from hxp_enterprise_llm.checks.finding import Finding
 from hxp_enterprise_llm.settings import config as settings
 from hxp_enterprise_llm.settings.errors import CitadelError, GpuMissing, ModelMissing, SettingsRefused
@@ -19,8 +19,8 @@ OTHER_ERRORS: dict[str, type[CitadelError]] = {error.code: error for error in (M
 
 
 def of_service(config: ServiceConfigSchema) -> tuple[str, list[Finding]]:
-    """The model to pass to vLLM, and the findings about flags, model and GPUs that the service's user can make."""
-    found = arguments.findings(config)
+    """The model to pass to vLLM, and the findings about flags, variables, model and GPUs that this user can make."""
+    found = [*arguments.findings(config), *variables.findings(config)]
     directory, of_model = model.findings(config)
     return directory, [*found, *of_model, *devices.findings(config)]
 

@@ -6,7 +6,18 @@ from stat import S_IFMT
 
 import pytest
 
-from hxp_enterprise_llm.checks import account, arguments, disk, memory, permissions, ports, secrets, start, template
+from hxp_enterprise_llm.checks import (
+    account,
+    arguments,
+    disk,
+    memory,
+    permissions,
+    ports,
+    secrets,
+    start,
+    template,
+    variables,
+)
 from hxp_enterprise_llm.checks.finding import Finding
 from hxp_enterprise_llm.cli import doctor
 from hxp_enterprise_llm.settings.host import ServiceManagerConfig
@@ -212,6 +223,36 @@ def test_compilation_flag_is_refused_on_a_cpu() -> None:
         (finding,) = arguments.findings(config(vllm_args=(flag,)))
         assert "nothing is compiled" in finding.text
         assert arguments.findings(config(gpu_devices="0", vllm_args=(flag,))) == []
+
+
+@pytest.mark.parametrize(
+    ("variable", "wanted"),
+    [
+        ("VLLM_PORT=abc", "a whole number"),
+        ("VLLM_PORT=", "a whole number"),
+        ("VLLM_LOG_STATS_INTERVAL=x", "a number"),
+        ("VLLM_LOGGING_LEVEL=LOUD", "one of CRITICAL"),
+        ("VLLM_WORKER_MULTIPROC_METHOD=Fork", "one of spawn, fork"),
+        ("VLLM_GPT_OSS_SYSTEM_TOOL_MCP_LABELS=container,x", "one of container"),
+    ],
+)
+def test_variable_that_vllm_cannot_read_is_refused(variable: str, wanted: str) -> None:
+    name, _, value = variable.partition("=")
+    (finding,) = variables.findings(config(environment={name: value}))
+    assert finding.fatal and finding.text.startswith(f"{variable} is not {wanted}")
+
+
+def test_variables_that_vllm_can_read_are_accepted() -> None:
+    good = {
+        "VLLM_PORT": "5000",
+        "VLLM_LOG_STATS_INTERVAL": "1.5",
+        "VLLM_LOGGING_LEVEL": "debug",
+        "VLLM_GPT_OSS_SYSTEM_TOOL_MCP_LABELS": "container, code_interpreter",
+        "VLLM_HOST_IP": "any text",
+        "VLLM_UNKNOWN": "x",
+        "OMP_NUM_THREADS": "x",
+    }
+    assert variables.findings(config(environment=good)) == []
 
 
 def test_every_middleware_is_checked() -> None:

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from hxp_enterprise_llm.checks import arguments
 from hxp_enterprise_llm.checks.finding import Finding
-from hxp_enterprise_llm.engine.model_directory import CACHE, MODELS, loaded_files
+from hxp_enterprise_llm.engine.model_directory import CACHE, HIDDEN, MODELS, hidden_in, loaded_files
 from hxp_enterprise_llm.protocol import credentials
 from hxp_enterprise_llm.settings import config as settings
 from hxp_enterprise_llm.settings.credential_files import KEYS
@@ -56,6 +57,23 @@ def changeable(config: ServiceConfigSchema, manager: ServiceManagerConfig) -> li
                 if place.is_dir():
                     remedy = "move the file to a directory that only root can write, such as /etc/citadel-llm"
                 found.append(Finding(config.name, f"{text}; {remedy}", fatal=False))
+    return found
+
+
+def of_flags(config: ServiceConfigSchema, manager: ServiceManagerConfig) -> list[Finding]:
+    """Files in VLLM_ARGS that the services' user cannot read. Other checks report missing and hidden files."""
+    user = pwd.getpwnam(manager.user)
+    groups = os.getgrouplist(user.pw_name, user.pw_gid)
+    found = []
+    for path in map(Path, arguments.paths(config)):
+        with suppress(OSError):
+            closed = readable_by(path.resolve(strict=True), user.pw_uid, groups)
+            if not closed or hidden_in(path, HIDDEN, (MODELS, CACHE / config.name)):
+                continue
+            # Never advise opening a directory that may hold other things.
+            remedy = f"copy {path} beside the model" if closed.is_dir() else f"chmod o+r {closed}"
+            text = f"VLLM_ARGS: permission denied: {manager.user} may not read {closed}; {remedy}"
+            found.append(Finding(config.name, text))
     return found
 
 

@@ -55,6 +55,7 @@ def _findings(name: str, running: bool, file: str | None) -> list[Finding]:
         manager = ServiceManagerConfig.load()
         accounts = account.findings(name, manager)
         found += accounts or [*permissions.readable(config, manager), *permissions.changeable(config, manager)]
+        found += [] if accounts else permissions.of_flags(config, manager)
     found += secrets.findings(config)
     found += [Finding(name, text) for text in model_directory.unseen(config)]
     _, of_itself = of_service(config)

@@ -226,6 +226,44 @@ def test_compilation_flag_is_refused_on_a_cpu() -> None:
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        "--tokenizer {}/none",
+        "--chat-template={}/none.jinja",
+        "--lora-modules a={}/none",
+        '--lora-modules {{"name":"a","path":"{}/none"}}',
+        '--speculative-config {{"model":"{}/none"}}',
+    ],
+)
+def test_missing_file_of_a_flag_is_reported(tmp_path: Path, words: str) -> None:
+    given = tuple(words.format(tmp_path).split())
+    (finding,) = arguments.findings(config(vllm_args=given), private=())
+    assert finding.fatal and f"{tmp_path}/none" in finding.text and "does not exist" in finding.text
+    (finding,) = arguments.findings(config(vllm_args=given), private=(str(tmp_path),))
+    assert f"services cannot see {tmp_path}" in finding.text
+    present = tuple(word.replace("/none", "") for word in given if "jinja" not in word)
+    assert arguments.findings(config(vllm_args=present), private=()) == []
+
+
+def test_unreadable_file_of_a_flag_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pwd.getpwnam", lambda _: pwd.struct_passwd(("x", "", os.getuid() + 1, NOBODY, "", "", "")))
+    monkeypatch.setattr("os.getgrouplist", lambda *_: [NOBODY])
+    closed = tmp_path / "closed"
+    closed.write_text("")
+    closed.chmod(0o600)
+    (finding,) = permissions.of_flags(config(vllm_args=("--chat-template", str(closed))), ServiceManagerConfig())
+    # Above it may be directories that the user cannot enter either.
+    assert finding.fatal and "may not read" in finding.text and "chmod -R" not in finding.text
+    assert permissions.of_flags(config(vllm_args=("--tokenizer", f"{closed}/none")), ServiceManagerConfig()) == []
+    assert permissions.of_flags(config(vllm_args=("--tokenizer", "/usr")), ServiceManagerConfig()) == []
+
+
+def test_values_that_are_no_paths_are_not_looked_up() -> None:
+    words = ("--tokenizer", "org/none", "--chat-template", "/{{ x }}", "--lora-modules", "a=org/none")
+    assert arguments.findings(config(vllm_args=words)) == []
+
+
+@pytest.mark.parametrize(
     ("variable", "wanted"),
     [
         ("VLLM_PORT=abc", "a whole number"),

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 TEXT_BYTES = 1000
 """Length of the description of an error: the main process must be able to read the message at once."""
-CONFIG_MODULES = ("vllm.config", "vllm.engine.arg_utils")
-"""Modules (and those below them) that only combine and validate settings: their ValueErrors are final."""
+CONFIG_MODULES = ("vllm.config", "vllm.engine.arg_utils", "vllm.envs")
+"""Modules (and those below them) that only read, combine and validate settings: their ValueErrors are final."""
 FINAL_TYPES = (
     "huggingface_hub.errors.DisabledRepoError",
     "huggingface_hub.errors.HFValidationError",
@@ -55,8 +55,20 @@ FINAL = (
     Pattern(ValueError, r"Cannot find the config file for"),
     Pattern(ValueError, r"Found multiple config files for"),
     Pattern(ValueError, r"Unsupported quantization config found for"),
+    # vllm/model_executor/model_loader/__init__.py
+    Pattern(ValueError, r"Load format .* is not supported"),
+    # vllm/v1/worker/utils.py: no kernel of the model computes with --block-size
+    Pattern(ValueError, r"No common block size for"),
+    # vllm/reasoning/abs_reasoning_parsers.py, vllm/tool_parsers/abstract_tool_parser.py, vllm/parser/parser_manager.py
+    Pattern(KeyError, r"(Reasoning|Tool) parser '.*' not found"),
+    Pattern(TypeError, r"has not been registered"),
     # vllm/v1/worker/lora_model_runner_mixin.py
     Pattern(ValueError, r"does not support LoRA yet"),
+    # vllm/lora/peft_helper.py
+    Pattern(ValueError, r"LoRA rank .* is greater than max_lora_rank"),
+    # vllm/exceptions.py, LoRAAdapterNotFoundError: raised in vllm/lora/worker_manager.py, and turned into ValueError in
+    # vllm/entrypoints/openai/models/serving.py. An adapter of the hub may be reachable later.
+    Pattern(Exception, r"Loading lora .* failed: No adapter found for /"),
     # vllm/platforms/interface.py
     Pattern(ValueError, r"quantization is currently not supported in"),
     # transformers/utils/hub.py, which turns the hub's answers into OSError

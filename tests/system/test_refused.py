@@ -52,6 +52,11 @@ def failed_start(host: Host, instance: str) -> tuple[int, str, str]:
         ({**GOOD, "MAX_MODEL_LEN": 1}, 78, "MAX_MODEL_LEN=1 has no room for a prompt and an answer"),
         # Errors that only the engine finds, after it has loaded the model.
         ({**GOOD, "VLLM_ARGS": "'--kv-cache-memory-bytes 4096'"}, 78, ONLY_VLLM_SEES),
+        ({**GOOD, "VLLM_ARGS": "'--block-size 7'"}, 78, ONLY_VLLM_SEES),
+        ({**GOOD, "VLLM_ARGS": "'--max-num-seqs 0'"}, 78, "argument --max-num-seqs: must be at least 1, not 0"),
+        ({**GOOD, "VLLM_ARGS": "'--reasoning-parser none'"}, 78, "argument --reasoning-parser: there is no 'none'"),
+        ({**GOOD, "VLLM_ARGS": "'--tokenizer /srv/none'"}, 78, "VLLM_ARGS: /srv/none does not exist"),
+        ({**GOOD, "VLLM_PORT": "abc"}, 78, "VLLM_PORT=abc is not a whole number"),
         ({**GOOD, "VLLM_ARGS": "'--dtype int3'"}, 78, "argument --dtype: invalid choice: 'int3'"),
     ],
 )

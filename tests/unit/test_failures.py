@@ -38,6 +38,19 @@ FINAL = [
     RuntimeError("Cannot find any model weights with `/srv/model`"),
     # vllm/model_executor/model_loader/weight_utils.py
     ValueError("Cannot find the config file for awq"),
+    # vllm/model_executor/model_loader/__init__.py
+    ValueError("Load format `nonsense` is not supported"),
+    # vllm/v1/worker/utils.py
+    ValueError("No common block size for 7 (backends: ['CPU_ATTN'])"),
+    # vllm/reasoning/abs_reasoning_parsers.py, vllm/tool_parsers/abstract_tool_parser.py
+    KeyError("Reasoning parser 'nonsense' not found. Available parsers: cohere_command3, deepseek_r1"),
+    KeyError("Tool parser 'nonsense' not found."),
+    # vllm/parser/parser_manager.py
+    TypeError("reasoning_parser_name='nonsense' has not been registered"),
+    # vllm/entrypoints/openai/models/serving.py
+    ValueError("Loading lora x failed: No adapter found for /nonexistent"),
+    # vllm/lora/peft_helper.py
+    ValueError("LoRA rank 64 is greater than max_lora_rank 16."),
     # vllm/v1/worker/lora_model_runner_mixin.py
     ValueError("BertModel does not support LoRA yet."),
     # transformers/utils/hub.py
@@ -70,6 +83,8 @@ TRANSIENT = [
     # transformers/utils/hub.py
     OSError("We couldn't connect to 'https://huggingface.co' to load the files, and couldn't find them in the cached"),
     OSError("There was a specific connection error when trying to load org/model:\n503 Server Error"),
+    # vllm/exceptions.py: an adapter of the hub, which may be reachable later
+    LookupError("Loading lora x failed: No adapter found for org/adapter"),
     # vllm/v1/engine/utils.py
     RuntimeError("Engine core initialization failed. See root cause above. Failed core proc(s): {}"),
     # a ValueError of some other library, or of a request
@@ -140,7 +155,7 @@ def exclude() -> None:
 
 
 @pytest.mark.parametrize(("module", "final"), [
-    ("vllm.engine.arg_utils", True), ("vllm.config.vllm", True),
+    ("vllm.engine.arg_utils", True), ("vllm.config.vllm", True), ("vllm.envs", True),
     ("vllm.configuration", False), ("vllm.v1.worker", False),
 ])  # fmt: skip
 def test_value_error_is_final_only_in_vllm_configuration_modules(module: str, final: bool) -> None:

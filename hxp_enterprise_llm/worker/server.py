@@ -46,6 +46,8 @@ def serve(
     from vllm.entrypoints.launchers.launcher import validate_api_server_args
     from vllm.exceptions import VLLMError
     from vllm.platforms import current_platform
+    from vllm.reasoning import ReasoningParserManager
+    from vllm.tool_parsers import ToolParserManager
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     from hxp_enterprise_llm.worker import failures, heartbeat
@@ -63,6 +65,11 @@ def serve(
     try:
         options = make_arg_parser(FlexibleArgumentParser(prog="VLLM_ARGS")).parse_args(list(arguments))
         validate_parsed_serve_args(options)
+        # Names that plugins register are valid too (vllm/entrypoints/launchers/launcher.py, setup_server).
+        if options.tool_parser_plugin:
+            ToolParserManager.import_tool_parser(options.tool_parser_plugin)
+        if options.reasoning_parser_plugin:
+            ReasoningParserManager.import_reasoning_parser(options.reasoning_parser_plugin)
         validate_api_server_args(options)
     except SystemExit as end:
         # argparse has printed the reason.
@@ -79,5 +86,7 @@ def serve(
         uvloop.run(run())
     except Exception as error:
         heartbeat.tell_failure(channel, error, gpu=gpu)
-        traceback.print_exc()
+        if not failures.is_final(error, gpu=gpu):
+            # The main process logs an error in the settings in one line; any other may need its traceback.
+            traceback.print_exc()
         sys.exit(ExitStatus.SOFTWARE)

@@ -133,7 +133,11 @@ def _size(text: str) -> int:
 
 
 def _size_or_auto(text: str) -> int:
-    return -1 if text.strip().lower() in ("-1", "auto") else _size(text)
+    size = -1 if text.strip().lower() in ("-1", "auto") else _size(text)
+    if not size:
+        # The field's bound is -1, for "auto" (vllm/config/model.py, validate_model_config_after).
+        raise argparse.ArgumentTypeError(f"must be at least 1, or auto, not {text}")
+    return size
 
 
 def _json(text: str) -> Any:

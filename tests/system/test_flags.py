@@ -44,6 +44,8 @@ def validate(read):
         if field and (field.metadata and value is not None or name in ("additional_config", "hf_overrides")):
             kind = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
             TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+    # The validation of the model's configuration.
+    assert read.max_model_len != 0
     read.chat_template = None
     validate_parsed_serve_args(read)
     known = ToolParserManager.list_registered()

@@ -77,6 +77,7 @@ def test_flags_are_read_as_vllm_reads_them(text: str, values: dict[str, Any]) ->
         ("""--hf-overrides '{"a":'""", """argument --hf-overrides: '{"a":' is not JSON"""),
         ("""'--hf-overrides={"a":1'""", """argument --hf-overrides: '{"a":1' is not JSON"""),
         ("--pt-load-map-location {a}", "argument --pt-load-map-location: '{a}' is not JSON"),
+        ("--max-model-len 0", "argument --max-model-len: must be at least 1, or auto, not 0"),
         ("--max-num-seqs 0", "argument --max-num-seqs: must be at least 1, not 0"),
         ("--max-num-queued-reqs -1", "argument --max-num-queued-reqs: must be at least 0, not -1"),
         ("-tp 0", "argument --tensor-parallel-size/-tp: must be at least 1, not 0"),

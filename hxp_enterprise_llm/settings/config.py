@@ -32,9 +32,10 @@ def load(name: str, root: str = "/", file: str | None = None) -> tuple[ServiceCo
         raise SettingsRefused(
             [
                 SettingsFinding(
-                    f"'{shown(name)}'",
+                    "",
                     0,
-                    "is not an instance name: up to 64 letters, digits, . _ and -, a letter or digit first",
+                    f"'{shown(name)}' is not an instance name: use up to 64 letters, digits, . _ and -, "
+                    "a letter or digit first",
                 )
             ]
         )

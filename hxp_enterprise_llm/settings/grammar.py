@@ -35,7 +35,7 @@ and a terminal does not become the controlling terminal."""
 class SettingsFinding(NamedTuple):
     """One error in a settings file, or a warning if it is not `fatal`.
 
-    `line` counts from 1; 0 stands for the file as a whole.
+    `line` counts from 1; 0 stands for the file as a whole. `file` is empty if the error is not in a file.
     """
 
     file: str
@@ -45,7 +45,7 @@ class SettingsFinding(NamedTuple):
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}" if self.line else self.file
-        return printable(f"{place}: {self.text}")
+        return printable(f"{place}: {self.text}" if place else self.text)
 
 
 class Entry(NamedTuple):
@@ -83,6 +83,9 @@ _BLANK = re.compile(r"[ \t]*(?:#(?:.*[^\\])?)?")
 COMMENT = "put the comment on a line of its own: systemd keeps it in the value, dotenv and a shell drop it"
 GLUED_COMMENT = "put the comment on a line of its own: dotenv drops it, systemd and a shell keep it in the value"
 # A shell drops NUL, dotenv keeps it.
+BYTE_ORDER_MARK = (
+    "starts with a byte order mark, which systemd, dotenv and a shell treat differently; save the file without one"
+)
 CONTROL = "contains a control character, which systemd, dotenv and a shell treat differently; delete it"
 CR_LF = "ends in CR LF: a shell keeps the CR in the value, systemd and dotenv drop it; use dos2unix"
 LINK = "is a symbolic link; whoever can write its target could change the settings; copy the file here instead"
@@ -139,10 +142,10 @@ def _check_kind(mode: int) -> None:
 def _check_writers(file: os.stat_result, directory: os.stat_result) -> None:
     if file.st_uid not in (0, directory.st_uid):
         # The number, since at boot no service can give the name: systemd waits for the generator.
-        raise _Refused(f"belongs to user number {file.st_uid}, who could control root through it; chown root it")
+        raise _Refused(f"belongs to user number {file.st_uid}, who could run commands as root; chown root it")
     # The bits of the group are also the mask of an access list.
     if file.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise _Refused("can be written by other users, who could control root through it; chmod 644 it")
+        raise _Refused("is writable by other users, who could run commands as root; chmod 644 it")
 
 
 def parse(path: str, content: bytes) -> SettingsText:
@@ -159,7 +162,7 @@ def parse(path: str, content: bytes) -> SettingsText:
         try:
             line = raw.decode("utf-8")
         except UnicodeDecodeError:
-            findings.append(SettingsFinding(path, number, "is not UTF-8 text; is this a settings file?"))
+            findings.append(SettingsFinding(path, number, "is not UTF-8; delete the line or write it again"))
             return SettingsText(entries, findings, whole=False)
         if line.endswith("\r"):
             # One error for the file: all its lines are alike.
@@ -169,6 +172,10 @@ def parse(path: str, content: bytes) -> SettingsText:
             findings.append(
                 SettingsFinding(path, number, f"is longer than {MAX_LINE} characters; is this a settings file?")
             )
+            entries.pop(key_of(line), None)
+            continue
+        if number == 1 and line.startswith("\ufeff"):
+            findings.append(SettingsFinding(path, number, BYTE_ORDER_MARK))
             entries.pop(key_of(line), None)
             continue
         if _UNPRINTABLE.search(line):

@@ -155,8 +155,8 @@ def test_daemon_reload_with_bad_files_keeps_running_instances(host: Host, extra:
     ("change", "words"),
     [
         (["chmod", "0600"], "chmod 644 it"),
-        (["chmod", "0666"], "can be written by other users"),
-        (["chmod", "0664"], "can be written by other users"),
+        (["chmod", "0666"], "is writable by other users"),
+        (["chmod", "0664"], "is writable by other users"),
         (["chown", "nobody"], "belongs to user number 65534"),
         (["chown", "agent0"], "belongs to user number"),
         (["ln", "-sf", "/usr/share/citadel-llm/models/test/config.json"], "is a symbolic link"),

@@ -182,7 +182,7 @@ def _fifo(file: Path) -> None:
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "a directory": (Path.mkdir, "is not a regular file"),
     "10 MB": (lambda file: file.write_bytes(b"#" * 10_000_000), "is larger than 64 KiB"),
-    "binary": (_binary, "is not UTF-8 text"),
+    "binary": (_binary, "is not UTF-8"),
     "NUL": (lambda file: file.write_bytes(TEXT.encode() + b"A=\0\n"), "contains a control character"),
     "CRLF": (lambda file: file.write_bytes(TEXT.replace("\n", "\r\n").encode()), "ends in CR LF"),
     "a FIFO": (_fifo, "is not a regular file"),

@@ -133,7 +133,7 @@ def test_a_file_that_others_may_write_is_refused(tmp_path: Path, mode: int) -> N
     file.write_text("A=1\n")
     file.chmod(mode)
     found = read(str(file))
-    assert "can be written by other users" in found.findings[0].text
+    assert "is writable by other users" in found.findings[0].text
     assert not found.entries
     file.chmod(0o644)
     assert not read(str(file)).findings
@@ -188,6 +188,14 @@ def test_unicode_noncharacters_are_refused(character: str) -> None:
     (finding,) = parse("f", f"K='a{character}'\n".encode()).findings
     assert finding.line == 1 and "delete it" in finding.text
     assert not parse("f", "K='\ufffd\ufdcf\ufdf0'\n".encode()).findings
+
+
+def test_byte_order_mark_is_named() -> None:
+    found = parse("f", "\ufeffA=1\nB=2\n".encode())
+    assert [(finding.line, "byte order mark" in finding.text) for finding in found.findings] == [(1, True)]
+    assert found.entries.keys() == {"B"}
+    # Elsewhere it is a character like others that are not printable.
+    assert "control character" in parse("f", "A=1\n\ufeffB=2\n".encode()).findings[0].text
 
 
 @pytest.mark.parametrize("value", ["", "a b", 'say "hi"', "it's", "# x", '--hf-overrides={"a":1}', "é", "  "])

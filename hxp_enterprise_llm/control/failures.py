@@ -1,6 +1,7 @@
 """How the last run of a unit failed, from its properties (org.freedesktop.systemd1(5))."""
 
 from collections.abc import Mapping
+from signal import Signals
 from typing import Any
 
 from hxp_enterprise_llm.protocol.failures import Kind, one_line
@@ -62,8 +63,16 @@ def reason_of(properties: Mapping[str, Any], told: InstanceState | None) -> str:
     if code is None or result == "start-limit-hit":
         return f"systemd: {result}"
     if properties.get("ExecMainCode") in ENDED_BY_SIGNAL:
-        return f"systemd: {result}; the main process was ended by signal {code - 128}"
+        text = f"the main process was killed by {_signal_name(code - 128)}"
+        return text if result == "signal" else f"systemd: {result}; {text}"
     return f"systemd: {result}; the main process ended with exit status {code}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
 
 
 def unit_text(properties: Mapping[str, Any]) -> str:

@@ -103,7 +103,7 @@ def test_metrics_contain_the_specified_samples(root: Root, tmp_path: Path) -> No
         fleet = fleet_of(root, tmp_path, Answering(), "a")
         fleet.connected("")
         fleet.changed("a", RUNS | KILLED, 1)
-        assert fleet.services().services[0].reason == "systemd: signal; the main process was ended by signal 9"
+        assert fleet.services().services[0].reason == "the main process was killed by SIGKILL"
         fleet.changed("a", RUNS | {"InvocationID": "b", "NRestarts": 1, "MemoryMax": 99}, 1)
         await settle(fleet)
         exposition = metrics.Exposition(fleet, "1")

@@ -35,8 +35,10 @@ def test_exit_code_follows_shell_convention() -> None:
     assert exit_code(RUNS) is None
     assert (
         reason_of(KILLED, InstanceState(phase=Phase.READY, reason="on a port"))
-        == "systemd: signal; the main process was ended by signal 9"
+        == "the main process was killed by SIGKILL"
     )
+    aborted = KILLED | {"Result": "watchdog", "ExecMainStatus": 6}
+    assert reason_of(aborted, None) == "systemd: watchdog; the main process was killed by SIGABRT"
     died = {
         "Result": "exit-code",
         "ExecMainCode": 1,
@@ -76,7 +78,7 @@ def test_killed_main_process_counts_as_one_failure_and_one_restart() -> None:
     ledger = Ledger()
     ledger.take_unit(RUNS, 1, 108)
     (failure,) = ledger.take_unit(RUNS | KILLED, 1, 201)
-    assert failure == Event(at=200, what="signal", reason="systemd: signal; the main process was ended by signal 9")
+    assert failure == Event(at=200, what="signal", reason="the main process was killed by SIGKILL")
     assert ledger.take_unit(RUNS | KILLED, 1, 202) == []
     again = RUNS | {
         "InvocationID": "b",

@@ -284,7 +284,7 @@ def test_a_killed_main_process_is_not_described_by_its_last_phase(root: Root) ->
     systemd = FakeSystemd(ActiveState="activating", SubState="auto-restart", InvocationID=RUN, **killed)
     service = manager(root, systemd).status("a")
     assert (service.state, service.exit_status) == (State.RESTARTING, 137)
-    assert service.reason == "systemd: signal; the main process was ended by signal 9"
+    assert service.reason == "the main process was killed by SIGKILL"
 
 
 @pytest.mark.parametrize("code", [69, 70, 78])

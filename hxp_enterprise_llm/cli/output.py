@@ -81,21 +81,31 @@ def of_host(host: HostLabels) -> None:
 def one_service(service: Service) -> None:
     """The lines of `citadel-llm status M`."""
     config = service.config
-    since = service.since.astimezone().strftime("%Y-%m-%d %H:%M:%S") if service.since else NOTHING
+    since = service.since.astimezone().strftime(" since %Y-%m-%d %H:%M:%S") if service.since else ""
+    restarts = f"{service.restarts} restarts by systemd" if service.restarts else ""
+    process = ", ".join(filter(None, [str(service.pid or ""), restarts]))
     lines = {
-        "State": f"{state(service)} since {since}" + (", enabled" if service.enabled else ", not enabled"),
-        "Status": service.reason or NOTHING,
-        "Process": str(service.pid or NOTHING) + f", {service.restarts} restarts by systemd",
-        "Memory": f"{gigabytes(service.memory_bytes)} of {gigabytes(service.memory_limit_bytes)} GB",
-        "Tasks": f"{service.tasks if service.tasks is not None else NOTHING} of {service.tasks_limit}",
+        "State": f"{state(service)}{since}" + (", enabled" if service.enabled else ", not enabled"),
+        "Status": service.reason,
+        "Process": process,
+        "Memory": _of(gigabytes(service.memory_bytes), gigabytes(service.memory_limit_bytes), " GB"),
+        "Tasks": _of(*(NOTHING if number is None else str(number) for number in (service.tasks, service.tasks_limit))),
     }
     if config:
         lines |= {"Address": Address.of(config).url, "Model": f"{config.model} as {config.api_name}"}
     click.echo(service.name)
     for title, text in lines.items():
-        click.echo(f"  {title + ':':9}{text}")
+        if text:
+            click.echo(f"  {title + ':':9}{text}")
     for finding in service.findings:
         click.echo(f"  {click.style('Settings:', fg='red')} {finding}")
+
+
+def _of(used: str, limit: str, unit: str = "") -> str:
+    """A figure and its limit, either unknown; empty if both are."""
+    if used == NOTHING:
+        return "" if limit == NOTHING else f"up to {limit}{unit}"
+    return f"{used}{unit}" if limit == NOTHING else f"{used} of {limit}{unit}"
 
 
 def complain(text: str) -> None:

@@ -17,7 +17,7 @@ def locked(root: str = "/") -> Iterator[None]:
     try:
         descriptor = credential_files.lock(root)
     except PermissionError:
-        raise NotPermitted(f"{directory} is readable by root only; run it with sudo") from None
+        raise NotPermitted("only root can change settings and keys; run it with sudo") from None
     except OSError as error:
         raise CitadelError(f"{directory}: {error.strerror}; systemd-tmpfiles --create creates it") from None
     try:

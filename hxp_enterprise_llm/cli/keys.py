@@ -47,7 +47,7 @@ def add(name: str, label: str, root: str = "/") -> tuple[str, bool]:
 
 def _new(name: str, label: str, file: Path) -> str:
     if any(key.name == label for key in _keys(file)):
-        raise CitadelError(f"{name} already has a key {label}; revoke it, or choose another --name")
+        raise CitadelError(f"{name} already has a key named {label}; revoke it, or choose another --name")
     key, line = api_keys.new(label)
     _write(file, [*_lines(file), line])
     return key
@@ -59,8 +59,9 @@ def revoke(name: str, label: str, root: str = "/") -> int:
         file, _ = file_of(name, root)
         keys = _keys(file)
         if not any(key.name == label for key in keys):
-            have = ", ".join(key.name for key in keys if key.name) or "none with a name"
-            raise CitadelError(f"{name} has no key {label}; it has: {have}")
+            have = ", ".join(key.name for key in keys if key.name)
+            have = f"it has: {have}" if have else "no key has a name" if keys else "it has no keys"
+            raise CitadelError(f"{name} has no key named {label}; {have}")
         # Other lines, such as comments and keys written by hand, stay.
         _write(file, [line for line in _lines(file) if [key.name for key in api_keys.read(line)] != [label]])
         return len(_keys(file))

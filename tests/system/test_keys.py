@@ -223,7 +223,7 @@ def test_failed_key_commands_report_the_error(host: Host) -> None:
     for words, code, said in (
         (("add", "nobody"), 4, "there is no instance 'nobody'"),
         (("add", "locked", "--name", "a b"), 2, "write a word of letters"),
-        (("revoke", "locked", "alice"), 1, "locked has no key alice"),
+        (("revoke", "locked", "alice"), 1, "locked has no key named alice"),
     ):
         done = host.machine.run("citadel-llm", "key", *words, check=False)
         assert (done.returncode, said in done.stderr) == (code, True), done.stderr

@@ -39,10 +39,10 @@ def test_keys_are_added_listed_revoked_and_stored_as_digests(instance: Root, mon
     assert file.stat().st_mode & 0o777 == 0o600
     assert key not in file.read_text()
     assert api_keys.digest(key) in file.read_text()
-    with pytest.raises(CitadelError, match="m already has a key alice"):
+    with pytest.raises(CitadelError, match="m already has a key named alice"):
         keys.add("m", "alice", str(instance))
     assert keys.revoke("m", "alice", str(instance)) == 1
-    with pytest.raises(CitadelError, match="m has no key alice; it has: bob"):
+    with pytest.raises(CitadelError, match="m has no key named alice; it has: bob"):
         keys.revoke("m", "alice", str(instance))
     with pytest.raises(NoSuchInstance):
         keys.add("none", "alice", str(instance))

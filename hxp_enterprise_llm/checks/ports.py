@@ -81,7 +81,7 @@ def shared(configs: Iterable[ServiceConfigSchema], host: HostSettings) -> list[F
     for config in configs:
         other = earlier.setdefault(config.port, config)
         if other is not config and (config.host == other.host or {config.host, other.host} & set(EVERY_ADDRESS)):
-            text = f"port conflict: PORT={config.port} is also the port of {other.name}; only one of them can run"
+            text = f"port conflict: PORT={config.port} is also the port of {other.name}; choose another port"
             found.append(Finding(config.name, text))
         for key in ("HEALTH_PORT", "METRICS_PORT"):
             if config.port == host.values[key]:

@@ -70,7 +70,9 @@ def neighbours(root: str = "/", drafts: Mapping[str, str] | None = None) -> list
     drafts = drafts or {}
     names = settings.instance_names(root)
     host = load_host(root)
-    configs = [config for name in names if (config := _understood(name, root, drafts.get(name)))]
+    # Of two instances with one port, the finding is about the draft.
+    last = sorted(names, key=lambda name: name in drafts)
+    configs = [config for name in last if (config := _understood(name, root, drafts.get(name)))]
     found = [*ports.of_monitor(host), *ports.shared(configs, host)]
     for config in configs:
         found += dependencies.of_instance(config, names)

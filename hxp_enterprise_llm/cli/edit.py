@@ -40,26 +40,33 @@ NOT_IN_A_SERVER = {"MAX_TASKS", "RESTART_POLICY", "RESTART_SEC", "REQUIRES", "AF
 """Keys that only systemd or a reload uses; a running server does not depend on them."""
 LIMITS = {"MEMORY_LIMIT_GB", "CPU_CORES"}
 """Keys that set a limit of the unit, and from which a new server derives the size of its cache or its threads."""
+NOTHING_CHANGED = "nothing changed"
+"""Stands in for the file in an error about a new value, which no line of the file has."""
 Values = Mapping[str, str | None]
 """New values by key; None removes the line of a key."""
 
 
 class Effect(StrEnum):
-    """When a changed setting takes effect. Partly: the unit's limit at once, the rest with a reload."""
+    """When a changed setting takes effect. Partly: the unit's limit at once, the rest with a reload.
+
+    None: an instance does not have this setting.
+    """
 
     NOW = "now"
     PARTLY = "partly"
     RELOAD = "reload"
     RESTART = "restart"
     START = "start"
+    NONE = "none"
 
 
 EFFECTS = {
     Effect.NOW: "in effect",
-    Effect.PARTLY: "the limit is in effect; for the KV cache and the threads: citadel-llm reload {name}",
-    Effect.RELOAD: "takes effect with: citadel-llm reload {name}",
-    Effect.RESTART: "takes effect with: citadel-llm restart {name}",
-    Effect.START: "takes effect when the instance starts: citadel-llm start {name}",
+    Effect.PARTLY: "in effect as a limit; for the KV cache and the threads: citadel-llm reload {name}",
+    Effect.RELOAD: "in effect after: citadel-llm reload {name}",
+    Effect.RESTART: "in effect after: citadel-llm restart {name}",
+    Effect.START: "in effect after the next start: citadel-llm start {name}",
+    Effect.NONE: "not in effect, as an instance has no such setting",
 }
 """The message of the command for each effect."""
 
@@ -94,7 +101,7 @@ def change(name: str, values: Values, only_try: bool = False) -> Change:
         with suppress(SystemdUnreachable):
             # Without systemd, as in a chroot, the next boot reads the settings.
             ServiceManager().settings_changed()
-    return Change(file, effects(changed, old, new) if service else dict.fromkeys(changed, Effect.START), warnings)
+    return Change(file, effects(changed, old, new, running=service is not None), warnings)
 
 
 def _changed(file: Path, made: Path, values: Values) -> Values:
@@ -120,19 +127,25 @@ def check_use(new: ServiceConfigSchema, service: Service) -> None:
         too_low.append(f"MAX_TASKS={new.max_tasks} is refused: it has {tasks} tasks now")
     if too_low:
         advice = f"write more, or stop it first: citadel-llm stop {new.name}"
-        raise SettingsRefused(
-            [SettingsFinding(config.instance_file(new.name), 0, f"{text}; {advice}") for text in too_low]
-        )
+        raise SettingsRefused([SettingsFinding(NOTHING_CHANGED, 0, f"{text}; {advice}") for text in too_low])
 
 
-def effects(values: Values, old: ServiceConfigSchema | None, new: ServiceConfigSchema) -> dict[str, Effect]:
-    """When each of the changed `values` takes effect in an instance that runs with `old` (None if that is refused)."""
-    return {key: _effect(key, old, new) for key in values}
+def effects(
+    values: Values, old: ServiceConfigSchema | None, new: ServiceConfigSchema, running: bool = True
+) -> dict[str, Effect]:
+    """When each of the changed `values` takes effect in an instance whose settings were `old` (None if refused)."""
+    return {key: _effect(key, old, new, running) for key in values}
 
 
-def _effect(key: str, old: ServiceConfigSchema | None, new: ServiceConfigSchema) -> Effect:
-    if key in NOT_IN_A_SERVER:
-        return Effect.NOW
+def _effect(key: str, old: ServiceConfigSchema | None, new: ServiceConfigSchema, running: bool) -> Effect:
+    if why_ignored(key):
+        return Effect.NONE
+    if not running:
+        return Effect.START
+    return Effect.NOW if key in NOT_IN_A_SERVER else _effect_in_a_server(key, old, new)
+
+
+def _effect_in_a_server(key: str, old: ServiceConfigSchema | None, new: ServiceConfigSchema) -> Effect:
     if old is None:
         return Effect.RESTART
     field = key.lower() if key in INSTANCE_KEYS else "environment"
@@ -181,13 +194,12 @@ def _check(new: ServiceConfigSchema, made: Path, running: bool) -> list[str]:
 
 def _findings(name: str, running: bool, file: str | None = None) -> list[Finding]:
     """The findings about instance `name`, and about all instances together."""
-    return [*start.findings(name, running, file), *start.neighbours(drafts={name: file} if file else {})]
+    return [*start.findings(name, running, file), *start.neighbours(drafts={name: file or config.instance_file(name)})]
 
 
 def _of_the_settings(name: str, finding: Finding) -> SettingsFinding:
-    own = config.instance_file(name)
-    text = finding.text.removeprefix(f"{own}: ")
-    return SettingsFinding(own, 0, text if finding.instance == name else f"{finding.instance}: {text}")
+    text = finding.text.removeprefix(f"{config.instance_file(name)}: ")
+    return SettingsFinding(NOTHING_CHANGED, 0, text if finding.instance == name else f"{finding.instance}: {text}")
 
 
 def _to_be_pulled(new: ServiceConfigSchema) -> str:
@@ -211,29 +223,58 @@ def draft(name: str, values: Values, root: str = "/") -> Iterator[Path]:
     text = read(str(file))
     if not text.whole:
         raise SettingsRefused(text.findings)
-    ignored = [why for key, value in values.items() if value is not None and (why := why_ignored(key))]
-    if ignored:
-        raise SettingsRefused([SettingsFinding(str(file), 0, why) for why in ignored])
     workspace = file.with_name(WORKSPACE)
     with files.failures_of(file):
         shutil.rmtree(workspace, ignore_errors=True)
         try:
             workspace.mkdir(mode=0o700)
             before = file.read_bytes().decode()
-            after = _edited(str(file), before, values, workspace / "edited")
+            after = _edited(before, values, workspace / "edited")
             if _others(before, values) != _others(after, values):
                 # If a quote is not closed, or a line contains CR, python-dotenv takes several lines for one.
                 raise SettingsRefused([finding for finding in text.findings if finding.fatal])
             made = workspace / file.name
             files.write(made, after, file)
-            config.load(name, root, str(made))
+            _load(name, root, made, before, values)
             yield made
         finally:
             shutil.rmtree(workspace, ignore_errors=True)
 
 
-def _edited(file: str, text: str, values: Values, copy: Path) -> str:
-    """`text` with other values; `file` is for messages."""
+def _errors(name: str, root: str) -> tuple[SettingsFinding, ...]:
+    """The errors of the settings in place."""
+    try:
+        config.load(name, root)
+    except SettingsRefused as error:
+        return error.findings
+    return ()
+
+
+def _load(name: str, root: str, made: Path, before: str, values: Values) -> None:
+    """Read a draft. Raises SettingsRefused, in which errors of other lines have their place in the file.
+
+    `before` is the text of the file.
+    """
+    try:
+        config.load(name, root, str(made))
+    except SettingsRefused as error:
+        file = config.instance_file(name, root)
+        known = _errors(name, root)
+        new, old = made.read_bytes().decode().split("\n"), before.split("\n")
+        found = []
+        for finding in error.findings:
+            line = new[finding.line - 1] if finding.line else ""
+            if finding.file != file or (not line and finding in known):
+                found.append(finding)
+            elif not line or key_of(line) in values:
+                found.append(finding._replace(file=NOTHING_CHANGED, line=0))
+            else:
+                found.append(finding._replace(line=old.index(line) + 1))
+        raise SettingsRefused(found) from None
+
+
+def _edited(text: str, values: Values, copy: Path) -> str:
+    """`text` with other values."""
     # python-dotenv drops the blank lines before a line that it changes. It keeps comments.
     blank = f"# {secrets.token_hex(8)}"
     # python-dotenv warns about lines that it cannot parse; our own check reports them.
@@ -248,7 +289,7 @@ def _edited(file: str, text: str, values: Values, copy: Path) -> str:
             set_key(copy, key, quoted(value), quote_mode="never")
         except ValueError as error:
             raise SettingsRefused(
-                [SettingsFinding(file, 0, f"{shown(key)}={shown(value)} is refused: {error}")]
+                [SettingsFinding(NOTHING_CHANGED, 0, f"{shown(key)}={shown(value)} is refused: {error}")]
             ) from None
     return copy.read_text(encoding="utf-8").replace(blank, "")
 

@@ -196,7 +196,7 @@ def _why_ignored(key: str, known: dict[str, Key], prefixes: tuple[str, ...], sug
     if key in known:
         return ""
     if prefixes and key in HOST_KEYS:
-        return f"{key} belongs in {HOST_FILE} and is ignored here"
+        return f"{key} is a host setting and is ignored here; set it in /{DIRECTORY}/{HOST_FILE}"
     if prefixes and key.startswith(prefixes):
         return ""
     advice = ""

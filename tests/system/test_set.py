@@ -128,12 +128,12 @@ def test_set_refuses_changes_that_a_start_would_refuse(host: Host) -> None:
     before = content(host)
     as_nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
     for words, status, said in (
-        (["edited", "PORT=80"], 78, f"{FILE}:2: PORT=80 is refused: write a port from 1024"),
-        (["edited", "PORT=11499"], 78, "PORT=11499 is also the port of"),
+        (["edited", "PORT=80"], 78, "nothing changed: PORT=80 is refused: write a port from 1024"),
+        (["edited", "PORT=11499"], 78, "PORT=11499 is also the port of test"),
         (["edited", "VLLM_ARGS=--no-such-flag"], 78, "--no-such-flag"),
         (["edited", "MAX_MODEL_LEN=100000000"], 78, "MAX_MODEL_LEN=100000000"),
         (["edited", "MODEL=/srv/none"], 78, "MODEL=/srv/none"),
-        (["edited", "MAX_TASK=100"], 78, "did you mean MAX_TASKS?"),
+        (["edited", "MAX_TASK=100", "--dry-run"], 0, "did you mean MAX_TASKS?"),
         (["edited", "MAX_TASKS=100\n200"], 78, "MAX_TASKS=100"),
         (["edited", "MAX_TASKS"], 2, "KEY=VALUE"),
         (["edited", "1=2"], 2, "is not a key"),

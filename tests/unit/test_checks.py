@@ -38,9 +38,11 @@ def test_check_reports_port_conflict_missing_requirement_and_cycle(root: Root) -
     root.instance("a", GOOD.format(11500))
     root.instance("b", GOOD.format(11500) + "REQUIRES=none\n")
     assert [str(finding) for finding in start.neighbours(str(root))] == [
-        "b: port conflict: PORT=11500 is also the port of a; only one of them can run",
+        "b: port conflict: PORT=11500 is also the port of a; choose another port",
         "b: REQUIRES=none: there is no such instance; there are: a, b",
     ]
+    (draft,) = (finding for finding in start.neighbours(str(root), {"a": str(root.defaults / "citadel-llm-a")})[:1])
+    assert (draft.instance, "PORT=11500 is also the port of b" in draft.text) == ("a", True)
     root.instance("a", GOOD.format(11501) + "REQUIRES=b\n")
     root.instance("b", GOOD.format(11502) + "REQUIRES=a\n")
     cycle = start.neighbours(str(root))

@@ -80,9 +80,6 @@ def test_representable_values_are_read_back_unchanged(root: Root, value: str) ->
         ("MODEL=/srv/m\nPORT=11400\n", {"MODEL": "/srv/x\0"}),
         ("MODEL=/srv/m\nPORT=11400\n", {"OMP_X": "\udcff"}),
         ("MODEL=/srv/m\nPORT=11400\n", {"OMP_X": "$HOME"}),
-        # A setting that would be ignored.
-        ("MODEL=/srv/m\nPORT=11400\n", {"PORTS": "11500"}),
-        ("MODEL=/srv/m\nPORT=11400\n", {"SERVER_IP": "127.0.0.1"}),
         # Another line is refused, and python-dotenv would read some of these as a part of the first.
         ("MODEL=/srv/m\nPORT=11400\nHOST=x\n", {"PORT": "11500"}),
         ("MODEL=/srv/m\nOMP_X='a\nPORT=11400\n# it's\n", {"OMP_X": "b"}),
@@ -96,9 +93,39 @@ def test_refused_change_leaves_the_file_unchanged(root: Root, before: str, value
     file.write_bytes(before.encode())
     with pytest.raises(SettingsRefused) as refused:
         changed(root, **values)
-    assert {finding.file for finding in refused.value.findings} == {str(file)}
+    assert {finding.file for finding in refused.value.findings} <= {str(file), edit.NOTHING_CHANGED}
     assert file.read_bytes() == before.encode()
     assert [entry.name for entry in root.defaults.iterdir()] == [file.name]
+
+
+def test_errors_of_other_lines_have_their_place_in_the_file(root: Root) -> None:
+    file = root.defaults / "citadel-llm-a"
+    file.write_bytes(b"OMP_X=1\nMODEL=/srv/m\nHOST=x\nPORT=11400\nCPU_CORES=x\n")
+    with pytest.raises(SettingsRefused) as refused:
+        changed(root, OMP_X=None, PORT="80")
+    assert {(finding.file, finding.line) for finding in refused.value.findings} == {
+        (str(file), 3),
+        (str(file), 5),
+        (edit.NOTHING_CHANGED, 0),
+    }
+
+
+def test_ignored_key_is_written_with_a_warning_that_names_the_nearest_key(root: Root) -> None:
+    root.instance("a", "MODEL=/srv/m\nPORT=11400\n")
+    changed(root, MAX_TASK="500", LOG_TO_FILE="yes")
+    _, warnings = config.load("a", str(root))
+    assert [finding.text.split("; ")[1] for finding in warnings] == [
+        "did you mean MAX_TASKS?",
+        "set it in /etc/default/citadel-llm",
+    ]
+    assert edit.effects({"MAX_TASK": "500", "LOG_TO_FILE": "yes"}, OLD, OLD) == {
+        "MAX_TASK": Effect.NONE,
+        "LOG_TO_FILE": Effect.NONE,
+    }
+
+
+def test_changes_of_a_stopped_instance_need_a_start() -> None:
+    assert edit.effects({"MAX_TASKS": "500"}, OLD, OLD, running=False) == {"MAX_TASKS": Effect.START}
 
 
 def test_a_refused_line_is_corrected(root: Root) -> None:

@@ -127,12 +127,12 @@ def create(name: str, model: str, port: int | None, others: tuple[tuple[str, str
     from hxp_enterprise_llm.cli import create
     from hxp_enterprise_llm.cli.checks import before_a_start
 
-    values = {"MODEL": model, "PORT": str(port or create.free_port())} | dict(others)
+    values = create.values(model, port, others)
     file = create.create(name, values)
     ServiceManager().settings_changed()
     click.echo(f"{file}: written, PORT={values['PORT']}")
     for finding in before_a_start(name):
-        output.complain(f"before a start: {finding.text}")
+        output.complain(f"warning: {finding.text}")
     click.echo(f"To start it: citadel-llm start {name}")
 
 
@@ -177,7 +177,7 @@ def _edit(name: str, values: Mapping[str, str | None], dry_run: bool, for_progra
         return
     click.echo(f"{change.file}: {'good, not written' if dry_run else 'written'}")
     for warning in change.warnings:
-        output.complain(f"before a start: {warning}")
+        output.complain(f"warning: {warning}")
     for effect, words in edit.EFFECTS.items():
         keys = ", ".join(key for key, when in change.effects.items() if when is effect)
         if keys:

@@ -3,8 +3,10 @@
 import os
 import re
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 
+import click
 import psutil
 
 from hxp_enterprise_llm.settings import config
@@ -27,11 +29,25 @@ def free_port(root: str = "/") -> int:
     return next(port for port in range(FIRST_PORT, 65536) if port not in taken)
 
 
+def values(model: str, port: int | None, others: Sequence[tuple[str, str]], root: str = "/") -> dict[str, str]:
+    """The settings of a new instance from the options --model, --port and --set, with a free port if none is given.
+
+    Raises UsageError for a key that is given twice.
+    """
+    given = [("MODEL", model), *([] if port is None else [("PORT", str(port))]), *others]
+    keys = [key for key, _ in given]
+    twice = next((key for key in keys if keys.count(key) > 1), "")
+    if twice:
+        option = {"MODEL": "--model", "PORT": "--port"}.get(twice, "--set")
+        raise click.UsageError(f"{twice} is given twice, by {option} and by --set; write it once")
+    return {"MODEL": model} | ({} if "PORT" in keys else {"PORT": str(free_port(root))}) | dict(given)
+
+
 def create(name: str, settings: dict[str, str], root: str = "/") -> str:
     """Write the settings file of a new instance and return its path.
 
-    Raises CitadelError if the instance exists or its port is taken, SettingsRefused if a value is not allowed; then no
-    file is left.
+    Raises CitadelError if the instance exists, SettingsRefused if its port is that of another instance or a value is
+    not allowed; then no file is left.
     """
     if not is_instance_name(name):
         config.load(name, root)  # raises with the rule
@@ -41,10 +57,10 @@ def create(name: str, settings: dict[str, str], root: str = "/") -> str:
     host = load_host(root)
     for key in ("HEALTH_PORT", "METRICS_PORT"):
         if str(host.values[key]) == settings["PORT"]:
-            raise CitadelError(f"PORT={settings['PORT']} is the monitor's {key}; omit --port to use a free port")
+            raise _refused(f"PORT={settings['PORT']} is the monitor's {key}; omit --port to use a free port")
     for other in instance_names(root):
         if str(load_instance(other, host, root).values["PORT"]) == settings["PORT"]:
-            raise CitadelError(f"PORT={settings['PORT']} is the port of {other}; omit --port to use a free port")
+            raise _refused(f"PORT={settings['PORT']} is the port of {other}; omit --port to use a free port")
     lines = [_line(key, value) for key, value in settings.items()]
     # On the same file system as the target, for the link; because of the suffix it does not count as an instance.
     draft = file.with_name(f"{file.name}.{secrets.token_hex(4)}.new")
@@ -68,13 +84,18 @@ def create(name: str, settings: dict[str, str], root: str = "/") -> str:
 
 
 def _line(key: str, value: str) -> str:
-    """The line of a settings file that sets a key. Raises CitadelError if no line can."""
+    """The line of a settings file that sets a key. Raises SettingsRefused if no line can."""
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
-        raise CitadelError(f"{shown(repr(key))} is not a key: write letters, digits and _, and no digit first")
+        raise _refused(f"{shown(repr(key))} is not a key: write letters, digits and _, and no digit first")
     try:
         return f"{key}={quoted(value)}"
     except ValueError as error:
-        raise CitadelError(f"{key}: {error}") from None
+        raise _refused(f"{key}={shown(value)} is refused: {error}") from None
+
+
+def _refused(text: str) -> SettingsRefused:
+    """An error of the new settings, which are in no file."""
+    return SettingsRefused([SettingsFinding("", 0, text)])
 
 
 def _check(draft: Path, name: str, root: str) -> None:
@@ -82,6 +103,7 @@ def _check(draft: Path, name: str, root: str) -> None:
     try:
         config.load(name, root, file=str(draft))
     except SettingsRefused as error:
+        own = instance_file(name, root)
         raise SettingsRefused(
-            [SettingsFinding(f"citadel-llm create {name}", 0, finding.text) for finding in error.findings]
+            [finding._replace(file="", line=0) if finding.file == own else finding for finding in error.findings]
         ) from None

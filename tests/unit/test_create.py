@@ -3,11 +3,12 @@ import os
 import socket
 from pathlib import Path
 
+import click
 import pytest
 
-from hxp_enterprise_llm.cli.create import create, free_port
+from hxp_enterprise_llm.cli.create import create, free_port, values
 from hxp_enterprise_llm.settings import config
-from hxp_enterprise_llm.settings.errors import CitadelError, SettingsRefused
+from hxp_enterprise_llm.settings.errors import CitadelError, ExitStatus, SettingsRefused
 
 from .conftest import Root
 
@@ -45,16 +46,49 @@ def test_free_port_skips_listeners_and_monitor_ports(root: Root, monkeypatch: py
         assert free_port(str(root)) > taken + 2
 
 
+def test_options_become_settings(root: Root) -> None:
+    root.instance("a", "MODEL=/srv/m\nPORT=11400\n")
+    assert values("/srv/m", None, [], str(root)) == {"MODEL": "/srv/m", "PORT": str(free_port(str(root)))}
+    # 0 is no port, and create refuses it.
+    assert values("/srv/m", 0, [], str(root))["PORT"] == "0"
+    assert list(values("/srv/m", None, [("OMP_X", "1"), ("PORT", "11500")], str(root)).values()) == [
+        "/srv/m",
+        "1",
+        "11500",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("port", "others"),
+    [(11500, [("PORT", "11501")]), (None, [("MODEL", "/srv/n")]), (None, [("OMP_X", "1"), ("OMP_X", "2")])],
+)
+def test_key_given_twice_is_refused(root: Root, port: int | None, others: list[tuple[str, str]]) -> None:
+    with pytest.raises(click.UsageError, match=f"{others[0][0]} is given twice"):
+        values("/srv/m", port, others, str(root))
+
+
+def test_error_of_the_host_file_keeps_its_place(root: Root) -> None:
+    root.host("HEALTH_PORT=none\n")
+    with pytest.raises(SettingsRefused, match=r"^.*/etc/default/citadel-llm:1: HEALTH_PORT"):
+        create("b", {"MODEL": "/srv/m", "PORT": "11401"}, str(root))
+
+
 @pytest.mark.parametrize(
     ("name", "values", "words"),
     [
         ("a", {"MODEL": "/srv/m", "PORT": "11401"}, "the instance a already exists"),
         ("b", {"MODEL": "/srv/m", "PORT": "11400"}, "PORT=11400 is the port of a"),
         ("b", {"MODEL": "/srv/m", "PORT": "80"}, "PORT=80 is refused"),
-        ("b", {"MODEL": "/srv/m", "PORT": "11401", "HOST": "a\nb"}, "HOST: the value contains a line break"),
-        ("b", {"MODEL": "/srv/m", "PORT": "11401", "X": "1\nALLOW_DOWNLOAD=yes"}, "X: the value contains a line break"),
+        ("b", {"MODEL": "/srv/m", "PORT": "11401", "HOST": "a\nb"}, "HOST=.*: the value contains a line break"),
+        (
+            "b",
+            {"MODEL": "/srv/m", "PORT": "11401", "X": "1\nALLOW_DOWNLOAD=yes"},
+            "X=.*: the value contains a line break",
+        ),
         ("b", {"MODEL": "/srv/m", "PORT": "11401", "1X": "1"}, "is not a key"),
-        ("b", {"MODEL": "/srv/m", "PORT": "11401", "HOST": "a"}, "create b"),
+        ("b", {"MODEL": "/srv/m", "PORT": "11401", "HOST": "a"}, "^HOST=a is refused"),
+        ("b", {"MODEL": "/srv/m", "PORT": "11401", "OMP_X": "$HOME"}, r"OMP_X=\$HOME is refused"),
+        ("b", {"MODEL": "/srv/m", "PORT": "0"}, "PORT=0 is refused"),
         ("b.service", {"MODEL": "/srv/m", "PORT": "11401"}, "is not an instance name"),
         ("../b", {"MODEL": "/srv/m", "PORT": "11401"}, "is not an instance name"),
     ],
@@ -62,8 +96,9 @@ def test_free_port_skips_listeners_and_monitor_ports(root: Root, monkeypatch: py
 def test_refused_create_leaves_no_file(root: Root, name: str, values: dict[str, str], words: str) -> None:
     root.instance("a", "MODEL=/srv/m\nPORT=11400\n")
     before = sorted(root.defaults.iterdir())
-    with pytest.raises((CitadelError, SettingsRefused), match=words):
+    with pytest.raises(CitadelError, match=words) as refused:
         create(name, values, str(root))
+    assert refused.value.exit_status is (ExitStatus.FAILED if name == "a" else ExitStatus.CONFIG)
     assert sorted(root.defaults.iterdir()) == before
 
 

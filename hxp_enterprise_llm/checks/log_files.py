@@ -1,5 +1,6 @@
-"""Whether the log files of LOG_TO_FILE=yes are rotated."""
+"""Whether the log files of LOG_TO_FILE=yes can be written and are rotated."""
 
+import os
 from pathlib import Path
 
 from hxp_enterprise_llm.checks.finding import Finding
@@ -10,7 +11,7 @@ LOGROTATE_RULE = "/etc/logrotate.d/citadel-llm"
 
 
 def findings(root: str = "/", logrotate: Path = Path("/usr/sbin/logrotate")) -> list[Finding]:
-    """A warning if logrotate is missing, or if the package's rule for it names another directory."""
+    """Warnings if logrotate or the directory is missing, or if the package's rule for logrotate names another one."""
     host = load_host(root).values
     if not host["LOG_TO_FILE"]:
         return []
@@ -18,6 +19,10 @@ def findings(root: str = "/", logrotate: Path = Path("/usr/sbin/logrotate")) -> 
     path, rotated = Path(host["VLLM_LOG_PATH"]), str(HOST_KEYS["VLLM_LOG_PATH"].default)
     if path != Path(rotated):
         text = f"VLLM_LOG_PATH={path} is not {rotated}: change the directory in {LOGROTATE_RULE} too, or its files grow"
+        found.append(Finding("host", text, fatal=False))
+    if not os.path.isdir(Path(root, str(path)[1:])):  # noqa: PTH112  raises nothing
+        # As debian/citadel-llm.tmpfiles creates the directory of the package.
+        text = f"VLLM_LOG_PATH={path} does not exist; install -d -o {host['VLLM_USER']} -g adm -m 0750 {path}"
         found.append(Finding("host", text, fatal=False))
     if not logrotate.exists():
         text = "LOG_TO_FILE=yes, but logrotate is not installed: log files grow until the disk is full; install it"

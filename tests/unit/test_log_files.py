@@ -158,6 +158,10 @@ def test_other_log_directory_is_bound_and_causes_a_warning(root: Root, tmp_path:
     root.host("LOG_TO_FILE=yes\n")
     rotating = tmp_path / "logrotate"
     rotating.touch()
+    (missing,) = log_files.findings(str(root), rotating)
+    assert not missing.fatal and "install -d -o agent0 -g adm -m 0750 /var/log/citadel-llm" in missing.text
+    for directory in ("var/log/citadel-llm", "srv/logs"):
+        (root.path / directory).mkdir(parents=True)
     assert not log_files.findings(str(root), rotating)
     assert not made(root)[0]
     root.host("LOG_TO_FILE=yes\nVLLM_LOG_PATH=/srv/logs\n")

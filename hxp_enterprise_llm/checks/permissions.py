@@ -3,9 +3,10 @@
 import os
 import pwd
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from shlex import quote
 
 from hxp_enterprise_llm.checks import arguments
 from hxp_enterprise_llm.checks.finding import Finding
@@ -20,23 +21,53 @@ from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 def readable(config: ServiceConfigSchema, manager: ServiceManagerConfig) -> list[Finding]:
     """The first file among an instance's settings, caches and model files that the services' user cannot read.
 
-    Other checks report missing files.
+    For a settings file that only the monitor cannot read, a warning. Other checks report missing files.
     """
+    own = Path(settings.instance_file(config.name))
     user = pwd.getpwnam(manager.user)
     groups = os.getgrouplist(user.pw_name, user.pw_gid)
-    needed = [Path(settings.instance_file(config.name)), *filter(Path.is_dir, [CACHE])]
+    if readable_by(own, user.pw_uid, groups) == own:
+        return [Finding(config.name, f"permission denied: {manager.user} may not read {own}; chmod 644 {own}")]
+    warnings = readable_by_monitor(config.name, str(own))
+    needed = [own, *filter(Path.is_dir, [CACHE])]
     with suppress(OSError):
         # Joining "/" and an absolute path gives that path.
         needed += [file.resolve() for file in loaded_files(config, MODELS / config.model) if file.exists()]
-    for file in needed:
-        closed = readable_by(file, user.pw_uid, groups)
-        if closed:
-            remedy = f"chmod -R o+rX {closed}"
-            if closed in Path(config.model).parents:
-                # Never advise opening a directory that may hold other things than models.
-                remedy = f"copy the model to {MODELS}"
-            text = f"permission denied: {manager.user} may not read {closed}; {remedy}"
-            return [Finding(config.name, text)]
+    closed = [place for file in needed if (place := readable_by(file, user.pw_uid, groups))]
+    if not closed:
+        return warnings
+    remedy = opening(closed)
+    if closed[0] in Path(config.model).parents:
+        # Never advise opening a directory that may hold other things than models.
+        remedy = f"copy the model to {MODELS}"
+    text = f"permission denied: {manager.user} may not read {closed[0]}; {remedy}"
+    return [*warnings, Finding(config.name, text)]
+
+
+def opening(closed: Sequence[Path]) -> str:
+    """A command that lets every user read the first of these places, and the files among them beside it.
+
+    The command is not recursive: the directory of a model may hold other things, such as lost+found of a disk.
+    """
+    first = closed[0]
+    if first.is_dir():
+        return f"chmod a+rx {quote(str(first))}"
+    beside = {file for file in closed if file.parent == first.parent and not file.is_dir()}
+    if len(beside) == 1:
+        return f"chmod a+r {quote(str(first))}"
+    directory = quote(str(first.parent))
+    patterns = {f"{directory}/*{quote(file.suffix)}" if file.suffix else quote(str(file)) for file in beside}
+    return f"chmod a+r {' '.join(sorted(patterns))}"
+
+
+def readable_by_monitor(instance: str, file: str) -> list[Finding]:
+    """A warning if the monitor cannot read a settings file of `instance`, or of the "host".
+
+    The monitor has a user and a group of its own, so group agent0 is not enough.
+    """
+    with suppress(OSError):
+        if not Path(file).stat().st_mode & stat.S_IROTH:
+            return [Finding(instance, f"the monitor cannot read {file}; chmod 644 {file}", fatal=False)]
     return []
 
 

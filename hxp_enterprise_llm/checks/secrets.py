@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hxp_enterprise_llm.checks.finding import Finding
 from hxp_enterprise_llm.protocol import credentials
-from hxp_enterprise_llm.settings.credential_files import KEYS, read
+from hxp_enterprise_llm.settings.credential_files import API_KEY, KEYS, read
 from hxp_enterprise_llm.settings.errors import SettingsRefused
 from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 
@@ -25,8 +25,14 @@ def findings(config: ServiceConfigSchema) -> list[Finding]:
             mode = Path(file).stat().st_mode
         except PermissionError:
             continue
+        except FileNotFoundError:
+            remedy = f"copy the file there, or correct {KEYS[name]}"
+            if name == API_KEY:
+                remedy = f"create it with: citadel-llm key add {config.name}"
+            found.append(Finding(config.name, f"{what} does not exist; {remedy}"))
+            continue
         except OSError as error:
-            found.append(Finding(config.name, f"{what}: {error.strerror}; put it there"))
+            found.append(Finding(config.name, f"{what}: {error.strerror}; correct {KEYS[name]}"))
             continue
         if not stat.S_ISREG(mode):
             found.append(Finding(config.name, f"{what} is not a regular file"))

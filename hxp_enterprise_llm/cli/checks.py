@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import click
 
-from hxp_enterprise_llm.checks import disk, log_files, memory, start, template
+from hxp_enterprise_llm.checks import disk, log_files, memory, permissions, start, template
 from hxp_enterprise_llm.checks.finding import Finding
 from hxp_enterprise_llm.cli import output, strays
 from hxp_enterprise_llm.control.service_manager import ServiceManager
@@ -53,6 +53,7 @@ def _look(names: Sequence[str]) -> Iterator[Finding]:
         yield Finding("host", f"{error}; running and enabled instances are not checked together", fatal=False)
         services = {}
     around = [*start.neighbours(), *disk.findings(), *log_files.findings(), *template.findings()]
+    around += permissions.readable_by_monitor("host", settings.host_file())
     together = [service for service in services.values() if service.enabled or service.running or service.name in names]
     around += memory.findings([service.config for service in together if service.config])
     for name in names or everything:

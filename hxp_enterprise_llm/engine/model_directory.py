@@ -46,6 +46,8 @@ def find_model(config: ServiceConfigSchema, models: Path = MODELS) -> str:
         # Never advise opening a directory that may hold other things than models.
         ours = directory.is_relative_to(models)
         advice = f"let every user read it: chmod -R u=rwX,go=rX {directory}" if ours else f"copy the model to {models}"
+        if ours and os.path.isfile(error.filename):  # noqa: PTH113  raises nothing
+            advice = f"let every user read it: chmod 644 {error.filename}"
         raise ModelMissing(
             f"MODEL={config.model}: {error.filename} cannot be read by this service's user; {advice}"
         ) from None

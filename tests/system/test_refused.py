@@ -255,8 +255,8 @@ def test_check_reports_port_conflicts_and_unreadable_files(host: Host) -> None:
     assert done.returncode == 78
     assert texts == [
         "permission denied: agent0 may not read /etc/default/citadel-llm-hidden; "
-        "chmod -R o+rX /etc/default/citadel-llm-hidden",
-        "API_KEY_FILE=/etc/citadel-llm/none: No such file or directory; put it there",
+        "chmod 644 /etc/default/citadel-llm-hidden",
+        "API_KEY_FILE=/etc/citadel-llm/none does not exist; create it with: citadel-llm key add hidden",
     ]
     host.settings("taken", MODEL=TINY_MODEL, PORT=11527, KV_CACHE_GB=0.25)
     listen = "import socket, time; s = socket.create_server(('127.0.0.1', 11527)); time.sleep(20)"

@@ -20,6 +20,8 @@ from hxp_enterprise_llm.checks import (
 )
 from hxp_enterprise_llm.checks.finding import Finding
 from hxp_enterprise_llm.cli import doctor
+from hxp_enterprise_llm.engine import model_directory
+from hxp_enterprise_llm.settings.errors import ModelMissing
 from hxp_enterprise_llm.settings.host import ServiceManagerConfig
 from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 from hxp_enterprise_llm.settings.values import load_host, one_port_for_both
@@ -79,7 +81,7 @@ def test_equal_health_and_metrics_port_is_reported_with_its_line(root: Root) -> 
 def test_missing_or_world_readable_key_file_is_reported(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     said = secrets.findings(config(api_key_file=str(file)))
-    assert said[0].fatal and "No such file" in said[0].text
+    assert said[0].fatal and f"{file} does not exist; create it with: citadel-llm key add m" in said[0].text
     file.write_text("k")
     file.chmod(0o644)
     (open_to_all,) = secrets.findings(config(api_key_file=str(file)))
@@ -146,7 +148,9 @@ def test_key_file_writable_by_the_service_user_is_reported(tmp_path: Path, monke
 def test_memory_limits_beyond_the_host_are_a_warning() -> None:
     (finding,) = memory.findings([config(memory_limit_gb=60000), config(name="n", memory_limit_gb=1)])
     assert not finding.fatal
-    assert "is 60001 (m 60000, n 1)" in finding.text
+    assert "60001 GB (m 60000, n 1)" in finding.text
+    (alone,) = memory.findings([config(memory_limit_gb=60000)])
+    assert alone.text.startswith("MEMORY_LIMIT_GB=60000 of m exceeds the host's memory")
     assert memory.findings([config(memory_limit_gb=0.5)]) == []
 
 
@@ -170,6 +174,41 @@ def test_first_unreadable_path_is_named(tmp_path: Path) -> None:
     assert permissions.readable_by(file, NOBODY, []) == file
     inner.chmod(0o700)
     assert permissions.readable_by(file, NOBODY, []) == inner
+
+
+def test_advice_opens_no_more_than_the_files_of_the_model(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("config.json", "tokenizer.json", "a b.safetensors", "blob")]
+    for file in files:
+        file.touch()
+    assert permissions.opening(files[2:3]) == f"chmod a+r '{files[2]}'"
+    assert permissions.opening([tmp_path, *files]) == f"chmod a+rx {tmp_path}"
+    assert permissions.opening([*files, tmp_path.parent]) == (
+        f"chmod a+r {tmp_path}/*.json {tmp_path}/*.safetensors {tmp_path}/blob"
+    )
+
+
+def test_unreadable_file_of_a_downloaded_model_is_opened_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tmp_path / "org/name"
+    model.mkdir(parents=True)
+    for name in ("config.json", "tokenizer.json"):
+        (model / name).write_text("{}")
+    closed = str(model / "tokenizer.json")
+    # Root may read every file.
+    monkeypatch.setattr(os, "access", lambda file, _: str(file) != closed)
+    with pytest.raises(ModelMissing, match=f"chmod 644 {closed}"):
+        model_directory.find_model(config(model="org/name"), tmp_path)
+
+
+def test_settings_file_that_the_monitor_cannot_read_is_a_warning(tmp_path: Path) -> None:
+    file = tmp_path / "citadel-llm-m"
+    assert not permissions.readable_by_monitor("m", str(file)), "a missing file is reported elsewhere"
+    file.touch(0o640)
+    file.chmod(0o640)
+    (finding,) = permissions.readable_by_monitor("m", str(file))
+    assert (finding.instance, finding.fatal) == ("m", False)
+    assert finding.text.endswith(f"chmod 644 {file}")
+    file.chmod(0o644)
+    assert not permissions.readable_by_monitor("m", str(file))
 
 
 def test_port_in_use_error_names_the_process(tmp_path: Path) -> None:

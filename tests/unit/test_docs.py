@@ -29,6 +29,32 @@ def test_every_link_leads_to_a_file() -> None:
             assert (folder / target).exists(), f"{page.name}: {target}"
 
 
+def test_links_of_packaged_pages_lead_to_packaged_files() -> None:
+    listed = (PROJECT / "debian/citadel-llm.docs").read_text().split()
+    # dh_installdocs installs each entry into one directory, and so drops the directory in front of a name.
+    assert not [entry for entry in listed if "/" in entry]
+    pages = [
+        page
+        for entry in listed
+        for page in ((PROJECT / entry).rglob("*.md") if "." not in entry else [PROJECT / entry])
+    ]
+    for page in pages:
+        for target in re.findall(r"\]\(([^)#:]+)[^):]*\)", page.read_text()):
+            packaged = (page.parent / target).resolve().relative_to(PROJECT)
+            assert packaged.parts[0] in listed, f"{page.name}: {target}"
+
+
+def test_files_of_the_package_name_packaged_pages() -> None:
+    listed = (PROJECT / "debian/citadel-llm.docs").read_text().split()
+    files = [file for folder in ("share", "systemd", "etc") for file in (PROJECT / folder).rglob("*") if file.is_file()]
+    named = {
+        page for file in files for page in re.findall(r"/usr/share/doc/citadel-llm/([\w./-]*\w)", file.read_text())
+    }
+    assert {"README.md", "docs/monitoring.md"} <= named
+    for page in named:
+        assert (PROJECT / page).exists() and page.split("/")[0] in listed, page
+
+
 def test_every_folder_of_the_code_is_described() -> None:
     described = set(re.findall(r"`([a-z_]+)`", (PROJECT / "HACKING.md").read_text()))
     folders = {file.parent.name for file in (PROJECT / "hxp_enterprise_llm").glob("*/__init__.py")}

@@ -49,7 +49,7 @@ async def bring_up(
         try:
             starting.result()
         except (OSError, EOFError) as error:
-            raise EngineDied(f"the server could not be started: {_fork_server_end() or error}") from error
+            raise EngineDied(f"the server could not be started: {await _fork_server_end() or error}") from error
         on_import()
         ending, answering = asyncio.create_task(server.ended()), asyncio.create_task(answer())
         tasks += [ending, answering]
@@ -85,12 +85,13 @@ def _why(server: ServerProcess, end: str, file: str) -> EngineDied | SettingsRef
     return EngineDied(f"{end} before the model was ready; {why}")
 
 
-def _fork_server_end() -> str:
+async def _fork_server_end() -> str:
     """How the fork server ended, "" if it runs."""
     pid = fork_server.pid()
-    how = processes.how_child_ended(pid) if pid else "still runs"
-    if how == "still runs":
+    # A process that ends closes its connections first; the kernel knows how it ended only a moment later.
+    if pid is None or not await processes.all_ended([pid], END_SEC):
         return ""
+    how = processes.how_child_ended(pid)
     return f"the fork server (pid {pid}) {how} while it imported vLLM; the lines above may show the reason"
 
 

@@ -21,17 +21,17 @@ PORTS = {THIEF: 11586, VICTIM: 11587}
 PACKAGES = "/opt/citadel/env/lib/python3.11/site-packages"
 BEYOND = "192.0.2.1"
 OPEN = {
-    "CPU affinity of it": "slows it down, within its CPU_CORES",
-    "connect to its port": "loopback is open to all; API_KEY_FILE asks for a key",
+    "CPU affinity of it": "slows it down; it keeps its CPU_CORES",
+    "connect to its port": "every process of the host may connect; API_KEY_FILE makes it require a key",
     "writable, executable memory": "docs/decisions/0003",
-    "read a file for all in /srv/other": "models may lie anywhere but where other programs keep theirs",
-    "read another's settings": "they hold no secrets: all may read them",
-    "read /etc/passwd": "libraries look names up in it",
+    "read a world-readable file in /srv/other": "models may be in any directory that is not hidden",
+    "read another's settings": "settings files are world-readable and hold no secrets",
+    "read /etc/passwd": "libraries look up names in it",
 }
 """Attacks that are not refused, and why."""
 SIGNALS = {"signal 0 to it", "SIGURG to it", "SIGURG by a pidfd", "abstract socket", "SIGKILL to it"}
 """Attacks that only Landlock 6 (Linux 6.12) refuses."""
-PORTS_OF_OTHERS = {"listen on a free port"}
+PORTS_OF_OTHERS = {"listen on an unused port"}
 """Attacks that only Landlock 4 (Linux 6.7) refuses."""
 
 RUNNER = """
@@ -208,7 +208,7 @@ def attack_host(pair: Pair, landlock: int) -> None:
         machine.run("ip", "address", "del", f"{BEYOND}/32", "dev", "lo")
     allowed = open_without(landlock)
     if not filters:
-        allowed["connect beyond loopback"] = "not here: systemd in this container filters no packets"
+        allowed["connect beyond loopback"] = "systemd in this container cannot filter packets"
     assert not judge("a model to its host", outcomes, controls, allowed)
 
 

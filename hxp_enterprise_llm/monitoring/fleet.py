@@ -202,7 +202,7 @@ class Fleet:
     def targets(self) -> list[Target]:
         """The addresses at which the active instances serve vLLM's own metrics."""
         return [
-            Target.at(address, one.name)
+            Target.at(address, one.name, keyed=bool(one.config and one.config.api_key_file))
             for one in sorted(self.instances.values(), key=lambda one: one.name)
             if one.state.active and (address := one.address)
         ]

@@ -43,19 +43,29 @@ class MonitorHealth(BaseModel):
     reason: str = Field(description="what is wrong with the monitor; empty if nothing is")
 
 
+Label = Literal["service", "__scheme__", "__meta_citadel_llm_keys"]
+
+
 class Target(BaseModel):
     """Where Prometheus finds the metrics of one model, in the format of its HTTP service discovery."""
 
     model_config = ConfigDict(frozen=True)
 
     targets: tuple[str] = Field(description="host:port")
-    labels: dict[Literal["service", "__scheme__"], str]
+    labels: dict[Label, str]
 
     @classmethod
-    def at(cls, address: Address, service: str) -> Self:
-        """The target of an instance that listens on `address`; without the label Prometheus uses plain HTTP."""
-        https: dict[Literal["service", "__scheme__"], str] = {"__scheme__": "https"}
-        return cls(targets=(address.authority,), labels={"service": service, **(https if address.tls else {})})
+    def at(cls, address: Address, service: str, keyed: bool) -> Self:
+        """The target of an instance that listens on `address`, and requires a key if `keyed`.
+
+        Without the label of the scheme, Prometheus uses plain HTTP. It removes the label of the keys after relabeling.
+        """
+        labels: dict[Label, str] = {"service": service}
+        if address.tls:
+            labels["__scheme__"] = "https"
+        if keyed:
+            labels["__meta_citadel_llm_keys"] = "yes"
+        return cls(targets=(address.authority,), labels=labels)
 
 
 class Problem(BaseModel):

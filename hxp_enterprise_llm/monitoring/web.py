@@ -69,7 +69,7 @@ class Answers:
 
 
 def application(fleet: Fleet, version: str, problems: Callable[[], Iterable[str]] = tuple) -> FastAPI:
-    """Serves /health, /health/services, /health/services/NAME, /openapi.json and the page at /.
+    """Serves /health, the services and the targets below it, /openapi.json and the page at /.
 
     `problems` gives the monitor's problems other than those of the fleet and the store.
     """
@@ -127,6 +127,14 @@ def application(fleet: Fleet, version: str, problems: Callable[[], Iterable[str]
     async def targets() -> list[Target]:
         """The running services, in the format of Prometheus's HTTP service discovery; each serves vLLM's /metrics."""
         return fleet.targets()
+
+    @app.get("/health/targets/{name}")
+    async def target(name: str) -> list[Target]:
+        """One service in the same format; empty if it does not run, or does not exist.
+
+        Not 404: Prometheus would keep the last address, and send it a key although another service may use it now.
+        """
+        return [one for one in fleet.targets() if one.labels["service"] == name]
 
     page = PAGE.read_text(encoding="utf-8")
     page_headers = HEADERS | {"Content-Security-Policy": policy(page), "Referrer-Policy": "no-referrer"}

@@ -78,6 +78,29 @@ def test_host_labels_follow_the_settings_of_the_last_reload(root: Root, tmp_path
         assert client.get(path).json()["environment"] == "test"
 
 
+def test_targets_name_models_with_keys_and_can_be_limited_to_one(root: Root, tmp_path: Path) -> None:
+    fleet, client = client_of(root, tmp_path)
+    root.instance("b", "MODEL=/srv/m\nPORT=11501\nAPI_KEY_FILE=/etc/citadel-llm/b.keys\n")
+    fleet.present(set(fleet.names()))
+
+    async def start() -> None:
+        for name in ("a", "b"):
+            fleet.changed(name, RUNS, 1)
+        await settle(fleet)
+
+    asyncio.run(start())
+    a = {"targets": ["127.0.0.1:11500"], "labels": {"service": "a"}}
+    b = {"targets": ["127.0.0.1:11501"], "labels": {"service": "b", "__meta_citadel_llm_keys": "yes"}}
+    assert client.get("/health/targets").json() == [a, b]
+    assert client.get("/health/targets/a").json() == [a]
+    assert client.get("/health/targets/b").json() == [b]
+    # Prometheus keeps the last targets after an error.
+    fleet.changed("b", {"ActiveState": "inactive", "SubState": "dead"}, 1)
+    for name in ("b", "none", "%2e", "a,b", "*"):
+        answer = client.get(f"/health/targets/{name}")
+        assert (answer.status_code, answer.json()) == (200, []), name
+
+
 def test_head_returns_status_and_headers_of_get(root: Root, tmp_path: Path) -> None:
     _, client = client_of(root, tmp_path)
     for path in ("/", "/health", "/health/services", "/health/services/b", "/health/services/none", "/health/targets"):

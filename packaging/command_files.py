@@ -45,6 +45,14 @@ def roff(text: str) -> str:
     return "\\&" + escaped if escaped.startswith((".", "'")) else escaped
 
 
+def options(command: click.Command, context: click.Context) -> Iterator[str]:
+    """Lines for the options of a command."""
+    for record in (parameter.get_help_record(context) for parameter in command.get_params(context)):
+        # An argument without a description is in the synopsis.
+        if record and record[1]:
+            yield f".TP\n.B {roff(record[0])}\n{roff(record[1])}"
+
+
 def page(name: str, command: click.Command, context: click.Context) -> Iterator[str]:
     """Lines of the man page of one command."""
     summary = command.get_short_help_str(limit=200).rstrip(".")
@@ -55,11 +63,8 @@ def page(name: str, command: click.Command, context: click.Context) -> Iterator[
     yield f".SH SYNOPSIS\n.B {roff(words)}\n{roff(usage)}"
     # Without the indentation of the source: troff would start a new line at each indented one.
     yield f".SH DESCRIPTION\n{roff(inspect.cleandoc(command.help or ''))}"
-    options = [parameter.get_help_record(context) for parameter in command.get_params(context)]
     yield ".SH OPTIONS"
-    # An argument without a description is in the synopsis.
-    for record in (record for record in options if record and record[1]):
-        yield f".TP\n.B {roff(record[0])}\n{roff(record[1])}"
+    yield from options(command, context)
     if isinstance(command, click.Group):
         yield ".SH COMMANDS"
         for verb, child in sorted(command.commands.items()):
@@ -67,6 +72,10 @@ def page(name: str, command: click.Command, context: click.Context) -> Iterator[
             usage = " ".join(child.collect_usage_pieces(click.Context(child, context, verb)))
             title = f".BR {roff(f'{NAME}-{verb}')} (8)" if name == NAME else f".B {roff(f'{words} {verb} {usage}')}"
             yield f".TP\n{title}\n{roff(child.get_short_help_str(limit=200))}"
+            if name != NAME:
+                yield ".RS"
+                yield from options(child, click.Context(child, context, verb))
+                yield ".RE"
     if name == NAME:
         yield ".SH FILES"
         for file, what in FILES.items():

@@ -257,31 +257,45 @@ def key() -> None:
 @key.command("add")
 @click.argument("name", type=NAME)
 @click.option(
-    "--name", "label", type=KeyName(), default="default", show_default=True, help="Name of the key, for key revoke."
+    "--name",
+    "label",
+    type=KeyName(),
+    help="Name of the key, for key revoke. Its default is default, or metrics with --metrics.",
 )
-def key_add(name: str, label: str) -> None:
+@click.option(
+    "--metrics",
+    is_flag=True,
+    help="Create a key that is valid for /metrics only, and print a job for Prometheus that uses it.",
+)
+def key_add(name: str, label: str | None, metrics: bool) -> None:
     """Create a key and print it. It cannot be shown again, since only its digest is stored."""
-    from hxp_enterprise_llm.cli import keys
+    from hxp_enterprise_llm.cli import keys, scrape_job
+    from hxp_enterprise_llm.settings.api_keys import KeyKind
 
-    made, changed = keys.add(name, label)
+    kind = KeyKind.METRICS if metrics else KeyKind.API
+    made, changed = keys.add(name, label or ("metrics" if metrics else "default"), kind=kind)
     if changed:
         ServiceManager().settings_changed()
     click.echo(made)
     output.complain(f"to put the key into effect: citadel-llm reload {name}")
+    if metrics:
+        output.complain(f"write the key to {scrape_job.key_file(name)}, and add to scrape_configs: in prometheus.yml:")
+        click.echo(scrape_job.text(name), err=True)
 
 
 @key.command("list")
 @click.argument("name", type=NAME)
 @json_option
 def key_list(name: str, for_program: bool) -> None:
-    """Show the names and dates of the keys of an instance."""
+    """Show the names, kinds and dates of the keys of an instance."""
     from hxp_enterprise_llm.cli import keys
 
     found = keys.listed(name)
     if for_program:
-        output.as_json([{"name": one.name, "made": one.made} for one in found])
+        output.as_json([{"name": one.name, "kind": one.kind, "made": one.made} for one in found])
     else:
-        output.table(("NAME", "CREATED"), [(one.name or "(written by hand)", one.made or "-") for one in found])
+        rows = [(one.name or "(written by hand)", one.kind.value, one.made or "-") for one in found]
+        output.table(("NAME", "KIND", "CREATED"), rows)
 
 
 @key.command("revoke")
@@ -290,9 +304,10 @@ def key_list(name: str, for_program: bool) -> None:
 def key_revoke(name: str, label: str) -> None:
     """Revoke the key LABEL, at once also for running instances."""
     from hxp_enterprise_llm.cli import keys
+    from hxp_enterprise_llm.settings.api_keys import KeyKind
 
     left = keys.revoke(name, label)
-    click.echo(f"{name}: key {label} revoked, {left} left")
+    click.echo(f"{name}: key {label} revoked, {len(left)} left")
     failed = []
     for each in keys.sharing(name):
         try:
@@ -303,8 +318,9 @@ def key_revoke(name: str, label: str) -> None:
             failed.append(str(error))
     if failed:
         raise CitadelError("\n".join(failed))
-    if not left:
-        output.complain(f"{name} has no key left and refuses all requests; to create one: citadel-llm key add {name}")
+    if not any(one.kind is KeyKind.API for one in left):
+        refuses = "all requests but those for /metrics" if left else "all requests"
+        output.complain(f"{name} has no API key left and refuses {refuses}; to create one: citadel-llm key add {name}")
 
 
 @cli.command()

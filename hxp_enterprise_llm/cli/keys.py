@@ -8,7 +8,7 @@ from hxp_enterprise_llm.cli import edit, files
 from hxp_enterprise_llm.control.service_manager import ServiceManager
 from hxp_enterprise_llm.protocol import reload_request
 from hxp_enterprise_llm.settings import api_keys, config, credential_files
-from hxp_enterprise_llm.settings.api_keys import ApiKey
+from hxp_enterprise_llm.settings.api_keys import ApiKey, KeyKind
 from hxp_enterprise_llm.settings.errors import CitadelError, NotPermitted, SettingsRefused
 from hxp_enterprise_llm.settings.keys import HOST_KEYS
 from hxp_enterprise_llm.settings.values import read_alone
@@ -28,33 +28,38 @@ def listed(name: str, root: str = "/") -> list[ApiKey]:
     return _keys(file_of(name, root)[0])
 
 
-def add(name: str, label: str, root: str = "/") -> tuple[str, bool]:
+def add(name: str, label: str, root: str = "/", *, kind: KeyKind = KeyKind.API) -> tuple[str, bool]:
     """Create a key called `label`. Returns the key, which is not stored, and whether the settings were changed.
 
-    Raises CitadelError if a key of that name exists.
+    Raises CitadelError if a key of that name exists, and for a key for /metrics if the instance has no API key.
     """
     with files.locked(root):
         file, named = file_of(name, root)
+        if kind is KeyKind.METRICS and not (named and any(key.kind is KeyKind.API for key in _keys(file))):
+            raise CitadelError(
+                f"{name} has no API key, and a key for /metrics alone protects nothing; first create an API key: "
+                f"citadel-llm key add {name}"
+            )
         if named:
             # An instance whose settings file is refused cannot start, so a new key would be of no use.
             config.load(name, root)
-            return _new(name, label, file), False
+            return _new(name, label, kind, file), False
         with edit.draft(name, {"API_KEY_FILE": str(file)}, root) as draft:
-            key = _new(name, label, file)
+            key = _new(name, label, kind, file)
             files.put(draft, Path(config.instance_file(name, root)))
         return key, True
 
 
-def _new(name: str, label: str, file: Path) -> str:
+def _new(name: str, label: str, kind: KeyKind, file: Path) -> str:
     if any(key.name == label for key in _keys(file)):
         raise CitadelError(f"{name} already has a key named {label}; revoke it, or choose another --name")
-    key, line = api_keys.new(label)
+    key, line = api_keys.new(label, kind)
     _write(file, [*_lines(file), line])
     return key
 
 
-def revoke(name: str, label: str, root: str = "/") -> int:
-    """Remove the key called `label`. Returns the number of keys left. Raises CitadelError if no key has that name."""
+def revoke(name: str, label: str, root: str = "/") -> list[ApiKey]:
+    """Remove the key called `label`. Returns the keys left. Raises CitadelError if no key has that name."""
     with files.locked(root):
         file, _ = file_of(name, root)
         keys = _keys(file)
@@ -64,7 +69,7 @@ def revoke(name: str, label: str, root: str = "/") -> int:
             raise CitadelError(f"{name} has no key named {label}; {have}")
         # Other lines, such as comments and keys written by hand, stay.
         _write(file, [line for line in _lines(file) if [key.name for key in api_keys.read(line)] != [label]])
-        return len(_keys(file))
+        return _keys(file)
 
 
 def sharing(name: str, root: str = "/") -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hxp_enterprise_llm.settings import api_keys
+from hxp_enterprise_llm.settings.api_keys import KeyKind
 from hxp_enterprise_llm.settings.credential_files import API_KEY, HUB_TOKEN, KEYS, LARGEST_BYTES, MISSING, files
 from hxp_enterprise_llm.settings.errors import SettingsRefused
 from hxp_enterprise_llm.settings.grammar import SettingsFinding
@@ -25,17 +26,23 @@ MEGABYTE = LARGEST_BYTES >> 20
 class Credentials:
     """Digests of the accepted API keys, none if requests need no key; certificate and its key in PEM, "" without TLS.
 
-    `expires` is the time at which the certificate expires (seconds since the epoch).
+    `expires` is the time at which the certificate expires (seconds since the epoch). `metrics_digests` are digests of
+    the keys for /metrics only.
     """
 
     key_digests: tuple[str, ...] = ()
     certificate: str = field(default="", repr=False)
     private_key: str = field(default="", repr=False)
     expires: float = 0.0
+    metrics_digests: tuple[str, ...] = ()
 
     def and_key(self, digest: str) -> "Credentials":
         """The same with one more accepted key, if requests need a key."""
         return replace(self, key_digests=(*self.key_digests, digest)) if self.key_digests else self
+
+    def with_keys_of(self, other: "Credentials") -> "Credentials":
+        """The same with the keys of `other`."""
+        return replace(self, key_digests=other.key_digests, metrics_digests=other.metrics_digests)
 
 
 def files_of(config: ServiceConfigSchema) -> dict[str, str]:
@@ -58,11 +65,12 @@ def handed_over(config: ServiceConfigSchema) -> dict[str, str]:
 def validate(config: ServiceConfigSchema, contents: Mapping[str, str], running: bool = False) -> Credentials:
     """The credentials in the contents of the files. Raises SettingsRefused with all errors.
 
-    A key file without a key prevents a start. An instance that is `running` then refuses all requests: its last key was
-    revoked.
+    A key file without an API key prevents a start. An instance that is `running` then refuses all requests, except
+    those with a key for /metrics: its last API key was revoked.
     """
     errors: list[str] = []
     keys: tuple[str, ...] = ()
+    of_metrics: tuple[str, ...] = ()
     expires, given = 0.0, {}
     for name, file in files_of(config).items():
         content = contents.get(name)
@@ -75,8 +83,10 @@ def validate(config: ServiceConfigSchema, contents: Mapping[str, str], running: 
     if API_KEY in given:
         try:
             found = api_keys.read(given[API_KEY].encode("latin-1").decode("utf-8", "replace"))
-            keys = tuple(key.digest for key in found)
-            said = "" if keys else f"holds no key; create one with citadel-llm key add {config.name}"
+            keys = tuple(key.digest for key in found if key.kind is KeyKind.API)
+            of_metrics = tuple(key.digest for key in found if key.kind is KeyKind.METRICS)
+            holds = "holds only keys for /metrics" if found else "holds no key"
+            said = "" if keys else f"{holds}; create an API key with citadel-llm key add {config.name}"
             if said and running:
                 log.warning("API_KEY_FILE=%s %s; until then all requests are refused", config.api_key_file, said)
                 keys, said = (OF_NO_KEY,), ""
@@ -94,4 +104,4 @@ def validate(config: ServiceConfigSchema, contents: Mapping[str, str], running: 
         errors.append(f"HUB_TOKEN_FILE={config.hub_token_file} is empty; write only the token into it")
     if errors:
         raise SettingsRefused([SettingsFinding(instance_file(config.name), 0, text) for text in errors])
-    return Credentials(keys, given.get("tls-cert", ""), given.get("tls-key", ""), expires)
+    return Credentials(keys, given.get("tls-cert", ""), given.get("tls-key", ""), expires, of_metrics)

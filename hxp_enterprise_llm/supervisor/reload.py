@@ -11,7 +11,6 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -153,7 +152,7 @@ class InEffect:
         Returns whether another server is needed. Raises SettingsRefused, and then nothing changes.
         """
         if request.keys_only:
-            self.credentials = replace(self.credentials, key_digests=_keys(self.config, request.contents))
+            self.credentials = self.credentials.with_keys_of(_keys(self.config, request.contents))
             return False
         config, model = await asyncio.to_thread(self._reread)
         check(self.config, config)
@@ -176,13 +175,13 @@ class InEffect:
         self.config, self.model = _with_files(config, self.config), model
 
 
-def _keys(config: ServiceConfigSchema, contents: dict[str, str]) -> tuple[str, ...]:
-    """Digests of the keys in a file of API keys; needs no certificate files. Raises SettingsRefused."""
+def _keys(config: ServiceConfigSchema, contents: dict[str, str]) -> Credentials:
+    """The keys in a file of API keys, without a certificate. Raises SettingsRefused."""
     if not config.api_key_file:
         text = "API_KEY_FILE is new: run systemctl reload; until then requests need no key"
         raise SettingsRefused([SettingsFinding(instance_file(config.name), 0, text)])
     others = dict.fromkeys(("tls_cert_file", "tls_key_file", "hub_token_file"))
-    return validate(config.model_copy(update=others), contents, running=True).key_digests
+    return validate(config.model_copy(update=others), contents, running=True)
 
 
 def _with_files(config: ServiceConfigSchema, other: ServiceConfigSchema) -> ServiceConfigSchema:

@@ -20,6 +20,8 @@ from hxp_enterprise_llm.system import tls
 
 OPEN_PATH = "/health"
 """Needs no key, for load balancers: the answer only says that the server runs."""
+METRICS_PATH, METRICS_METHODS = "/metrics", ("GET", "HEAD")
+"""What a key for metrics may request. POST is not among them: it would count as a request to the model."""
 UNAUTHORIZED = json.dumps(
     {"error": {"message": "a key is missing or wrong", "type": "invalid_request_error", "code": "invalid_api_key"}}
 ).encode()
@@ -90,6 +92,7 @@ class Traffic:
     """
 
     key_digests: tuple[str, ...] = ()
+    metrics_digests: tuple[str, ...] = ()
     taken = 0
     """How often the server has been given credentials."""
     _tls: ssl.SSLContext | None = None
@@ -151,14 +154,17 @@ class Traffic:
 
     @staticmethod
     def _may(scope: Any) -> bool:
-        """Whether a request carries one of the keys. vLLM's --api-key protects only some paths, not /metrics."""
+        """Whether a request carries a key for its path. vLLM's --api-key protects only some paths, not /metrics."""
         if not Traffic.key_digests or scope.get("path") == OPEN_PATH:
             return True
         given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
         kind, _, key = given.decode("latin-1").partition(" ")
         found = digest(key.strip())
+        # The exact path, although vLLM serves metrics at everything that starts with it.
+        metrics = scope.get("path") == METRICS_PATH and scope.get("method") in METRICS_METHODS
+        valid = [*Traffic.key_digests, *(Traffic.metrics_digests if metrics else ())]
         # Compare with all keys, each in constant time, so that the duration reveals nothing.
-        matches = [hmac.compare_digest(found, one) for one in Traffic.key_digests]
+        matches = [hmac.compare_digest(found, one) for one in valid]
         return kind.lower() == "bearer" and any(matches)
 
     async def _refuse(self, scope: Any, send: Any) -> None:
@@ -180,7 +186,7 @@ class Traffic:
 
         WebSockets whose key is no longer valid are closed.
         """
-        cls.key_digests = credentials.key_digests
+        cls.key_digests, cls.metrics_digests = credentials.key_digests, credentials.metrics_digests
         cls._tls = tls.server(credentials.certificate, credentials.private_key) if credentials.certificate else None
         cls.taken += 1
         for talk in [talk for talk in cls._talks if not cls._may(talk.scope)]:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from hxp_enterprise_llm.cli import scrape_job
+
 PROJECT = Path(__file__).resolve().parents[2]
 PROMETHEUS = PROJECT / "share/prometheus"
 RULES = PROMETHEUS / "citadel-llm.rules.yml"
@@ -54,7 +56,9 @@ def test_alert_rules_pass_promtool_check() -> None:
 
 def test_scrape_config_and_rules_pass_promtool_check(tmp_path: Path) -> None:
     whole = tmp_path / "prometheus.yml"
-    whole.write_text(f"rule_files: [{RULES}]\n{SCRAPE.read_text(encoding='utf-8')}")
+    keyed = scrape_job.text("m", str(tmp_path)).replace("/etc/prometheus/", f"{tmp_path}/")
+    (tmp_path / "citadel-llm-m.key").write_text("key\n")
+    whole.write_text(f"rule_files: [{RULES}]\n{SCRAPE.read_text(encoding='utf-8')}\n{keyed}\n")
     passes("check", "config", "--lint=all", "--lint-fatal", whole)
 
 

@@ -1,5 +1,7 @@
 import fcntl
+import json
 import os
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,11 +10,14 @@ from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from hxp_enterprise_llm.cli import keys
+from hxp_enterprise_llm.cli import keys, scrape_job
 from hxp_enterprise_llm.cli.commands import cli
 from hxp_enterprise_llm.protocol import reload_request
 from hxp_enterprise_llm.settings import api_keys, config
+from hxp_enterprise_llm.settings.api_keys import ApiKey, KeyKind
 from hxp_enterprise_llm.settings.errors import CitadelError, NoSuchInstance, NotPermitted, SettingsRefused
 
 from .conftest import Root
@@ -41,11 +46,179 @@ def test_keys_are_added_listed_revoked_and_stored_as_digests(instance: Root, mon
     assert api_keys.digest(key) in file.read_text()
     with pytest.raises(CitadelError, match="m already has a key named alice"):
         keys.add("m", "alice", str(instance))
-    assert keys.revoke("m", "alice", str(instance)) == 1
+    assert [one.name for one in keys.revoke("m", "alice", str(instance))] == ["bob"]
     with pytest.raises(CitadelError, match="m has no key named alice; it has: bob"):
         keys.revoke("m", "alice", str(instance))
     with pytest.raises(NoSuchInstance):
         keys.add("none", "alice", str(instance))
+
+
+def read_by_version_1_1(text: str) -> list[str]:
+    """The digests of the keys that version 1.1 of the package accepts, which knew no kinds of keys."""
+    digests = []
+    for line in map(str.strip, text.splitlines()):
+        if not line or line.startswith("#"):
+            continue
+        made = re.fullmatch(r"sha256:([0-9a-f]{64})(?: ([A-Za-z0-9._-]{1,64}) ([0-9-]{10}))?", line)
+        if made:
+            digests.append(made[1])
+        elif re.fullmatch(r"[!-~]+", line) and not line.startswith("sha256:"):
+            digests.append(api_keys.digest(line))
+        else:
+            raise ValueError("not a key")
+    return digests
+
+
+def test_key_for_metrics_is_added_listed_and_revoked(instance: Root) -> None:
+    root, file = str(instance), instance.path / "etc/citadel-llm/m.keys"
+    keys.add("m", "alice", root)
+    key, changed = keys.add("m", "prometheus", root, kind=KeyKind.METRICS)
+    assert not changed
+    found = keys.listed("m", root)
+    assert [(one.name, one.kind) for one in found] == [("alice", KeyKind.API), ("prometheus", KeyKind.METRICS)]
+    assert found[1].digest == api_keys.digest(key) and found[1].made == found[0].made
+    with pytest.raises(CitadelError, match="already has a key named prometheus"):
+        keys.add("m", "prometheus", root)
+    with pytest.raises(ValueError, match="not a key"):
+        read_by_version_1_1(file.read_text())
+    # The API key can be revoked without the key for metrics, and the other way round.
+    assert [one.name for one in keys.revoke("m", "alice", root)] == ["prometheus"]
+    assert keys.revoke("m", "prometheus", root) == []
+
+
+@pytest.mark.parametrize("text", ["", "# none\n", f"sha256:{'0' * 64} other 2026-01-01 metrics\n"])
+def test_key_for_metrics_requires_an_api_key(instance: Root, text: str) -> None:
+    """The key alone would make an open instance refuse all other requests."""
+    with pytest.raises(CitadelError, match="first create an API key: citadel-llm key add m"):
+        keys.add("m", "prometheus", str(instance), kind=KeyKind.METRICS)
+    assert "API_KEY_FILE" not in Path(config.instance_file("m", str(instance))).read_text()
+    file = instance.path / "keys"
+    file.write_text(text)
+    instance.instance("m", GOOD + f"API_KEY_FILE={file}\n")
+    with pytest.raises(CitadelError, match="first create an API key"):
+        keys.add("m", "prometheus", str(instance), kind=KeyKind.METRICS)
+    assert file.read_text() == text
+
+
+def test_files_of_version_1_1_stay_valid() -> None:
+    text = f"# ours\nby-hand\nsha256:{'0' * 64}\n\n  sha256:{'1' * 64} alice 2026-01-01  \n#sha256:{'2' * 64}\n"
+    found = api_keys.read(text)
+    assert [one.digest for one in found] == read_by_version_1_1(text)
+    assert {one.kind for one in found} == {KeyKind.API}
+
+
+@pytest.mark.parametrize("more", ["Metrics", "metrics metrics", "metric", " metrics", "models=a", "metrics\0"])
+def test_unknown_restriction_is_refused(more: str) -> None:
+    """A key must never be valid for more than a later version, or the administrator, restricted it to."""
+    with pytest.raises(ValueError, match="line 1 is not a key that this version"):
+        api_keys.read(f"sha256:{'0' * 64} alice 2026-01-01 {more}\n")
+    with pytest.raises(ValueError, match="line 1 is not a key that this version"):
+        api_keys.read(f"sha256:{'0' * 64} metrics\n")
+
+
+LINE = st.one_of(
+    st.text(),
+    st.text(st.characters(max_codepoint=127)),
+    st.from_regex(
+        r"(sha256:[0-9a-f]{64}( [\w.-]{1,64}( [0-9-]{10}( metrics)?)?)?|#.*|[!-~]+)[ \t\r\v\x85]?", fullmatch=True
+    ),
+)
+
+
+@settings(deadline=None)
+@given(lines=st.lists(LINE, max_size=6), ending=st.sampled_from(["\n", "\r\n", "\r", "\v", "\x85"]))
+def test_any_text_is_read_as_version_1_1_reads_it_or_refused(lines: list[str], ending: str) -> None:
+    """No text gives a key a wider use than in version 1.1, and no name that a terminal would interpret."""
+    text = ending.join(lines)
+    try:
+        before: list[str] | None = read_by_version_1_1(text)
+    except ValueError:
+        before = None
+    try:
+        found = api_keys.read(text)
+    except ValueError as refused:
+        assert before is None and str(refused).isprintable()
+        return
+    for key in found:
+        assert re.fullmatch("[0-9a-f]{64}", key.digest) and (key.name + key.made).isascii()
+        assert (key.name + key.made).isprintable()
+    if before is not None:
+        assert [key.digest for key in found if key.kind is KeyKind.API] == before and len(found) == len(before)
+    else:
+        assert any(key.kind is KeyKind.METRICS for key in found)
+
+
+@settings(deadline=None)
+@given(name=st.from_regex(r"[A-Za-z0-9._-]{1,64}", fullmatch=True), kind=st.sampled_from(KeyKind))
+def test_a_new_line_is_read_as_the_key_that_it_was_made_for(name: str, kind: KeyKind) -> None:
+    key, line = api_keys.new(name, kind)
+    (found,) = api_keys.read(line)
+    assert found == ApiKey(name, found.made, api_keys.digest(key), kind)
+
+
+@settings(deadline=None)
+@given(content=st.binary(max_size=200))
+def test_any_bytes_of_a_key_file_give_keys_or_an_error(content: bytes) -> None:
+    """The command and the main process decode a file differently, and must find the same keys."""
+    found = []
+    for errors in ("surrogateescape", "replace"):
+        try:
+            found.append(api_keys.read(content.decode("utf-8", errors)))
+        except ValueError:
+            found.append([])
+    assert found[0] == found[1]
+
+
+def test_commands_show_the_kind_of_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [ApiKey("", "", "0" * 64), ApiKey("prometheus", "2026-01-01", "1" * 64, KeyKind.METRICS)]
+    monkeypatch.setattr(keys, "listed", lambda _: found)
+    table = CliRunner().invoke(cli, ["key", "list", "m"]).stdout.splitlines()
+    assert [line.split()[-2:] for line in table] == [["KIND", "CREATED"], ["api", "-"], ["metrics", "2026-01-01"]]
+    assert json.loads(CliRunner().invoke(cli, ["key", "list", "m", "--json"]).stdout) == [
+        {"name": "", "kind": "api", "made": ""},
+        {"name": "prometheus", "kind": "metrics", "made": "2026-01-01"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "label", "kind"),
+    [
+        ((), "default", KeyKind.API),
+        (("--metrics",), "metrics", KeyKind.METRICS),
+        (("--metrics", "--name", "a"), "a", KeyKind.METRICS),
+    ],
+)
+def test_key_add_prints_only_the_key_to_standard_output(
+    monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], label: str, kind: KeyKind
+) -> None:
+    """So that its output can be piped into a file for Prometheus."""
+    asked = []
+
+    def add(name: str, called: str, *, kind: KeyKind) -> tuple[str, bool]:
+        asked.append((name, called, kind))
+        return "the-key", False
+
+    monkeypatch.setattr(keys, "add", add)
+    monkeypatch.setattr(scrape_job, "text", lambda name: f"job of {name}")
+    done = CliRunner().invoke(cli, ["key", "add", "m", *words])
+    assert (done.exit_code, done.stdout, asked) == (0, "the-key\n", [("m", label, kind)])
+    assert ("job of m" in done.stderr) is (kind is KeyKind.METRICS)
+
+
+def test_scrape_job_names_the_monitor_and_one_model(root: Root) -> None:
+    root.host("SERVER_IP=::1\nHEALTH_PORT=8001\n")
+    assert "url: http://[::1]:8001/health/targets/m\n" in scrape_job.text("m", str(root))
+    root.host("")
+    page = Path(__file__).resolve().parent.parent.parent / "docs/monitoring.md"
+    assert f"```yaml\n{scrape_job.text('M', str(root))}\n```" in page.read_text(), "the page shows this job"
+
+
+@pytest.mark.parametrize(("left", "refuses"), [([], "all requests;"), ([KeyKind.METRICS], "all requests but those")])
+def test_revoking_the_last_api_key_warns(monkeypatch: pytest.MonkeyPatch, left: list[KeyKind], refuses: str) -> None:
+    monkeypatch.setattr(keys, "revoke", lambda *_: [ApiKey("a", "2026-01-01", "0" * 64, kind) for kind in left])
+    monkeypatch.setattr(keys, "sharing", lambda _: [])
+    done = CliRunner().invoke(cli, ["key", "revoke", "m", "alice"])
+    assert done.exit_code == 0 and f"m has no API key left and refuses {refuses}" in done.stderr
 
 
 def test_empty_name_does_not_revoke_handwritten_keys(instance: Root) -> None:
@@ -74,7 +247,7 @@ def test_revocation_reaches_all_instances_sharing_the_key_file(instance: Root, m
         told.append(name)
         raise CitadelError(f"{name} has not taken them")
 
-    monkeypatch.setattr(keys, "revoke", lambda *_: 1)
+    monkeypatch.setattr(keys, "revoke", lambda *_: [])
     monkeypatch.setattr(keys, "sharing", lambda _: ["n", "m"])
     monkeypatch.setattr(keys, "hand_over", hand_over)
     done = CliRunner().invoke(cli, ["key", "revoke", "n", "alice"])
@@ -126,7 +299,7 @@ def test_key_can_be_revoked_despite_refused_settings(instance: Root, wrong: str)
     file.write_text(file.read_text() + wrong)
     instance.host("VLLM_USER=$x\n")
     assert [key.name for key in keys.listed("m", str(instance))] == ["alice"]
-    assert keys.revoke("m", "alice", str(instance)) == 0
+    assert keys.revoke("m", "alice", str(instance)) == []
     with pytest.raises(SettingsRefused):
         keys.add("m", "bob", str(instance))
 

@@ -1,15 +1,18 @@
 """Requests that an instance with keys answers."""
 
 import asyncio
+import dataclasses
+import json
 from typing import Any
 
 import pytest
 
+from hxp_enterprise_llm.protocol.credentials import Credentials
 from hxp_enterprise_llm.settings import api_keys
 from hxp_enterprise_llm.worker.traffic import Traffic
 
 
-def answer(path: str, authorization: bytes | None, kind: str = "http") -> dict[str, Any]:
+def answer(path: str, authorization: bytes | None, kind: str = "http", method: str = "GET") -> dict[str, Any]:
     """The first message of the answer to a request, with an application that accepts every client."""
     sent: list[dict[str, Any]] = []
 
@@ -20,7 +23,9 @@ def answer(path: str, authorization: bytes | None, kind: str = "http") -> dict[s
         sent.append(message)
 
     headers = [] if authorization is None else [(b"authorization", authorization)]
-    scope = {"type": kind, "method": "GET", "path": path, "headers": headers, "app": type("App", (), {"state": Any})}
+    scope: dict[str, Any] = {"type": kind, "path": path, "headers": headers}
+    if kind == "http":
+        scope["method"] = method
     scope["app"] = type("App", (), {"state": type("State", (), {"server": None})})
     asyncio.run(Traffic(application)(scope, None, send))
     return sent[0]
@@ -29,6 +34,7 @@ def answer(path: str, authorization: bytes | None, kind: str = "http") -> dict[s
 @pytest.fixture
 def locked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Traffic, "key_digests", (api_keys.digest("first"), api_keys.digest("second")))
+    monkeypatch.setattr(Traffic, "metrics_digests", (api_keys.digest("for-metrics"),))
 
 
 @pytest.mark.parametrize(
@@ -51,3 +57,43 @@ def test_health_and_instances_without_keys_require_no_key(locked: None, monkeypa
     assert answer("/v1/realtime", None, "websocket") == {"type": "websocket.close", "code": 1008}
     monkeypatch.setattr(Traffic, "key_digests", ())
     assert answer("/metrics", None)["status"] == 200
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_metrics_key_is_valid_for_metrics(locked: None, method: str) -> None:
+    assert answer("/metrics", b"Bearer for-metrics", method=method)["status"] == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/models"),
+        ("POST", "/v1/completions"),
+        ("GET", "/metrics/"),
+        ("GET", "/metrics/v1/models"),
+        ("GET", "/metricsx"),
+        ("GET", "//metrics"),
+        ("GET", "/v1/metrics"),
+        ("GET", "/Metrics"),
+        ("POST", "/metrics"),
+        ("OPTIONS", "/metrics"),
+        ("get", "/metrics"),
+    ],
+)
+def test_metrics_key_is_refused_elsewhere(locked: None, method: str, path: str) -> None:
+    assert answer(path, b"Bearer for-metrics", method=method)["status"] == 401
+
+
+def test_metrics_key_opens_no_websocket(locked: None) -> None:
+    for path in ("/metrics", "/v1/realtime"):
+        assert answer(path, b"Bearer for-metrics", "websocket") == {"type": "websocket.close", "code": 1008}
+
+
+def test_metrics_key_stays_restricted_after_its_use(locked: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server reads its credentials from JSON, where a tuple becomes a list, which could be extended."""
+    monkeypatch.setattr(Traffic, "taken", 0)
+    sent = json.dumps(dataclasses.asdict(Credentials(("a",), metrics_digests=(api_keys.digest("for-metrics"),))))
+    Traffic.take(Credentials(**json.loads(sent)))
+    for _ in range(2):
+        assert answer("/metrics", b"Bearer for-metrics")["status"] == 200
+        assert answer("/v1/models", b"Bearer for-metrics")["status"] == 401

@@ -278,6 +278,10 @@ def test_key_revocation_applies_no_other_changed_setting() -> None:
     now = InEffect(keyed(**tls), "/m", Credentials((digest("a"), digest("b")), made.CERTIFICATE, made.KEY), broken)
     assert not taken_in(now, "b", keys_only=True)
     assert now.credentials == Credentials((digest("b"),), made.CERTIFICATE, made.KEY)
+    assert not taken_in(now, f"b\nsha256:{digest('c')} prometheus 2026-01-01 metrics\n", keys_only=True)
+    assert (now.credentials.key_digests, now.credentials.metrics_digests) == ((digest("b"),), (digest("c"),))
+    assert not taken_in(now, "b", keys_only=True)
+    assert now.credentials.metrics_digests == ()
     with pytest.raises(SettingsRefused, match="is missing"):
         taken_in(now, MISSING, keys_only=True)
     assert now.credentials.key_digests == (digest("b"),), "a missing file admits no client"

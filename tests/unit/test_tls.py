@@ -116,6 +116,14 @@ def test_key_file_without_keys_admits_no_client() -> None:
     given = credentials.validate(keyed, {"api-key": "# none\n"}, running=True)
     assert given.key_digests == (credentials.OF_NO_KEY,), "an empty list would let everybody in"
     assert digest("") not in given.key_digests
+    # A key for /metrics lets no client use the model.
+    only_metrics = f"sha256:{digest('a')} prometheus 2026-01-01 metrics\n"
+    with pytest.raises(SettingsRefused, match="holds only keys for /metrics"):
+        credentials.validate(keyed, {"api-key": only_metrics})
+    given = credentials.validate(keyed, {"api-key": only_metrics}, running=True)
+    assert (given.key_digests, given.metrics_digests) == ((credentials.OF_NO_KEY,), (digest("a"),))
+    given = credentials.validate(keyed, {"api-key": f"{only_metrics}by-hand\n"})
+    assert (given.key_digests, given.metrics_digests) == ((digest("by-hand"),), (digest("a"),))
 
 
 def test_private_key_is_not_in_repr() -> None:

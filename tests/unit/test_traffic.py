@@ -24,7 +24,7 @@ PART, REST = {"type": "http.request", "more_body": True}, {"type": "http.request
 
 @pytest.fixture(autouse=True)
 def nothing_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("requests", 0), ("sent", 0), ("leaving", False), ("key_digests", ())):
+    for name, value in (("requests", 0), ("sent", 0), ("leaving", False), ("key_digests", ()), ("metrics_digests", ())):
         monkeypatch.setattr(Traffic, name, value)
     for name in ("taken", "server", "is_open"):
         monkeypatch.setattr(Traffic, name, getattr(Traffic, name))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from waiting import until
 
-from .conftest import Host
+from .conftest import SUMMARY, TINY_MODEL, Host
 
 SHIPPED = "/usr/share/citadel-llm"
 # Its default, 9090, is METRICS_PORT, see docs/monitoring.md.
@@ -25,6 +25,23 @@ end = time.monotonic() + float(sys.argv[1])
 while time.monotonic() < end:
     client.completions.create(model="test", prompt="The same beginning of each request. " * 8, max_tokens=24)
 """
+UNIT = "prometheus-of-the-test"
+CONFIG = "/root/prometheus.yml"
+KEYED_PORT, RECORDER_PORT = 11591, 11592
+KEYS, KEY = "/etc/citadel-llm/keyed.keys", "/etc/prometheus/citadel-llm-keyed.key"
+RECORDER = """
+import http.server, sys
+
+class Recorder(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        print("received", self.path, self.headers.get("Authorization"), flush=True)
+        self.send_response(200)
+        self.send_header("Content-Type", "text/plain")
+        self.end_headers()
+        self.wfile.write(b"recorder_answers 1\\n")
+
+http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Recorder).serve_forever()
+"""
 
 
 class Prometheus:
@@ -32,6 +49,20 @@ class Prometheus:
 
     def __init__(self, host: Host) -> None:
         self.machine = host.machine
+        self.shipped = self.machine.output("cat", f"{SHIPPED}/prometheus/citadel-llm.scrape.yml")
+
+    def write(self, scrape: str) -> None:
+        """Write the configuration, with `scrape` as the scrape config and with short intervals."""
+        scrape = scrape.replace("15s", f"{FAST_SEC}s")
+        rules = f"rule_files: [{SHIPPED}/prometheus/citadel-llm.rules.yml]"
+        self.machine.write(CONFIG, f"global: {{evaluation_interval: 1s}}\n{rules}\n{scrape}\n")
+
+    def configure(self, scrape: str) -> None:
+        """Let the running Prometheus read another scrape config."""
+        loaded = self.get("status/config")["yaml"]
+        self.write(scrape)
+        self.machine.run("systemctl", "kill", "--signal=HUP", UNIT)
+        until(lambda: self.get("status/config")["yaml"] != loaded, "the configuration is loaded")
 
     def get(self, path: str, **parameters: str) -> Any:
         words = [word for key, value in parameters.items() for word in ("--data-urlencode", f"{key}={value}")]
@@ -56,24 +87,73 @@ def prometheus(host: Host) -> Iterator[Prometheus]:
     machine.run("systemctl", "start", "citadel-llm@test")
     if not machine.inside("/usr/local/bin/prometheus").exists():
         machine.copy_in(Path(program), "/usr/local/bin/prometheus")
-    scrape = machine.output("cat", f"{SHIPPED}/prometheus/citadel-llm.scrape.yml").replace("15s", f"{FAST_SEC}s")
-    machine.write(
-        "/root/prometheus.yml",
-        f"global: {{evaluation_interval: 1s}}\nrule_files: [{SHIPPED}/prometheus/citadel-llm.rules.yml]\n{scrape}\n",
-    )
+    prometheus = Prometheus(host)
+    prometheus.write(prometheus.shipped)
     machine.run(
-        "systemd-run", "--unit=prometheus-of-the-test", "/usr/local/bin/prometheus",
-        "--config.file=/root/prometheus.yml", "--storage.tsdb.path=/var/tmp/prometheus",
+        "systemd-run", f"--unit={UNIT}", "/usr/local/bin/prometheus",
+        f"--config.file={CONFIG}", "--storage.tsdb.path=/var/tmp/prometheus",
         f"--web.listen-address={ADDRESS}",
     )  # fmt: skip
     try:
         machine.run(
             "curl", "-sS", "--retry", "20", "--retry-connrefused", "--retry-delay", "1", f"http://{ADDRESS}/-/ready"
         )
-        yield Prometheus(host)
+        yield prometheus
     finally:
-        machine.run("systemctl", "stop", "prometheus-of-the-test", "citadel-llm@test")
+        machine.run("systemctl", "stop", UNIT, "citadel-llm@test")
         machine.run("rm", "-rf", "/var/tmp/prometheus")
+
+
+class Recorder:
+    """An instance whose main process is a stand-in that logs the Authorization header of each request."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+
+    def listen(self, port: int) -> None:
+        """Start the instance, or restart it, with this port."""
+        machine = self.host.machine
+        machine.write("/usr/local/lib/recorder.py", RECORDER)
+        command = f"/usr/bin/python3 /usr/local/lib/recorder.py {port}"
+        drop_in = f"[Service]\nType=exec\nWatchdogSec=0\nExecStart=\nExecStart={command}\n"
+        machine.write("/run/systemd/system/citadel-llm@recorder.service.d/90-recorder.conf", drop_in)
+        self.host.settings("recorder", MODEL=TINY_MODEL, PORT=port)
+        machine.run("systemctl", "restart", "citadel-llm@recorder")
+
+    def received(self) -> list[str]:
+        """The Authorization headers of the scrapes so far."""
+        lines = [line.split(maxsplit=2) for line in self.host.journal("recorder").splitlines()]
+        return [words[2] for words in lines if words[:2] == ["received", "/metrics"]]
+
+    def more(self, count: int = 3) -> list[str]:
+        """The Authorization headers of the next scrapes, of which there are at least `count`."""
+        before = len(self.received())
+        until(lambda: len(self.received()) >= before + count, "the recorder is scraped")
+        return self.received()[before:]
+
+
+@pytest.fixture
+def recorder(host: Host) -> Iterator[Recorder]:
+    yield Recorder(host)
+    host.machine.run("systemctl", "stop", "citadel-llm@recorder")
+    host.machine.run("rm", "-rf", "/run/systemd/system/citadel-llm@recorder.service.d", "/usr/local/lib/recorder.py")
+
+
+@pytest.fixture
+def keyed(host: Host) -> Iterator[str]:
+    """A running instance with an API key and a key for metrics, made as docs/monitoring.md says; its scrape job."""
+    machine = host.machine
+    host.settings("keyed", MODEL=TINY_MODEL, PORT=KEYED_PORT, KV_CACHE_GB=0.25)
+    machine.run("mkdir", "-p", "/etc/prometheus")
+    add = f"citadel-llm key add keyed --metrics 2>/root/job | install -m 0600 /dev/stdin {KEY}"
+    try:
+        machine.run("citadel-llm", "key", "add", "keyed", "--name", "alice")
+        machine.run("sh", "-c", add)
+        machine.run("systemctl", "start", "citadel-llm@keyed")
+        said = machine.output("cat", "/root/job")
+        yield "".join(line for line in said.splitlines(keepends=True) if not line.startswith("citadel-llm: "))
+    finally:
+        machine.run("rm", "-rf", "/etc/prometheus", "/root/job", KEYS)
 
 
 def queries(machine_file: str) -> dict[str, list[str]]:
@@ -135,3 +215,51 @@ def test_stopped_instance_is_removed_from_targets(host: Host, prometheus: Promet
     # Prometheus ends the series of a removed target a few intervals later.
     until(lambda: prometheus.ask('up{job="citadel-llm-models"}') == [], "the series has ended")
     assert prometheus.ask('citadel_llm_service_state{service="test", state="stopped"} == 1')
+
+
+def test_key_reaches_only_the_model_that_it_belongs_to(
+    host: Host, prometheus: Prometheus, keyed: str, recorder: Recorder
+) -> None:
+    machine, of_keyed = host.machine, 'up{service="keyed"}'
+    recorder.listen(RECORDER_PORT)
+    prometheus.configure(prometheus.shipped + keyed)
+    # The key opens the metrics of its model, and nothing else.
+    until(lambda: prometheus.ask(f"{of_keyed} == 1"), "the model with keys is scraped")
+    assert [one["metric"]["job"] for one in prometheus.ask(of_keyed)] == ["citadel-llm-model-keyed"]
+    assert prometheus.ask('vllm:num_requests_running{service="keyed"}')
+    header = f"Authorization: Bearer {machine.output('cat', KEY)}"
+    url = f"http://127.0.0.1:{KEYED_PORT}"
+
+    def status(path: str, *words: str) -> str:
+        code = ("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-H", header)
+        return machine.output(*code, *words, f"{url}{path}")
+
+    assert (status("/metrics"), status("/metrics", "--head")) == ("200", "200")
+    refused = [status(path) for path in ("/v1/models", "/metrics/", "/metrics/v1/models", "/openapi.json")]
+    refused += [status("/metrics", "-d", "{}"), status("/v1/completions", "-d", "{}")]
+    assert refused == ["401"] * len(refused)
+    # Another model is scraped at the same time, and receives no key.
+    until(lambda: prometheus.ask('recorder_answers{job="citadel-llm-models"} == 1'), "the recorder is scraped")
+    recorder.more()
+    seen = recorder.received()
+    # A model that takes the port of a stopped model receives no key either.
+    machine.run("systemctl", "stop", "citadel-llm@keyed")
+    until(lambda: prometheus.ask(of_keyed) == [], "the target is gone")
+    recorder.listen(KEYED_PORT)
+    seen += recorder.more()
+    assert set(seen) == {"None"}
+    # A revoked key opens nothing.
+    recorder.listen(RECORDER_PORT)
+    machine.run("systemctl", "start", "citadel-llm@keyed")
+    until(lambda: prometheus.ask(f"{of_keyed} == 1"), "the model with keys is scraped again")
+    assert "metrics revoked, 1 left" in machine.output("citadel-llm", "key", "revoke", "keyed", "metrics")
+    assert status("/metrics") == "401"
+    until(lambda: prometheus.ask(f"{of_keyed} == 0"), "the scrape is refused")
+    # With the key in the job of all models, as this package once advised, the recorder receives it.
+    everywhere = prometheus.shipped.replace(
+        "job_name: citadel-llm-models\n",
+        f"job_name: citadel-llm-models\n    authorization:\n      credentials_file: {KEY}\n",
+    )
+    prometheus.configure(everywhere)
+    until(lambda: f"Bearer {machine.output('cat', KEY)}" in recorder.received(), "the recorder receives the key")
+    SUMMARY.append(f"{len(seen)} scrapes of another model: none carries the key")

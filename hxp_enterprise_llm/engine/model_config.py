@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from hxp_enterprise_llm.engine import flags, model_files
+from hxp_enterprise_llm.settings import regular_files
 from hxp_enterprise_llm.settings.errors import ModelMissing
+from hxp_enterprise_llm.settings.grammar import shown
 from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 
 TABLE = Path(__file__).with_name("vllm_architectures.json")
@@ -20,15 +22,20 @@ LENGTH_KEYS = (
 )  # fmt: skip
 """Keys in which vLLM 0.32 looks for the longest sequence (tokens); the minimum counts (model_arch_config_convertor)."""
 
+LONGEST = 1 << 53
+"""Above the longest sequence of any model (tokens)."""
+SHOWN_NAMES = 3
+"""Number of architectures that a message names."""
+
 
 def read(model: str) -> dict[str, Any]:
     """The content of config.json in a model's directory. Raises ModelMissing if vLLM could not read it."""
     file = Path(model, "config.json")
     try:
-        values = json.loads(model_files.read(file, LARGEST_BYTES))
+        values = model_files.parsed(regular_files.read(file, LARGEST_BYTES))
     except OSError as error:
         raise ModelMissing(f"{file}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ModelMissing(f"{file} is not readable as JSON ({error}); fetch or copy the model again") from None
     if not isinstance(values, dict):
         raise ModelMissing(f"{file} holds no JSON object; fetch or copy the model again")
@@ -52,7 +59,8 @@ def check(config: ServiceConfigSchema, model: str) -> tuple[list[str], list[str]
         )
     warnings = []
     if not set(json.loads(TABLE.read_text(encoding="utf-8"))).intersection(names):
-        warnings.append(f"MODEL={config.model}: vLLM has no code of its own for {', '.join(names)} and may refuse it")
+        unknown = shown(", ".join(names[:SHOWN_NAMES]))
+        warnings.append(f"MODEL={config.model}: vLLM has no code of its own for {unknown} and may refuse it")
     return [*_too_long(config, given, values), *_too_short(config, given, model, names)], warnings
 
 
@@ -61,15 +69,23 @@ def longest(values: dict[str, Any]) -> tuple[int, str] | None:
     text = values.get("text_config")
     values = text if isinstance(text, dict) else values
     scaling = [values.get("rope_scaling"), values.get("rope_parameters")]
-    if any("factor" in json.dumps(entry) for entry in scaling if entry):
+    if any(map(_scales, scaling)):
         # Whether the factor applies depends on the kind of scaling; vLLM decides.
         return None
     found = [
         (value, key)
         for key in LENGTH_KEYS
-        if isinstance(value := values.get(key), int) and not isinstance(value, bool) and value > 0
+        if isinstance(value := values.get(key), int) and not isinstance(value, bool) and 0 < value < LONGEST
     ]
     return min(found) if found else None
+
+
+def _scales(parameters: Any) -> bool:
+    """Whether parameters of the position encoding, or those of a kind of layers among them, have a factor."""
+    if not isinstance(parameters, dict):
+        return False
+    inner = [key for value in parameters.values() if isinstance(value, dict) for key in value]
+    return any("factor" in key for key in [*parameters, *inner])
 
 
 def _length(config: ServiceConfigSchema, given: flags.Flags) -> tuple[str, int | None]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hxp_enterprise_llm.engine import flags, model_files
 from hxp_enterprise_llm.settings.errors import ModelMissing
-from hxp_enterprise_llm.settings.grammar import printable
+from hxp_enterprise_llm.settings.grammar import printable_line, shown
 from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 from hxp_enterprise_llm.settings.values import MODELS as SERVED_FROM
 
@@ -76,12 +76,15 @@ def _check_files(config: ServiceConfigSchema, directory: Path, models: Path, vis
     Other files do not matter: a model may be in the root directory of a disk, beside lost+found.
     """
     for file in loaded_files(config, directory):
-        if printable(file.name) != file.name:
-            raise ModelMissing(f"MODEL={config.model}: the file name {file.name} is not UTF-8 text; rename the file")
-        if hidden := hidden_in(file, HIDDEN + PRIVATE, visible):
+        if not file.name.isprintable():
             raise ModelMissing(
-                f"MODEL={config.model}: {file.name} is a link to {os.path.realpath(file)}, and services cannot see "
-                f"{hidden}; copy the model to {models} together with the targets of its links (cp -rL)"
+                f"MODEL={config.model}: the file name {shown(file.name)} cannot be printed; rename the file"
+            )
+        if hidden := hidden_in(file, HIDDEN + PRIVATE, visible):
+            target = printable_line(os.path.realpath(file))
+            raise ModelMissing(
+                f"MODEL={config.model}: {file.name} is a link to {target}, and services cannot see {hidden}; "
+                f"copy the model to {models} together with the targets of its links (cp -rL)"
             )
         if not os.access(file, os.R_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))

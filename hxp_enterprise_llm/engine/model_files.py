@@ -1,14 +1,18 @@
-"""Which files of a model's directory vLLM loads, and how a check opens them."""
+"""Which files of a model's directory vLLM loads, and how a check reads them.
+
+A check also runs as root, and the author of a model may want to harm the host. So the size and the number of the files
+that a check reads are bounded, and so are the depth of their JSON and the memory that it takes.
+"""
 
 import errno
 import json
 import os
-import stat
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
-from hxp_enterprise_llm.settings.grammar import READING
+from hxp_enterprise_llm.settings import regular_files
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
 """Formats of weights, in the order in which vLLM looks for them (model_executor/model_loader/default_loader.py of
@@ -19,7 +23,13 @@ OTHERS = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
 """Configuration, tokenizer and chat template."""
 CODE = "*.py"
 INDEX = "model.safetensors.index.json"
-LARGEST_INDEX_BYTES = 64 << 20
+LARGEST_INDEX_BYTES = 32 << 20
+"""The largest models have an index of 14 MB."""
+MOST_FILES = 10_000
+"""Number of files in a directory, or in an index, above which it is no model's."""
+MOST_CONTAINERS = 1_000_000
+"""Number of objects and lists above which JSON is not parsed: an empty list has 2 bytes in a file and 64 in memory.
+The header of a safetensors file has three for each tensor."""
 
 
 def weights(directory: Path) -> list[Path]:
@@ -28,7 +38,7 @@ def weights(directory: Path) -> list[Path]:
     These are the shards in the index, present or not; without an index, all files of the first format. A consolidated
     file repeats the shards beside it. Raises OSError if the directory cannot be listed.
     """
-    files = sorted(directory.iterdir())
+    files = listed(directory)
     for pattern in WEIGHTS:
         found = [file for file in files if file.match(pattern) and file.name not in NOT_WEIGHTS]
         if not found:
@@ -42,17 +52,37 @@ def weights(directory: Path) -> list[Path]:
 def _of_index(directory: Path) -> list[Path]:
     """The shards in the index; empty if it cannot be read, which vLLM then reports."""
     try:
-        names = json.loads(read(directory / INDEX, LARGEST_INDEX_BYTES))["weight_map"].values()
-        return [directory / name for name in sorted(set(names)) if "/" not in name]
-    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        names = set(parsed(regular_files.read(directory / INDEX, LARGEST_INDEX_BYTES))["weight_map"].values())
+        files = [directory / name for name in sorted(names) if "/" not in name]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
+    return files if len(files) <= MOST_FILES else []
 
 
 def loaded(directory: Path, with_code: bool) -> list[Path]:
     """Every file of a directory that vLLM reads; Python files only with `--trust-remote-code`. Raises OSError."""
     patterns = (*OTHERS, CODE) if with_code else OTHERS
-    others = [file for file in sorted(directory.iterdir()) if _matches(file, patterns)]
+    others = [file for file in listed(directory) if _matches(file, patterns)]
     return [*others, *(file for file in weights(directory) if os.path.lexists(file))]
+
+
+def listed(directory: Path) -> list[Path]:
+    """The files of a directory, sorted. Raises OSError, also if there are more than MOST_FILES."""
+    with os.scandir(directory) as entries:
+        names = [entry.name for entry in islice(entries, MOST_FILES + 1)]
+    if len(names) > MOST_FILES:
+        raise OSError(errno.E2BIG, f"has more than {MOST_FILES} files; is it the directory of a model?", str(directory))
+    return [directory / name for name in sorted(names)]
+
+
+def parsed(content: bytes) -> Any:
+    """The value of a JSON text. Raises ValueError, also if it is nested too deeply or has too many parts."""
+    if content.count(b"{") + content.count(b"[") > MOST_CONTAINERS:
+        raise ValueError(f"it has more than {MOST_CONTAINERS} objects and lists")
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def _matches(file: Path, patterns: Sequence[str]) -> bool:
@@ -66,30 +96,3 @@ def weights_bytes(model: str) -> int:
         return sum(file.stat().st_size for file in weights(Path(model)) if file.is_file())
     except OSError:
         return 0
-
-
-def opened(file: Path) -> BinaryIO:
-    """Open a regular file for reading. Raises OSError, also for any other kind of file: a FIFO would block."""
-    # Check before opening, because opening a device can have an effect, and after: the file may have been replaced.
-    _check_kind(file.stat())
-    stream = os.fdopen(os.open(file, READING), "rb")
-    try:
-        _check_kind(os.fstat(stream.fileno()))
-    except OSError:
-        stream.close()
-        raise
-    return stream
-
-
-def read(file: Path, largest_bytes: int) -> bytes:
-    """The content of a regular file. Raises OSError, also if the file is larger than `largest_bytes`."""
-    with opened(file) as stream:
-        content = stream.read(largest_bytes + 1)
-    if len(content) > largest_bytes:
-        raise OSError(errno.EFBIG, f"is larger than {largest_bytes >> 20} MB")
-    return content
-
-
-def _check_kind(status: os.stat_result) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "is not a regular file")

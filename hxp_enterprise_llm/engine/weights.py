@@ -2,21 +2,29 @@
 
 A safetensors file begins with the length of its header (8 bytes, little-endian) and the header, a JSON object with the
 position of each tensor in the data that follows. The last tensor ends at the end of the file (the format's README,
-"Format").
+"Format"). Headers that are unusually large are left to vLLM, which reads them within the limits of its unit.
 """
 
-import json
+import os
 from pathlib import Path
 from typing import Any
 
 from hxp_enterprise_llm.engine import flags, model_files
+from hxp_enterprise_llm.settings import regular_files
 from hxp_enterprise_llm.settings.errors import ModelMissing
+from hxp_enterprise_llm.settings.grammar import shown
 from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 
 LENGTH_BYTES = 8
 LARGEST_HEADER = 100_000_000
 """The longest header that the safetensors library accepts (bytes)."""
+CHECKED_BYTES = 64 << 20
+"""How much of the headers of one model is read; the largest models have 15 MB in all."""
+LARGEST_FILE = 1 << 63
+DAMAGED = "is damaged, its header cannot be read"
 METADATA = "__metadata__"
+SHOWN_FILES = 5
+"""Number of files that a message names."""
 
 
 def check(config: ServiceConfigSchema, model: str) -> None:
@@ -31,10 +39,17 @@ def check(config: ServiceConfigSchema, model: str) -> None:
     if not files:
         formats = ", ".join(model_files.WEIGHTS)
         raise ModelMissing(f"MODEL={config.model}: there are no weights ({formats}); {_remedy(config, directory)}")
-    checked = [file for file in files if file.match(model_files.WEIGHTS[0])]
-    damaged = [f"{file.name} {error}" for file in checked if (error := _error(file))]
+    left = CHECKED_BYTES
+    damaged = []
+    for file in files:
+        if file.match(model_files.WEIGHTS[0]):
+            error, used = _error(file, left)
+            left -= used
+            damaged += [f"{shown(file.name)} {error}"] if error else []
     if damaged:
-        raise ModelMissing(f"MODEL={config.model}: {'; '.join(damaged)}; {_remedy(config, directory)}")
+        more = f"; {len(damaged) - SHOWN_FILES} more" if len(damaged) > SHOWN_FILES else ""
+        remedy = _remedy(config, directory)
+        raise ModelMissing(f"MODEL={config.model}: {'; '.join(damaged[:SHOWN_FILES])}{more}; {remedy}")
 
 
 def _remedy(config: ServiceConfigSchema, directory: Path) -> str:
@@ -43,31 +58,31 @@ def _remedy(config: ServiceConfigSchema, directory: Path) -> str:
     return f"delete {directory} and fetch it again with `citadel-llm pull {config.name}`"
 
 
-def _error(file: Path) -> str:
-    """The error in a file; empty if there is none."""
+def _error(file: Path, most: int) -> tuple[str, int]:
+    """The error in a file, empty if there is none, and the size of the header that was read, at most `most` (bytes)."""
     try:
-        size, expected = file.stat().st_size, _expected_size(file)
+        descriptor = regular_files.opened(file)
+        with os.fdopen(descriptor, "rb") as stream:
+            size = os.fstat(descriptor).st_size
+            length = int.from_bytes(stream.read(LENGTH_BYTES), "little")
+            if length > min(size, LARGEST_HEADER):
+                return DAMAGED, 0
+            if length > most:
+                return "", 0
+            header = stream.read(length)
+        expected = LENGTH_BYTES + length + _data_bytes(model_files.parsed(header))
     except FileNotFoundError:
-        return "is missing"
+        return "is missing", 0
     except OSError as error:
-        return f"cannot be read ({error.strerror})"
-    except (ValueError, RecursionError, TypeError, KeyError, IndexError, AttributeError):
-        return "is damaged, its header cannot be read"
-    return "" if size == expected else f"has {size} bytes instead of {expected}"
+        return f"cannot be read ({error.strerror})", 0
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+        return DAMAGED, length
+    return "" if size == expected else f"has {size} bytes instead of {expected}", length
 
 
-def _expected_size(file: Path) -> int:
-    """The size of the file according to its header (bytes). Raises OSError, or any error of parsing the header."""
-    with model_files.opened(file) as stream:
-        length = int.from_bytes(stream.read(LENGTH_BYTES), "little")
-        if length > LARGEST_HEADER:
-            raise ValueError("no header")
-        tensors = json.loads(stream.read(length))
-    return LENGTH_BYTES + length + max((_end(place) for name, place in tensors.items() if name != METADATA), default=0)
-
-
-def _end(place: dict[str, Any]) -> int:
-    end = place["data_offsets"][1]
-    if type(end) is not int or end < 0:
+def _data_bytes(header: dict[str, dict[str, Any]]) -> int:
+    """The size of the data after a header. Raises an error of Python's own if the header is not of that form."""
+    ends = [place["data_offsets"][1] for name, place in header.items() if name != METADATA]
+    if not all(type(end) is int and 0 <= end < LARGEST_FILE for end in ends):
         raise ValueError("no position in a file")
-    return end
+    return max(ends, default=0)

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import sqlite3
 from collections.abc import Sequence
 from enum import StrEnum
@@ -14,6 +15,7 @@ from hxp_enterprise_llm.monitoring.instance import STARTUP_GOAL_SEC
 from hxp_enterprise_llm.monitoring.ledger import DAY_SEC
 from hxp_enterprise_llm.monitoring.store import FILE, READY_AND_WATCHED
 from hxp_enterprise_llm.protocol.failures import Kind
+from hxp_enterprise_llm.settings import regular_files
 from hxp_enterprise_llm.settings.errors import CitadelError, NotPermitted
 
 UPTIME_GOAL = 0.999
@@ -82,16 +84,25 @@ def read(days: float, now: float, names: Sequence[str] = (), file: Path = FILE) 
 
 def _open(file: Path) -> sqlite3.Connection:
     try:
-        with file.open("rb"):
-            pass
+        _check_kind(file)
     except FileNotFoundError:
         raise NoFigures(
             "the monitor has recorded nothing yet; start it with systemctl enable --now citadel-llm-monitor; "
             "it writes within seconds"
         ) from None
-    except OSError as error:
+    except PermissionError as error:
         raise NotPermitted(f"{file} cannot be read ({error.strerror}); run it as root, with sudo") from None
+    except OSError as error:
+        raise NoFigures(f"{error.filename}: {error.strerror}; move it away, then restart the monitor") from None
     return database.open_for_reading(file)
+
+
+def _check_kind(file: Path) -> None:
+    """Raise OSError unless SQLite can open the store without waiting: its files belong to the monitor's user."""
+    os.close(regular_files.opened(file, follow=False))
+    for beside in (f"{file}-wal", f"{file}-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            os.close(regular_files.opened(beside, follow=False))
 
 
 def _read(connection: sqlite3.Connection, since: float, now: float, names: Sequence[str]) -> list[Figures]:

@@ -10,7 +10,6 @@ import os
 import secrets
 import shutil
 import socket
-import stat
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -30,6 +29,7 @@ from pydantic import (
 )
 
 from hxp_enterprise_llm.protocol.failures import Failure, Kind, escaped, one_line
+from hxp_enterprise_llm.settings import regular_files
 from hxp_enterprise_llm.settings.address import Address
 from hxp_enterprise_llm.settings.keys import is_loopback
 
@@ -245,17 +245,9 @@ def read(directory: str, instance: str) -> InstanceState | None:
     try:
         folder = os.open(f"{directory}/{instance}", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            # O_NONBLOCK: opening a pipe would wait for its other end.
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            file = os.open(NAME, flags, dir_fd=folder)
+            content = regular_files.read(NAME, LARGEST, follow=False, directory=folder)
         finally:
             os.close(folder)
-        try:
-            if not stat.S_ISREG(os.fstat(file).st_mode):
-                return None
-            content = os.read(file, LARGEST + 1)
-        finally:
-            os.close(file)
-        return InstanceState.model_validate_json(content) if len(content) <= LARGEST else None
+        return InstanceState.model_validate_json(content)
     except (OSError, ValidationError, ValueError):
         return None

@@ -4,14 +4,12 @@ A start gets them as systemd credentials through the generator's drop-in, a relo
 `protocol.reload_request`. Standard library only, see `grammar`.
 """
 
-import errno
 import fcntl
 import os
-import stat
 from collections.abc import Mapping
 from typing import Any
 
-from hxp_enterprise_llm.settings.grammar import READING
+from hxp_enterprise_llm.settings import regular_files
 
 API_KEY = "api-key"
 HUB_TOKEN = "hub-token"  # noqa: S105  a name, no token
@@ -53,12 +51,13 @@ def files(values: Mapping[str, Any]) -> dict[str, str]:
 def can_be_loaded(file: str) -> bool:
     """Whether systemd can load a file. A missing file may appear with a mount before the service starts."""
     try:
-        _check(os.stat(file))
+        status = os.stat(file)
+        regular_files.check(status)
     except FileNotFoundError:
         return True
     except OSError:
         return False
-    return True
+    return status.st_size <= LARGEST_BYTES
 
 
 def read(file: str) -> bytes:
@@ -71,15 +70,4 @@ def read(file: str) -> bytes:
 
 def content(file: str) -> bytes:
     """The content of a file, also through a link. Raises OSError, also for a file that is not regular or too large."""
-    # Before opening, since opening a device can have an effect; and after, since the file may have been replaced.
-    _check(os.stat(file))
-    with os.fdopen(os.open(file, READING), "rb") as stream:
-        _check(os.fstat(stream.fileno()))
-        return stream.read(LARGEST_BYTES)
-
-
-def _check(status: os.stat_result) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError(errno.EINVAL, "is not a regular file")
-    if status.st_size > LARGEST_BYTES:
-        raise OSError(errno.EFBIG, f"is larger than {LARGEST_BYTES >> 20} MB")
+    return regular_files.read(file, LARGEST_BYTES)

@@ -17,6 +17,8 @@ import re
 import stat
 from typing import NamedTuple
 
+from hxp_enterprise_llm.settings import regular_files
+
 MAX_BYTES = 64 * 1024
 MAX_LINES = 1000
 MAX_LINE = 4096
@@ -26,10 +28,6 @@ generator reads every file at every boot."""
 MAX_FINDINGS = 100
 """Errors after which a file is not read further: nobody corrects more at once, and each message takes more time than
 reading a line."""
-
-READING = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-"""Flags with which root opens a path that may not be a regular file: a FIFO without a writer does not block the boot,
-and a terminal does not become the controlling terminal."""
 
 
 class SettingsFinding(NamedTuple):
@@ -93,8 +91,8 @@ _NO_CHARACTERS = "".join(chr(plane << 16 | last) for plane in range(17) for last
 """Noncharacters of Unicode, besides U+FDD0 to U+FDEF: systemd ignores a whole file that contains one."""
 _UNPRINTABLE = re.compile(rf"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufdd0-\ufdef{_NO_CHARACTERS}]")
 
-_NOT_PRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-"""Surrogates, and control characters except tab and line feed."""
+_NOT_PRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Surrogates, control characters except tab and line feed, and those that change the direction of text."""
 
 
 def read(path: str) -> SettingsText:
@@ -105,13 +103,9 @@ def read(path: str) -> SettingsText:
     file in it.)
     """
     try:
-        # Before opening: opening a device can have an effect, such as starting a watchdog.
-        _check_kind(os.lstat(path).st_mode)
-        descriptor = os.open(path, READING | os.O_NOFOLLOW)
+        descriptor = regular_files.opened(path, follow=False)
         try:
-            status = os.fstat(descriptor)
-            _check_kind(status.st_mode)
-            _check_writers(status, os.stat(os.path.dirname(path) or "."))
+            _check_writers(os.fstat(descriptor), os.stat(os.path.dirname(path) or "."))
             content = os.read(descriptor, MAX_BYTES + 1)
         finally:
             os.close(descriptor)
@@ -130,13 +124,6 @@ def read(path: str) -> SettingsText:
 
 class _Refused(Exception):
     """An error of a file as a whole."""
-
-
-def _check_kind(mode: int) -> None:
-    if stat.S_ISLNK(mode):
-        raise _Refused(LINK)
-    if not stat.S_ISREG(mode):
-        raise _Refused("is not a regular file; write the settings to a regular file")
 
 
 def _check_writers(file: os.stat_result, directory: os.stat_result) -> None:
@@ -236,6 +223,8 @@ def key_of(line: str) -> str:
 def _cannot_read(error: OSError) -> str:
     if error.errno == errno.ELOOP:
         return LINK
+    if error.errno == errno.EINVAL:
+        return "is not a regular file; write the settings to a regular file"
     if error.errno == errno.ENOENT:
         return "does not exist; create it (the files of the package beside it are examples)"
     if error.errno == errno.EACCES:
@@ -252,6 +241,11 @@ def printable(text: str) -> str:
     return _NOT_PRINTABLE.sub(_escape, text)
 
 
+def printable_line(text: str) -> str:
+    """`text` for one line of a terminal or a log: a line break, which could start a forged line, becomes an escape."""
+    return printable(text).replace("\n", "\\n")
+
+
 def _escape(found: re.Match[str]) -> str:
     code = ord(found[0])
     if 0xDC80 <= code <= 0xDCFF:
@@ -261,7 +255,7 @@ def _escape(found: re.Match[str]) -> str:
 
 def shown(text: str) -> str:
     """The part of a key or a value that a message repeats."""
-    text = printable(text).replace("\n", "\\n")
+    text = printable_line(text)
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -29,6 +29,32 @@ def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
         check(tmp_path, " " * (16 * 1024**2 + 1))
 
 
+@pytest.mark.parametrize("depth", range(900, 1000, 7))
+def test_deep_nesting_is_no_failure(tmp_path: Path, depth: int) -> None:
+    """Some depths can be parsed, but not much more; others cannot be parsed."""
+    nested = '{"a":' * depth + "1" + "}" * depth
+    text = json.dumps({**LLAMA, "rope_scaling": 0})[:-2] + nested + "}"
+    try:
+        check(tmp_path, text, max_model_len=4096)
+    except ModelMissing as refused:
+        assert "it is nested too deeply" in str(refused)
+
+
+def test_huge_numbers_are_no_limit_of_a_model(tmp_path: Path) -> None:
+    for number in ("9" * 4000, "1e999", "-1", "true"):
+        text = json.dumps({"architectures": ["LlamaForCausalLM"], "n_positions": 0})[:-2] + number + "}"
+        assert check(tmp_path, text, max_model_len=4096) == ([], [])
+    with pytest.raises(ModelMissing, match="Exceeds the limit"):
+        check(tmp_path, '{"n_positions": ' + "9" * 5000 + "}")
+
+
+def test_names_of_architectures_are_printed_in_part_and_escaped(tmp_path: Path) -> None:
+    names = ["\x1b]0;title\x07\x9b31m\n\u202eX"] + ["Y" * 1000] * 1000
+    _, (warning,) = check(tmp_path, {**LLAMA, "architectures": names})
+    assert "\\x1b]0;title\\x07\\x9b31m\\n\\u202eX, YYY" in warning
+    assert len(warning) < 300
+
+
 @pytest.mark.parametrize("architectures", [None, [], "LlamaForCausalLM", [1]])
 def test_a_model_without_architecture_is_refused(tmp_path: Path, architectures: object) -> None:
     with pytest.raises(ModelMissing, match="names no architecture"):

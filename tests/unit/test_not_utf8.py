@@ -20,7 +20,7 @@ from hxp_enterprise_llm.protocol import credentials, state
 from hxp_enterprise_llm.settings import config
 from hxp_enterprise_llm.settings.credential_files import API_KEY
 from hxp_enterprise_llm.settings.errors import CitadelError, ExitStatus, ModelMissing, NoSuchInstance, SettingsRefused
-from hxp_enterprise_llm.settings.grammar import printable, shown
+from hxp_enterprise_llm.settings.grammar import printable, printable_line, shown
 from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 from hxp_enterprise_llm.system.journal import JournalHandler
 from hxp_enterprise_llm.system.notify import Notifier
@@ -42,7 +42,8 @@ def not_utf8(root: Root) -> Root:
 
 def test_escapes_show_the_bytes() -> None:
     assert printable(f"{NAME}\tx\n\x1b[31m\ud800 é") == "caf\\xe9\tx\n\\x1b[31m\\ud800 é"
-    assert shown("100\n200") == "100\\n200"
+    assert shown("100\n200") == printable_line("100\n200") == "100\\n200"
+    assert printable("\x9b1m\x7f\u202eX\u2066\u200f") == "\\x9b1m\\x7f\\u202eX\\u2066\\u200f"
 
 
 def test_file_or_name_that_is_not_utf8_is_refused_with_its_place(not_utf8: Root) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import sqlite3
 import time
 from pathlib import Path
@@ -55,6 +56,17 @@ def test_figures_give_uptime_starts_failures_and_verdict(tmp_path: Path) -> None
     store.close()
 
 
+@pytest.mark.parametrize("ending", ["", "-wal", "-shm"])
+def test_store_with_a_fifo_is_not_opened(tmp_path: Path, ending: str) -> None:
+    """A compromised monitor owns the directory, and root runs the report."""
+    filled(tmp_path / "m.sqlite").close()
+    fifo = tmp_path / f"m.sqlite{ending}"
+    fifo.unlink(missing_ok=True)
+    os.mkfifo(fifo)
+    with pytest.raises(NoFigures, match=f"m.sqlite{ending}: is not a regular file"):
+        figures.read(1, NOW, [], tmp_path / "m.sqlite")
+
+
 def test_reading_store_of_stopped_monitor_leaves_no_files(tmp_path: Path) -> None:
     filled(tmp_path / "m.sqlite").close()
     assert [one.name for one in figures.read(1, NOW, [], tmp_path / "m.sqlite")] == ["bad", "good"]
@@ -83,7 +95,7 @@ def test_missing_data_and_missing_permission_give_different_errors(
     def denied(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", denied)
+    monkeypatch.setattr(os, "open", denied)
     with pytest.raises(NotPermitted, match="sudo"):
         figures.read(1, NOW, [], file)
 

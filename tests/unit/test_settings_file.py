@@ -120,8 +120,11 @@ def test_unreadable_paths_are_reported_without_exception(tmp_path: Path) -> None
 
 
 def test_a_device_is_not_even_opened(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> int:
-        raise AssertionError("opened")
+    real = os.open
+
+    def refuse(path: str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        assert flags & os.O_PATH, "opened"
+        return real(path, flags, mode, dir_fd=dir_fd)
 
     monkeypatch.setattr(os, "open", refuse)
     assert "not a regular file" in read("/dev/null").findings[0].text

@@ -23,6 +23,10 @@ def shard(*sizes: int, metadata: bool = True) -> bytes:
     return len(text).to_bytes(8, "little") + text + bytes(begin)
 
 
+def header(text: str) -> bytes:
+    return len(text).to_bytes(8, "little") + text.encode()
+
+
 def check(directory: Path, **values: object) -> None:
     settings = {"name": "m", "model": str(directory), "port": 11500, **values}
     weights.check(ServiceConfigSchema.model_validate(settings), str(directory))
@@ -57,6 +61,11 @@ def test_complete_weight_files_are_accepted(tmp_path: Path) -> None:
         ((2).to_bytes(8, "little") + b"[]", "its header cannot be read"),
         ((31).to_bytes(8, "little") + b'{"a": {"data_offsets": [0,-8]}}', "its header cannot be read"),
         ((50_000).to_bytes(8, "little") + b"[" * 50_000, "its header cannot be read"),
+        (header('{"a": {"data_offsets": [0, %s]}}' % ("9" * 4300)), "its header cannot be read"),
+        (header('{"a": {"data_offsets": [0, %s]}}' % ("9" * 5000)), "its header cannot be read"),
+        (header('{"a": {"data_offsets": [0, 1e999]}}'), "its header cannot be read"),
+        (header("[" + "{}," * 1_000_000 + "0]"), "its header cannot be read"),
+        ((1 << 40).to_bytes(8, "little") + b"{}", "its header cannot be read"),
     ],
 )
 def test_damaged_weight_file_is_refused_with_the_reason(tmp_path: Path, content: bytes, words: str) -> None:
@@ -107,3 +116,34 @@ def test_a_consolidated_file_beside_shards_is_not_loaded(tmp_path: Path) -> None
         check(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(shard(10))
     check(tmp_path)
+
+
+def test_many_damaged_files_make_a_short_message(tmp_path: Path) -> None:
+    for number in range(1000):
+        (tmp_path / f"{number:04}.safetensors").touch()
+    with pytest.raises(ModelMissing, match="; 995 more; copy the model") as refused:
+        check(tmp_path)
+    assert len(str(refused.value)) < 1000
+
+
+def test_headers_above_the_limit_are_left_to_vllm(tmp_path: Path) -> None:
+    """Root would otherwise spend minutes on the headers of a hostile model."""
+    for number in range(6):
+        with (tmp_path / f"{number}.safetensors").open("wb") as file:
+            file.write((15 << 20).to_bytes(8, "little"))
+            file.truncate(16 << 20)
+    # The first four use up the limit, so the content of the others is not looked at.
+    with pytest.raises(ModelMissing, match=r"0\.safetensors is damaged.*3\.safetensors is damaged") as refused:
+        check(tmp_path)
+    assert "4.safetensors" not in str(refused.value)
+
+
+def test_directory_or_index_of_too_many_files_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(shard(10))
+    names = {str(number): f"{number}.safetensors" for number in range(model_files.MOST_FILES + 1)}
+    (tmp_path / model_files.INDEX).write_text(json.dumps({"weight_map": names}))
+    check(tmp_path)
+    for number in range(model_files.MOST_FILES):
+        (tmp_path / str(number)).touch()
+    with pytest.raises(OSError, match="has more than 10000 files"):
+        model_files.listed(tmp_path)

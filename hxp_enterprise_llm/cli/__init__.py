@@ -18,11 +18,14 @@ def main() -> None:
     from hxp_enterprise_llm.cli.commands import cli
     from hxp_enterprise_llm.cli.output import complain
     from hxp_enterprise_llm.settings.errors import CitadelError, ExitStatus
+    from hxp_enterprise_llm.system.journal import LineFormatter
 
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A line may hold the bytes of a file name or an argument that is not UTF-8.
         sys.stdout.reconfigure(errors="backslashreplace")
-    logging.basicConfig(level=logging.WARNING, format="citadel-llm: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter("citadel-llm: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     try:
         cli(prog_name="citadel-llm")
     except CitadelError as error:

@@ -2,8 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 
-import click
-
 from hxp_enterprise_llm.checks import disk, log_files, memory, permissions, start, template
 from hxp_enterprise_llm.checks.finding import Finding
 from hxp_enterprise_llm.cli import output, strays
@@ -30,7 +28,7 @@ def check(names: Sequence[str], for_program: bool = False) -> ExitStatus:
         refused = {finding.instance for finding in found if finding.fatal}
         for name in names or settings.instance_names():
             if name not in refused:
-                click.echo(f"{name}: good")
+                output.say(f"{name}: good")
     statuses = {finding.status for finding in found if finding.fatal}
     if ExitStatus.CONFIG in statuses:
         return ExitStatus.CONFIG

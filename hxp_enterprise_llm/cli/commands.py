@@ -68,7 +68,7 @@ def _verb(verb: str, summary: str, done: str) -> None:
         names = tuple(dict.fromkeys(names))
         begin = time.monotonic()
         method(*names)
-        click.echo(f"{', '.join(names)}: {done} ({time.monotonic() - begin:.1f} s)")
+        output.say(f"{', '.join(names)}: {done} ({time.monotonic() - begin:.1f} s)")
 
 
 _verb("start", "Start instances, after the instances that they require; return when all are ready.", "ready")
@@ -130,10 +130,10 @@ def create(name: str, model: str, port: int | None, others: tuple[tuple[str, str
     values = create.values(model, port, others)
     file = create.create(name, values)
     ServiceManager().settings_changed()
-    click.echo(f"{file}: written, PORT={values['PORT']}")
+    output.say(f"{file}: written, PORT={values['PORT']}")
     for finding in before_a_start(name):
         output.complain(f"warning: {finding.text}")
-    click.echo(f"To start it: citadel-llm start {name}")
+    output.say(f"To start it: citadel-llm start {name}")
 
 
 dry_run_option = click.option("--dry-run", is_flag=True, help="Check the change without writing it.")
@@ -173,15 +173,15 @@ def _edit(name: str, values: Mapping[str, str | None], dry_run: bool, for_progra
         output.as_json({"file": str(change.file), "changed": change.effects, "warnings": change.warnings})
         return
     if not change.effects:
-        click.echo(f"{change.file}: nothing to change")
+        output.say(f"{change.file}: nothing to change")
         return
-    click.echo(f"{change.file}: {'good, not written' if dry_run else 'written'}")
+    output.say(f"{change.file}: {'good, not written' if dry_run else 'written'}")
     for warning in change.warnings:
         output.complain(f"warning: {warning}")
     for effect, words in edit.EFFECTS.items():
         keys = ", ".join(key for key, when in change.effects.items() if when is effect)
         if keys:
-            click.echo(f"{keys}: {words.format(name=name)}")
+            output.say(f"{keys}: {words.format(name=name)}")
 
 
 @cli.command()
@@ -222,7 +222,7 @@ def wait(name: str, timeout: float | None) -> None:
         nonlocal said
         if service.reason not in ("", said):
             said = service.reason
-            click.echo(f"[{time.monotonic() - begin:5.1f}s] {said}", err=True)
+            output.note(f"[{time.monotonic() - begin:5.1f}s] {said}")
 
     try:
         service = ServiceManager().wait(name, look, timeout)
@@ -276,11 +276,12 @@ def key_add(name: str, label: str | None, metrics: bool) -> None:
     made, changed = keys.add(name, label or ("metrics" if metrics else "default"), kind=kind)
     if changed:
         ServiceManager().settings_changed()
-    click.echo(made)
+    output.say(made)
     output.complain(f"to put the key into effect: citadel-llm reload {name}")
     if metrics:
         output.complain(f"write the key to {scrape_job.key_file(name)}, and add to scrape_configs: in prometheus.yml:")
-        click.echo(scrape_job.text(name), err=True)
+        for line in scrape_job.text(name).splitlines():
+            output.note(line)
 
 
 @key.command("list")
@@ -307,7 +308,7 @@ def key_revoke(name: str, label: str) -> None:
     from hxp_enterprise_llm.settings.api_keys import KeyKind
 
     left = keys.revoke(name, label)
-    click.echo(f"{name}: key {label} revoked, {len(left)} left")
+    output.say(f"{name}: key {label} revoked, {len(left)} left")
     failed = []
     for each in keys.sharing(name):
         try:
@@ -336,8 +337,8 @@ def doctor(for_program: bool) -> None:
         found.append(diagnosis)
         if not for_program:
             # Printed one by one, because the last check takes some seconds.
-            verdict = click.style(f"{diagnosis.verdict:8}", fg=colours[diagnosis.verdict])
-            click.echo(f"{verdict} {diagnosis.what}: {diagnosis.text}")
+            verdict = output.Coloured(f"{diagnosis.verdict:8}", colours[diagnosis.verdict])
+            output.say(verdict, f" {diagnosis.what}: {diagnosis.text}")
     if for_program:
         output.as_json([diagnosis._asdict() for diagnosis in found])
     if any(diagnosis.verdict is Verdict.ERROR for diagnosis in found):

@@ -21,6 +21,7 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers
 
+from hxp_enterprise_llm.cli import output
 from hxp_enterprise_llm.settings.errors import CitadelError, NotPermitted
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.pth", "*.pt", "*.msgpack", "*.h5", "*.onnx", "*.ot")
@@ -113,7 +114,7 @@ class Hub:
             )
         part.parent.mkdir(exist_ok=True)
         if not sys.stderr.isatty():  # the library shows a progress bar on terminals only
-            print(f"{title} ({file.size / 1e9:.2g} GB)", file=sys.stderr, flush=True)
+            output.note(f"{title} ({file.size / 1e9:.2g} GB)")
         # Not compressed: a range counts the bytes of the file.
         headers = build_hf_headers(token=self._token or False) | {"Accept-Encoding": "identity"}
         url = hf_hub_url(repository, file.path, revision=revision, endpoint=self._api.endpoint)

@@ -1,15 +1,19 @@
-"""Output of the command: tables for people, JSON for programs, errors for both."""
+"""Output of the command: tables for people, JSON for programs, errors for both.
+
+The only module of the command that prints. Text may come from a server, a model's files or the hub, and root's terminal
+would obey its control characters: each line is escaped here, before it is coloured.
+"""
 
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
 from hxp_enterprise_llm.control.service import Service, State
 from hxp_enterprise_llm.settings.address import Address
-from hxp_enterprise_llm.settings.grammar import printable
+from hxp_enterprise_llm.settings.grammar import printable, printable_line
 from hxp_enterprise_llm.settings.keys import GIBIBYTE
 from hxp_enterprise_llm.settings.values import HostLabels
 
@@ -22,11 +26,38 @@ COLOURS = {
 NOTHING = "-"
 
 
-def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print aligned columns; cells may be coloured."""
-    lines = [list(titles), *map(list, rows)]
-    widths = [max(len(click.unstyle(line[column])) for line in lines) for column in range(len(titles))]
-    for line in lines:
+class Coloured(NamedTuple):
+    """Text with a colour, if it goes to a terminal."""
+
+    text: str
+    colour: str | None
+
+
+Part = str | Coloured
+
+
+def say(*parts: Part) -> None:
+    """Print one line."""
+    click.echo("".join(map(_styled, parts)))
+
+
+def note(text: str) -> None:
+    """Print one line about the progress of a command to standard error."""
+    click.echo(printable_line(text), err=True)
+
+
+def _styled(part: Part) -> str:
+    if isinstance(part, Coloured):
+        return click.style(printable_line(part.text), fg=part.colour)
+    return printable_line(part)
+
+
+def table(titles: Sequence[str], rows: Iterable[Sequence[Part]]) -> None:
+    """Print aligned columns."""
+    lines: list[Sequence[Part]] = [titles, *rows]
+    styled = [list(map(_styled, line)) for line in lines]
+    widths = [max(len(click.unstyle(line[column])) for line in styled) for column in range(len(titles))]
+    for line in styled:
         cells = (cell + " " * (width - len(click.unstyle(cell))) for cell, width in zip(line, widths, strict=True))
         click.echo("  ".join(cells).rstrip())
 
@@ -38,13 +69,13 @@ def for_program(service: Service) -> dict[str, Any]:
 
 
 def as_json(value: Any) -> None:
-    """Print `value` as JSON."""
-    click.echo(json.dumps(value, indent=2, sort_keys=True))
+    """Print `value` as JSON. Of the control characters, json escapes all but DEL."""
+    click.echo(json.dumps(value, indent=2, sort_keys=True).replace("\x7f", "\\u007f"))
 
 
-def state(service: Service) -> str:
+def state(service: Service) -> Coloured:
     """The state in its colour."""
-    return click.style(service.state.value, fg=COLOURS.get(service.state))
+    return Coloured(service.state.value, COLOURS.get(service.state))
 
 
 def gigabytes(size: int | None) -> str:
@@ -75,7 +106,7 @@ def services(found: Sequence[Service], host: HostLabels) -> None:
 
 def of_host(host: HostLabels) -> None:
     """The line that names the host."""
-    click.echo(f"Host: {host}")
+    say(f"Host: {host}")
 
 
 def one_service(service: Service) -> None:
@@ -84,8 +115,9 @@ def one_service(service: Service) -> None:
     since = service.since.astimezone().strftime(" since %Y-%m-%d %H:%M:%S") if service.since else ""
     restarts = f"{service.restarts} restarts by systemd" if service.restarts else ""
     process = ", ".join(filter(None, [str(service.pid or ""), restarts]))
+    say(service.name)
+    say(_title("State"), state(service), since, ", enabled" if service.enabled else ", not enabled")
     lines = {
-        "State": f"{state(service)}{since}" + (", enabled" if service.enabled else ", not enabled"),
         "Status": service.reason,
         "Process": process,
         "Memory": _of(gigabytes(service.memory_bytes), gigabytes(service.memory_limit_bytes), " GB"),
@@ -93,12 +125,15 @@ def one_service(service: Service) -> None:
     }
     if config:
         lines |= {"Address": Address.of(config).url, "Model": f"{config.model} as {config.api_name}"}
-    click.echo(service.name)
     for title, text in lines.items():
         if text:
-            click.echo(f"  {title + ':':9}{text}")
+            say(_title(title), text)
     for finding in service.findings:
-        click.echo(f"  {click.style('Settings:', fg='red')} {finding}")
+        say("  ", Coloured("Settings:", "red"), f" {finding}")
+
+
+def _title(text: str) -> str:
+    return f"  {text + ':':9}"
 
 
 def _of(used: str, limit: str, unit: str = "") -> str:

@@ -1,7 +1,6 @@
 """`citadel-llm pull`: download the models of instances, one after another."""
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -71,12 +70,12 @@ def pull(names: Sequence[str] | None, verify: bool, token_file: Path | None) -> 
             if verify:
                 _verify(source, name, repository)
             else:
-                print(f"{name}: downloading {repository}", file=sys.stderr)
-                click.echo(f"{name}: {source.pull(repository)}")
+                output.note(f"{name}: downloading {repository}")
+                output.say(f"{name}: {source.pull(repository)}")
         except CitadelError as error:
             errors.append(error)
         except KeyboardInterrupt:
-            print(file=sys.stderr)  # ends the line of the progress bar
+            output.note("")  # ends the line of the progress bar
             output.complain(f"stopped; partial download of {repository} kept; run the same command to resume")
             raise click.exceptions.Exit(130) from None  # the status of a shell for a program that SIGINT ended
     if errors:
@@ -121,4 +120,4 @@ def _verify(source: "Hub", name: str, repository: str) -> None:
         raise CitadelError(
             f"{repository}: missing or damaged: {', '.join(wrong)}; delete {MODELS / repository} and run pull again"
         )
-    click.echo(f"{name}: {repository} is the same as on the hub")
+    output.say(f"{name}: {repository} is the same as on the hub")

@@ -3,8 +3,6 @@
 import time
 from collections.abc import Sequence
 
-import click
-
 from hxp_enterprise_llm.cli import output
 from hxp_enterprise_llm.monitoring import figures
 from hxp_enterprise_llm.monitoring.figures import UPTIME_GOAL, Figures, Verdict
@@ -30,13 +28,15 @@ def report(days: float, for_program: bool) -> None:
     titles = ("NAME", "UPTIME %", "START p50", "START p95", "RESTARTS", "FAILURES", "PEAK GB", "VERDICT")
     output.table(titles, map(_row, found))
     if not any(one.verdict is not Verdict.NO_DATA for one in found):
-        click.echo(f"\nThe monitor has no record of a running instance in the last {days:g} days.")
-    click.echo(f"\nGoals: uptime {UPTIME_GOAL:.1%}, start-up under {STARTUP_GOAL_SEC:g} s. Last {days:g} days.")
+        output.say()
+        output.say(f"The monitor has no record of a running instance in the last {days:g} days.")
+    output.say()
+    output.say(f"Goals: uptime {UPTIME_GOAL:.1%}, start-up under {STARTUP_GOAL_SEC:g} s. Last {days:g} days.")
 
 
-def _row(one: Figures) -> Sequence[str]:
+def _row(one: Figures) -> Sequence[output.Part]:
     failures = ", ".join(f"{count} {kind}" for kind, count in one.failures.items())
-    verdict = click.style(one.verdict.value, fg=COLOURS.get(one.verdict))
+    verdict = one.verdict.value + (f": {', '.join(one.missed)}" if one.missed else "")
     return (
         one.name,
         # Truncated, because 99.9996 must not be shown as 100.
@@ -46,7 +46,7 @@ def _row(one: Figures) -> Sequence[str]:
         str(one.restarts),
         failures or output.NOTHING,
         f"{output.gigabytes(one.memory_peak_bytes)}/{output.gigabytes(one.memory_limit_bytes)}",
-        verdict + (f": {', '.join(one.missed)}" if one.missed else ""),
+        output.Coloured(verdict, COLOURS.get(one.verdict)),
     )
 
 

@@ -20,6 +20,7 @@ from hxp_enterprise_llm.checks import start
 from hxp_enterprise_llm.checks.finding import Finding
 from hxp_enterprise_llm.control.systemd import Systemd
 from hxp_enterprise_llm.settings.errors import CitadelError, DependencyCycle, JobFailed, SettingsRefused
+from hxp_enterprise_llm.settings.grammar import printable_line
 from hxp_enterprise_llm.settings.host import ServiceManagerConfig
 from hxp_enterprise_llm.settings.order import dependencies, order, with_required
 from hxp_enterprise_llm.settings.units import MONITOR, instance_of, is_log_unit, unit_name
@@ -214,7 +215,7 @@ def main() -> int:
     """Restart all units that an upgrade must restart. A model that fails does not fail the upgrade."""
 
     def say(text: str) -> None:
-        print(f"citadel-llm: {text}", flush=True)
+        print(f"citadel-llm: {printable_line(text)}", flush=True)
 
     async def upgrade() -> None:
         task = asyncio.current_task()

@@ -1,14 +1,14 @@
 """A journal entry as a line of a log file."""
 
 import json
-import re
 from datetime import datetime
 from typing import Any, NamedTuple
+
+from hxp_enterprise_llm.settings.grammar import printable
 
 FIELDS = ("MESSAGE", "SYSLOG_IDENTIFIER", "_COMM", "SYSLOG_PID", "_PID", "_HOSTNAME", "_SOURCE_REALTIME_TIMESTAMP")
 """The fields of a line; journalctl adds the cursor and the time of arrival."""
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 _INDENT = "\n    "
 
 
@@ -38,16 +38,11 @@ def _text(value: Any) -> str:
     """The text of a field: journalctl writes bytes that are not text as numbers, and a repeated field as a list."""
     if isinstance(value, list):
         if all(isinstance(number, int) for number in value):
-            return _printable(bytes(value).decode("utf-8", "backslashreplace"))
+            return printable(bytes(value).decode("utf-8", "backslashreplace"))
         return "\n".join(map(_text, value))
-    return _printable("" if value is None else str(value))
+    return printable("" if value is None else str(value))
 
 
 def _word(value: Any) -> str:
     """The text of a field before the message, without line breaks, with which the sender could forge an entry."""
     return _text(value).replace("\n", "\\n")
-
-
-def _printable(text: str) -> str:
-    """Escape control characters, which could control the terminal that shows the file."""
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)

@@ -15,13 +15,13 @@ def main() -> None:
     sys.modules["httpx._main"] = None  # type: ignore[assignment]  # None makes the import fail
     from hxp_enterprise_llm.monitoring.daemon import Monitor
     from hxp_enterprise_llm.monitoring.store import Store
-    from hxp_enterprise_llm.system.journal import JournalHandler
+    from hxp_enterprise_llm.system.journal import JournalHandler, LineFormatter
     from hxp_enterprise_llm.system.notify import Notifier
 
     handler: logging.Handler = logging.StreamHandler(sys.stdout)
     if "JOURNAL_STREAM" in os.environ:
         handler = JournalHandler("monitor")
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(LineFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("httpx").setLevel(logging.WARNING)
     # uvicorn logs a warning for each malformed request.

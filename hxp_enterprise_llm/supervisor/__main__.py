@@ -16,7 +16,7 @@ from hxp_enterprise_llm.protocol.state import Phase, StateFile, clear
 from hxp_enterprise_llm.settings.errors import CitadelError, ExitStatus
 from hxp_enterprise_llm.supervisor.supervisor import Supervisor
 from hxp_enterprise_llm.system import isolation
-from hxp_enterprise_llm.system.journal import JournalHandler
+from hxp_enterprise_llm.system.journal import JournalHandler, LineFormatter
 from hxp_enterprise_llm.system.notify import Notifier
 
 log = logging.getLogger("citadel-llm")
@@ -84,7 +84,7 @@ def main(arguments: list[str]) -> ExitStatus:
     handler: logging.Handler = logging.StreamHandler(sys.stdout)
     if "JOURNAL_STREAM" in os.environ:
         handler = JournalHandler(options.model)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(LineFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("httpx").setLevel(logging.WARNING)
     notifier = Notifier.take()

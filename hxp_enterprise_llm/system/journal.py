@@ -6,10 +6,28 @@ Lines on standard output, which vLLM's processes write, have no such fields.
 import logging
 import socket
 import sys
+from typing import Any
+
+from hxp_enterprise_llm.settings.grammar import printable
 
 ADDRESS = "/run/systemd/journal/socket"
 LEVELS = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 """Priorities of syslog(3)."""
+
+
+class LineFormatter(logging.Formatter):
+    """The message of a record on one line, and a traceback below it, without control characters.
+
+    A message may repeat text from a model's files, a server or the hub.
+    """
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The message; the parts of an error with several lines are joined."""
+        return printable(super().formatMessage(record)).replace("\n", "; ")
+
+    def formatException(self, ei: Any) -> str:
+        """The traceback."""
+        return printable(super().formatException(ei))
 
 
 class JournalHandler(logging.Handler):

@@ -1,5 +1,6 @@
 import logging
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,18 @@ def test_messages_go_to_stdout_without_a_journal(
     logger.addHandler(journal.JournalHandler("m"))
     logger.info("said")
     assert capsys.readouterr().out == "said\n"
+
+
+def test_log_lines_have_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    logger = logging.Logger("test")
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(journal.LineFormatter())
+    logger.addHandler(handler)
+    logger.error("%s", "\x1b]0;title\x07\x9b31m\u202eX\nforged: line")
+    try:
+        raise ValueError("\x1b[31m")
+    except ValueError:
+        logger.exception("failed")
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first == "\\x1b]0;title\\x07\\x9b31m\\u202eX; forged: line"
+    assert rest[0] == "failed" and rest[-1] == "ValueError: \\x1b[31m"

@@ -50,7 +50,7 @@ def test_a_line_has_time_host_sender_and_message() -> None:
         ([104, 105, 255], r"hi\xff"),
         (["one", "other"], "one\n    other"),
         (None, "line 1"),
-        ("\u2028", r"\x2028"),
+        ("\u2028", r"\u2028"),
     ],
 )
 def test_message_cannot_forge_an_entry_or_control_a_terminal(message: object, text: str) -> None:

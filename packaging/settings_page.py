@@ -32,7 +32,7 @@ run `systemctl daemon-reload`. Then:
 
 A line is `KEY=value`. A value with characters other than letters, digits and `_ . / : @ % + , = ^ -` must be in single
 or double quotes. Nothing is expanded: `$`, a backslash and, in double quotes, a backtick are refused. A comment is a
-separate line that starts with `#`. Sizes in GB are GiB (2^30 bytes).
+separate line that starts with `#`. Sizes in GB are GiB (2^30 bytes), sizes in MB are MiB (2^20 bytes).
 """
 
 

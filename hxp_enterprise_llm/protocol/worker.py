@@ -1,7 +1,10 @@
 """The names by which other processes refer to the worker: they must import neither vLLM nor a module that does."""
 
 import os
-from typing import Any
+from typing import Any, NamedTuple, Self
+
+from hxp_enterprise_llm.settings.keys import MEBIBYTE
+from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 
 MIDDLEWARE = "hxp_enterprise_llm.worker.traffic.Traffic"
 """ASGI middleware, which vLLM loads by this name."""
@@ -9,6 +12,18 @@ PRELOAD = "hxp_enterprise_llm.worker.preload"
 """Module that the fork server imports, so that each server starts with vLLM in memory."""
 BACKLOG = 2048
 """How many connections may wait while no server accepts them; the kernel limits it to net.core.somaxconn."""
+
+
+class Limits(NamedTuple):
+    """Limits on the clients of a server: size of a request's body, number of open connections."""
+
+    request_bytes: int
+    connections: int
+
+    @classmethod
+    def of(cls, config: ServiceConfigSchema) -> Self:
+        """The limits in the settings of an instance."""
+        return cls(round(config.max_request_mb * MEBIBYTE), config.max_connections)
 
 
 def serve(*arguments: Any, **options: Any) -> None:

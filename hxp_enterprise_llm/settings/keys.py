@@ -8,8 +8,8 @@ import socket
 from collections.abc import Callable
 from typing import NamedTuple
 
-GIBIBYTE = 1024**3
-"""Sizes "in GB" use systemd's G suffix: 1 GB = 2**30 bytes."""
+GIBIBYTE, MEBIBYTE = 1024**3, 1024**2
+"""Sizes "in GB" use systemd's G suffix: 1 GB = 2**30 bytes. Sizes "in MB" use its M: 1 MB = 2**20 bytes."""
 
 HIGH_SHARE, HIGH_GAP_BYTES = 0.95, 256 * 1024**2
 """At MemoryHigh the kernel throttles a service and reclaims its memory. It is 5 % below MemoryMax, at which the kernel
@@ -57,6 +57,15 @@ def _whole(text: str, smallest: int, largest: int, what: str) -> int:
 
 def gigabytes(text: str) -> float:
     return _decimal(text, 0.1, 65536, "gigabytes")
+
+
+def megabytes(text: str) -> float:
+    return _decimal(text, 0.1, 65536, "megabytes")
+
+
+def connections(text: str) -> int:
+    # The unit may open 65536 descriptors.
+    return _whole(text, 16, 32768, "connections")
 
 
 def cores(text: str) -> float:
@@ -358,6 +367,13 @@ INSTANCE_KEYS = {
         Key("GPU_DEVICES", devices, "", "GPUs of the service, such as 0,1 or all; empty to run on the CPU."),
         Key("REQUIRES", instances, "", "Instances that must run while this instance runs."),
         Key("AFTER", instances, "", "Instances that start before this instance."),
+        Key("MAX_REQUEST_MB", megabytes, "64", "Size of a request's body (MB); a larger request gets status 413."),
+        Key(
+            "MAX_CONNECTIONS",
+            connections,
+            "1024",
+            "Number of connections that clients may have open; a quarter is for those without a valid key.",
+        ),
         Key("API_KEY_FILE", path, None, "File with the keys that requests may carry; citadel-llm key creates it."),
         _like("ALLOW_UNAUTHENTICATED", "ALLOW_UNAUTHENTICATED", "Whether other hosts may use the model without a key."),
         _like(

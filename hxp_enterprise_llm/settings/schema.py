@@ -16,7 +16,8 @@ class ServiceConfigSchema(BaseModel):
 
     The fields are the keys of its settings file in small letters, each with its rule in `settings.keys`: a value may be
     text as in the file, or what the rule makes of it.
-    Sizes named `_gb` are in GiB (2**30 bytes), times named `_sec` in seconds, `max_model_len` in tokens.
+    Sizes named `_gb` are in GiB (2**30 bytes), `max_request_mb` is in MiB (2**20 bytes), times named `_sec` are in
+    seconds, `max_model_len` in tokens.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,6 +40,8 @@ class ServiceConfigSchema(BaseModel):
     gpu_devices: tuple[str, ...] = ()
     requires: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
+    max_request_mb: float = 64.0
+    max_connections: int = 1024
     api_key_file: str | None = None
     allow_unauthenticated: bool = False
     tls_cert_file: str | None = None

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import psutil
 
 from hxp_enterprise_llm.protocol.credentials import Credentials
-from hxp_enterprise_llm.protocol.worker import PRELOAD, serve
+from hxp_enterprise_llm.protocol.worker import PRELOAD, Limits, serve
 from hxp_enterprise_llm.settings.errors import EngineDied
 from hxp_enterprise_llm.supervisor import fork_server, processes
 from hxp_enterprise_llm.supervisor.processes import first_end
@@ -71,6 +71,8 @@ class ServerProcess:
         arguments: Sequence[str],
         listener: socket.socket,
         credentials: Credentials,
+        limits: Limits,
+        *,
         target: Callable[..., None] = serve,
     ) -> None:
         context: ForkServerContext | SpawnContext
@@ -92,6 +94,7 @@ class ServerProcess:
                 "listener": listener,
                 "channel": self._far_end,
                 "credentials": credentials,
+                "limits": limits,
             },
         )
         self._method = method

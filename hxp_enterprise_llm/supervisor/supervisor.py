@@ -19,6 +19,7 @@ from hxp_enterprise_llm.engine import launch
 from hxp_enterprise_llm.engine.model_files import weights_bytes
 from hxp_enterprise_llm.protocol.credentials import Credentials
 from hxp_enterprise_llm.protocol.state import LastReload, Phase, ReloadOutcome, StateFile, sentence
+from hxp_enterprise_llm.protocol.worker import Limits
 from hxp_enterprise_llm.settings.address import Address
 from hxp_enterprise_llm.settings.api_keys import digest
 from hxp_enterprise_llm.settings.errors import CitadelError, EngineDied, EngineHung, OutOfMemory
@@ -184,7 +185,9 @@ class Supervisor:
         keys = self.now.credentials.and_key(digest(self._key))
         try:
             await fork_server.use(launch.environment(config, model, self._unit))
-            server = ServerProcess(config.start_method, launch.arguments(config, model), listener, keys)
+            server = ServerProcess(
+                config.start_method, launch.arguments(config, model), listener, keys, Limits.of(config)
+            )
         except OSError as error:
             raise EngineDied(f"the server could not be started: {error}") from error
         self.servers = [server, *(other for other in self.servers if not other.gone)]

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 import setproctitle
 
 from hxp_enterprise_llm.protocol.credentials import Credentials
+from hxp_enterprise_llm.protocol.worker import Limits
 from hxp_enterprise_llm.settings.errors import ExitStatus
+from hxp_enterprise_llm.worker.bounded import WEBSOCKET_MESSAGE_BYTES, BoundedHttp, BoundedWebSocket
 from hxp_enterprise_llm.worker.traffic import Traffic
 
 USAGE_STATUS = 2
@@ -25,6 +27,7 @@ def serve(
     listener: socket.socket,
     channel: socket.socket,
     credentials: Credentials,
+    limits: Limits,
 ) -> None:
     """Run vLLM's API server until SIGTERM, then drain it; `channel` carries its heartbeats to the main process.
 
@@ -55,7 +58,14 @@ def serve(
     async def run() -> None:
         beating = asyncio.create_task(heartbeat.beat(channel, listener))
         try:
-            await run_server_worker(f"http://{options.host}:{options.port}", private, options)
+            await run_server_worker(
+                f"http://{options.host}:{options.port}",
+                private,
+                options,
+                http=BoundedHttp,
+                ws=BoundedWebSocket,
+                ws_max_size=min(WEBSOCKET_MESSAGE_BYTES, limits.request_bytes),
+            )
         finally:
             beating.cancel()
             # An error of the heartbeat was sent when it was raised.
@@ -82,6 +92,7 @@ def serve(
         sys.exit(ExitStatus.SOFTWARE)
     heartbeat.tell_reasons(channel, gpu=gpu)
     try:
+        Traffic.limit(limits)
         Traffic.take(credentials)
         uvloop.run(run())
     except Exception as error:

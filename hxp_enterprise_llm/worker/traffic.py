@@ -8,15 +8,14 @@ import hmac
 import json
 import socket
 import ssl
-import weakref
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, ClassVar
 
 from hxp_enterprise_llm.protocol.credentials import Credentials
-from hxp_enterprise_llm.protocol.worker import BACKLOG
+from hxp_enterprise_llm.protocol.worker import Limits
 from hxp_enterprise_llm.settings.api_keys import digest
 from hxp_enterprise_llm.system import tls
+from hxp_enterprise_llm.worker.connections import CONNECTION, Acceptor, Connection, Connections
 
 OPEN_PATH = "/health"
 """Needs no key, for load balancers: the answer only says that the server runs."""
@@ -67,23 +66,6 @@ class _Talk:
             await self._send({"type": "websocket.close", "code": POLICY_VIOLATION})
 
 
-class _Arrival(asyncio.Protocol):
-    """A client from its TCP connection to the end of its TLS handshake, if any; from then on uvicorn counts it.
-
-    A failed handshake triggers no callback; the entry disappears with its transport.
-    """
-
-    def __init__(self, make: Callable[[], asyncio.Protocol]) -> None:
-        self._make = make
-        Traffic.arriving.add(self)
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        protocol = self._make()
-        transport.set_protocol(protocol)
-        protocol.connection_made(transport)
-        Traffic.arriving.discard(self)
-
-
 class Traffic:
     """ASGI middleware; a server has one.
 
@@ -99,7 +81,8 @@ class Traffic:
     requests = 0
     sent = 0
     is_open = False
-    arriving: ClassVar[weakref.WeakSet[_Arrival]] = weakref.WeakSet()
+    limits: Limits
+    clients: Connections
     _talks: ClassVar[set[_Talk]] = set()
     _closing: ClassVar[set[asyncio.Task[None]]] = set()
     leaving = False
@@ -113,7 +96,7 @@ class Traffic:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        if not self._may(scope):
+        if not self.may(scope):
             await self._refuse(scope, send)
             return
         if scope["type"] != "http":
@@ -130,7 +113,7 @@ class Traffic:
 
         async def received() -> Any:
             message = await receive()
-            if message["type"] == "http.request" and not self._may(scope):
+            if message["type"] == "http.request" and not self.may(scope):
                 # The key was revoked after the request's headers arrived; nothing has been computed yet.
                 return {"type": "http.disconnect"}
             # The model cannot work on an incomplete request.
@@ -153,7 +136,7 @@ class Traffic:
                 work.end()
 
     @staticmethod
-    def _may(scope: Any) -> bool:
+    def may(scope: Any) -> bool:
         """Whether a request carries a key for its path. vLLM's --api-key protects only some paths, not /metrics."""
         if not Traffic.key_digests or scope.get("path") == OPEN_PATH:
             return True
@@ -178,7 +161,12 @@ class Traffic:
     @classmethod
     def connections(cls) -> int:
         """Number of connected clients, including idle clients and clients in their TLS handshake."""
-        return len(cls.server.server_state.connections) + len(cls.arriving) if cls.server else 0
+        return len(cls.server.server_state.connections) + cls.clients.in_handshake if cls.server else 0
+
+    @classmethod
+    def limit(cls, limits: Limits) -> None:
+        """Set the limits on clients; call it before the server starts."""
+        cls.limits, cls.clients = limits, Connections(limits.connections)
 
     @classmethod
     def take(cls, credentials: Credentials) -> None:
@@ -189,7 +177,7 @@ class Traffic:
         cls.key_digests, cls.metrics_digests = credentials.key_digests, credentials.metrics_digests
         cls._tls = tls.server(credentials.certificate, credentials.private_key) if credentials.certificate else None
         cls.taken += 1
-        for talk in [talk for talk in cls._talks if not cls._may(talk.scope)]:
+        for talk in [talk for talk in cls._talks if not cls.may(talk.scope)]:
             # In the background: a client that does not read must not delay the caller.
             task = asyncio.get_running_loop().create_task(talk.close())
             cls._closing.add(task)
@@ -206,17 +194,16 @@ class Traffic:
         if server.should_exit:
             return
 
-        def protocol() -> asyncio.Protocol:
+        def speak(connection: Connection) -> asyncio.Protocol:
             made: asyncio.Protocol = server.config.http_protocol_class(
-                config=server.config, server_state=server.server_state, app_state=server.lifespan.state
+                config=server.config,
+                server_state=server.server_state,
+                app_state={**server.lifespan.state, CONNECTION: connection},
             )
             return made
 
-        loop = asyncio.get_running_loop()
         # A duplicate, because uvicorn closes it at the end: waiting connections stay in the listener's queue.
-        accepting = await loop.create_server(
-            lambda: _Arrival(protocol), sock=listener.dup(), ssl=cls._tls, backlog=BACKLOG
-        )
+        accepting = Acceptor(listener.dup(), cls._tls, cls.clients, speak)
         for before in server.servers:
             before.close()
         # uvicorn closes these when it ends.

@@ -51,6 +51,7 @@ def test_the_shell_completes_keys() -> None:
     command = click.Command("set", params=[click.Argument(["values"], type=Assignment())])
     context = click.Context(command)
     offered = Assignment().shell_complete(context, command.params[0], "MAX_")
-    assert [item.value for item in offered] == ["MAX_TASKS=", "MAX_MODEL_LEN="]
+    values = [item.value for item in offered]
+    assert values == ["MAX_TASKS=", "MAX_MODEL_LEN=", "MAX_REQUEST_MB=", "MAX_CONNECTIONS="]
     offered = SettingKey().shell_complete(context, command.params[0], "VLLM")
     assert [item.value for item in offered] == ["VLLM_ARGS"]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from hxp_enterprise_llm.protocol.credentials import Credentials
+from hxp_enterprise_llm.protocol.worker import Limits
 from hxp_enterprise_llm.settings.errors import EngineDied
 from hxp_enterprise_llm.supervisor import server_process
 from hxp_enterprise_llm.supervisor.server_process import Heartbeat, ServerProcess
@@ -20,7 +21,7 @@ class Server(ServerProcess):
     """A server without a process. `told` has the commands with the contents of their files."""
 
     def __init__(self) -> None:
-        super().__init__("spawn", [], socket.socket(), Credentials())
+        super().__init__("spawn", [], socket.socket(), Credentials(), Limits(1, 1))
         self.signals: list[int] = []
         self.told: list[tuple[str, list[Any]]] = []
         self.hears = True

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from hxp_enterprise_llm.protocol.credentials import Credentials
+from hxp_enterprise_llm.protocol.worker import Limits
 from hxp_enterprise_llm.supervisor import processes
 from hxp_enterprise_llm.supervisor.server_process import Failure, ServerProcess
 from hxp_enterprise_llm.supervisor.stop import StopPlan
@@ -36,7 +37,10 @@ def run(test: Callable[[ServerProcess], Awaitable[None]], *messages: dict[str, A
 
     async def started() -> None:
         with socket.socket() as listener:
-            one = ServerProcess("spawn", list(map(json.dumps, messages)), listener, Credentials(), server)
+            limits = Limits(request_bytes=1, connections=1)
+            one = ServerProcess(
+                "spawn", list(map(json.dumps, messages)), listener, Credentials(), limits, target=server
+            )
             await one.start()
             while len(one.processes()) < 2:
                 await asyncio.sleep(0.01)

@@ -1,7 +1,6 @@
 """The counters of the middleware, with an application and a client that a test provides."""
 
 import asyncio
-import gc
 import json
 import socket
 import ssl
@@ -11,13 +10,14 @@ from typing import Any
 
 import certificates as made
 import pytest
-import uvicorn
 
 from hxp_enterprise_llm.protocol.credentials import Credentials
 from hxp_enterprise_llm.settings.api_keys import digest
 from hxp_enterprise_llm.supervisor.server_process import LARGEST_MESSAGE
 from hxp_enterprise_llm.worker import heartbeat
 from hxp_enterprise_llm.worker.traffic import POLICY_VIOLATION, Traffic
+
+from .served import served, until
 
 PART, REST = {"type": "http.request", "more_body": True}, {"type": "http.request", "more_body": False}
 
@@ -96,12 +96,6 @@ def test_long_error_fits_into_a_message(error: Exception) -> None:
         assert json.loads(far.recv(LARGEST_MESSAGE))["failed"]["final"] is False
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
 def at_a_real_server(tls: bool, do: Callable[[socket.socket], Awaitable[None]]) -> None:
     """Run uvicorn with the middleware, and call `do` with a client that has connected and sent nothing."""
 
@@ -110,28 +104,13 @@ def at_a_real_server(tls: bool, do: Callable[[socket.socket], Awaitable[None]]) 
         await send({"type": "http.response.body", "body": b"ok"})
 
     async def run() -> None:
-        config = uvicorn.Config(Traffic(application), lifespan="off", log_config=None)
-        config.load()
-        server = uvicorn.Server(config)
-        server.lifespan = config.lifespan_class(config)
-        private, listener = (socket.create_server(("127.0.0.1", 0)) for _ in range(2))
-        await server.startup(sockets=[private])
-        Traffic.server = server
-        Traffic.take(Credentials((), made.CERTIFICATE, made.KEY) if tls else Credentials())
-        await Traffic.open(listener)
-        scopes = SimpleNamespace(state=SimpleNamespace(server=server))
-        plain = config.loaded_app
-
-        async def with_app(scope: Any, receive: Any, send: Any) -> None:
-            await plain({**scope, "app": scopes}, receive, send)
-
-        config.loaded_app = with_app
-        with listener, socket.socket() as client:
-            client.setblocking(False)
-            await asyncio.get_running_loop().sock_connect(client, listener.getsockname())
-            client.settimeout(60)
-            await do(client)
-        await server.shutdown(sockets=[private])
+        credentials = Credentials((), made.CERTIFICATE, made.KEY) if tls else Credentials()
+        async with served(application, credentials=credentials) as port:
+            with socket.socket() as client:
+                client.setblocking(False)
+                await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", port))
+                client.settimeout(60)
+                await do(client)
 
     asyncio.run(run())
 
@@ -168,8 +147,7 @@ def test_failed_handshake_does_not_delay_the_drain(said: bytes) -> None:
         Traffic.leave()
         client.sendall(said)
         client.close()
-        # uvloop, which a server uses, frees the transport at once, asyncio's own loop at the next collection.
-        await until(lambda: gc.collect() >= 0 and Traffic.connections() == 0)
+        await until(lambda: Traffic.connections() == 0)
 
     at_a_real_server(True, fail)
 

@@ -1,0 +1,173 @@
+"""Connections of a server's clients: accepted, counted, and closed where there are too many.
+
+Clients that have sent a valid key must always get in, and so must the probes of /health, which carry none. So each new
+connection is accepted. If there are too many, the connection closes that has been open longest without a valid key.
+"""
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Protocol
+
+from hxp_enterprise_llm.protocol.worker import BACKLOG
+
+CONNECTION = "citadel_llm.connection"
+"""Key of a request's `Connection` in the state of its ASGI scope."""
+SHARE_WITHOUT_KEY = 4
+"""One of so many connections is kept for those that have not sent a valid key."""
+HANDSHAKE_SEC = 10.0
+"""How long a TLS handshake may take."""
+AT_ONCE = 16
+"""How many connections are accepted before the event loop serves those that there are."""
+AGAIN_SEC = 1.0
+"""Pause after a failure to accept a connection, for lack of memory or descriptors."""
+
+
+class Speaker(Protocol):
+    """The protocol of a connection, from the end of its TLS handshake on."""
+
+    transport: asyncio.Transport
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is being answered."""
+
+
+class Connection:
+    """A connection of a client, from its acceptance to its end."""
+
+    def __init__(self) -> None:
+        self.speaker: Speaker | None = None
+        self.handshake: asyncio.Task[None] | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request is being answered."""
+        return self.speaker is not None and self.speaker.idle
+
+    def close(self) -> None:
+        """Close the connection at once."""
+        if self.speaker:
+            self.speaker.transport.abort()
+        elif self.handshake:
+            self.handshake.cancel()
+
+
+class Connections:
+    """The connections of a server's clients, at most `limit`."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._limit_with_key = limit - limit // SHARE_WITHOUT_KEY
+        # In the order of their acceptance, and of their last requests.
+        self._without_key: dict[Connection, None] = {}
+        self._with_key: dict[Connection, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._without_key) + len(self._with_key)
+
+    @property
+    def in_handshake(self) -> int:
+        """The number of connections in their TLS handshake."""
+        return sum(connection.speaker is None for connection in self._without_key)
+
+    def add(self, connection: Connection) -> None:
+        """Count a new connection; if there are too many, close the one that has been open longest without a key."""
+        self._without_key[connection] = None
+        if len(self) > self._limit:
+            self._close(next(iter(self._without_key)))
+
+    def admit(self, connection: Connection) -> bool:
+        """A request with a valid key has come on `connection`; False if there is no room for it.
+
+        Makes room by closing the connection that has been idle longest.
+        """
+        if self._with_key.pop(connection, self) is self:
+            if len(self._with_key) >= self._limit_with_key:
+                idle = next((other for other in self._with_key if other.idle), None)
+                if idle is None:
+                    return False
+                self._close(idle)
+            self._without_key.pop(connection, None)
+        self._with_key[connection] = None
+        return True
+
+    def remove(self, connection: Connection) -> None:
+        """Count a connection no longer: it has ended."""
+        self._without_key.pop(connection, None)
+        self._with_key.pop(connection, None)
+
+    def _close(self, connection: Connection) -> None:
+        self.remove(connection)
+        connection.close()
+
+
+class Acceptor:
+    """Accepts connections from a listener until `close`, to uvicorn what asyncio's server is.
+
+    `speak` makes the protocol of a connection. asyncio's server would not tell of connections in their TLS handshake,
+    so they could neither be counted nor closed.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        certificate: ssl.SSLContext | None,
+        connections: Connections,
+        speak: Callable[[Connection], asyncio.Protocol],
+    ) -> None:
+        self._listener, self._certificate = listener, certificate
+        self._connections, self._speak = connections, speak
+        self._loop = asyncio.get_running_loop()
+        self._again: asyncio.TimerHandle | None = None
+        listener.setblocking(False)
+        listener.listen(BACKLOG)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._loop.add_reader(self._listener, self._accept)
+
+    def _accept(self) -> None:
+        for _ in range(AT_ONCE):
+            try:
+                accepted, _ = self._listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError:
+                self._loop.remove_reader(self._listener)
+                self._again = self._loop.call_later(AGAIN_SEC, self._begin)
+                return
+            connection = Connection()
+            connection.handshake = self._loop.create_task(self._connect(accepted, connection))
+            self._connections.add(connection)
+
+    async def _connect(self, accepted: socket.socket, connection: Connection) -> None:
+        try:
+            await self._loop.connect_accepted_socket(
+                lambda: self._speak(connection),
+                accepted,
+                ssl=self._certificate,
+                ssl_handshake_timeout=HANDSHAKE_SEC if self._certificate else None,
+            )
+        except OSError:
+            # The client has left, or the handshake failed.
+            pass
+        finally:
+            connection.handshake = None
+            if connection.speaker is None:
+                self._connections.remove(connection)
+                with suppress(OSError):
+                    accepted.close()
+
+    def close(self) -> None:
+        """Accept no more connections; those accepted stay open."""
+        if self._again:
+            self._again.cancel()
+        if self._listener.fileno() >= 0:
+            self._loop.remove_reader(self._listener)
+            self._listener.close()
+
+    async def wait_closed(self) -> None:
+        """Return: nothing is left to do after `close`."""

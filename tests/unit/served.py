@@ -22,6 +22,7 @@ UNUSED: dict[str, Any] = {
     "taken": 0,
     "leaving": False,
     "key_digests": (),
+    "metrics_digests": (),
     "server": None,
     "is_open": False,
 }

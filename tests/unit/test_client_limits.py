@@ -21,7 +21,7 @@ from hxp_enterprise_llm.worker.traffic import Traffic
 
 from .served import LIMITS, served, until
 
-KEYS = Credentials((digest("key"),))
+KEYS = Credentials((digest("key"),), metrics_digests=(digest("metrics"),))
 KEY = b"Authorization: Bearer key\r\n"
 SHORT_SEC = 0.2
 Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -357,12 +357,15 @@ def test_request_without_a_key_costs_no_more_than_its_head() -> None:
         application = Application()
         async with served(application, credentials=KEYS) as port:
             wrong = request("/v1/completions", b"Authorization: Bearer other\r\nTransfer-Encoding: chunked\r\n", "POST")
-            for head in (wrong, wrong.replace(b"POST", b"GET")):
+            for head in (wrong, wrong.replace(b"POST", b"GET"), wrong.replace(b"/v1/completions", b"/health")):
                 answer = await say(port, head, *[b"1\r\nx\r\n" * 20_000] * 10)
                 assert refusal(answer) == (401, "invalid_api_key")
             assert application.called == 0
             answers = [await say(port, request(path, closing())) for path in ("/health", "/v1/models")]
             assert all(answer.startswith(b"HTTP/1.1 200") for answer in answers)
+            metrics = request("/metrics", b"Connection: close\r\nAuthorization: Bearer metrics\r\n")
+            assert (await say(port, metrics)).startswith(b"HTTP/1.1 200")
+            assert refusal(await say(port, metrics.replace(b"GET", b"PUT"))) == (401, "invalid_api_key")
             health = await say(port, request("/health?x=y", b"Connection: close\r\n"))
             assert health.startswith(b"HTTP/1.1 200")
 

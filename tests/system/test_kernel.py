@@ -96,6 +96,6 @@ def test_package_works_on_debian_kernel_with_cgroup_version_2() -> None:
     assert [said[when] for when in ("answer", "answer-after-oom")] == [tokens] * 2
     # The kernel's own counter of kills disappears with the control group if it kills the main process too.
     assert float(said["out-of-memory"]) >= 1
-    assert (said["run-time"], said["answer-after-reboot"]) == ("agent0 755", tokens)
+    assert (said["run-time"], said["answer-after-reboot"]) == ("root 755", tokens)
     assert said["out-of-memory-after-reboot"] == said["out-of-memory"], "the monitor remembers"
     SUMMARY.append(f"emulated: Linux {said['kernel']} with control groups 2, test started {said['start'][2:]}")

@@ -19,14 +19,15 @@ from .conftest import SUMMARY, install
 from .life_cycle import EDIT, EDITED, UNEDITED
 
 DIRECTORIES = [
-    "/run/citadel-llm agent0:agent0 755",
+    "/run/citadel-llm root:root 755",
     "/var/lib/citadel-llm/models agent0:agent0 755",
-    "/var/cache/citadel-llm agent0:agent0 755",
+    "/var/cache/citadel-llm root:root 755",
     "/var/log/citadel-llm agent0:adm 750",
     "/etc/citadel-llm root:root 750",
     "/opt/citadel/env root:root 755",
     "/opt/citadel/config/services root:root 755",
 ]
+DIRECTORIES_NAMED = [line.split()[0] for line in DIRECTORIES]
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +58,7 @@ def test_install_creates_user_directories_and_limits(machine: Machine) -> None:
     begin = time.monotonic()
     install(machine)
     print(f"apt install: {time.monotonic() - begin:.1f} s")
-    names = [line.split()[0] for line in DIRECTORIES]
-    assert machine.output("stat", "-c", "%n %U:%G %a", *names).splitlines() == DIRECTORIES
+    assert machine.output("stat", "-c", "%n %U:%G %a", *DIRECTORIES_NAMED).splitlines() == DIRECTORIES
     assert machine.show("citadel-llm@mixtral-8x7b", "MemoryMax")["MemoryMax"] == str(90 * 2**30)
     assert machine.output("systemctl", "is-enabled", "citadel-llm.target") == "enabled"
     # The installation starts no instance.
@@ -69,6 +69,8 @@ def test_full_package_upgrade_restarts_instance_and_keeps_edits(machine: Machine
     machine.run("systemctl", "enable", "--now", "citadel-llm@test")
     with machine.inside(EDITED).open("a") as file:
         file.write(EDIT)
+    # Versions before 1.1 gave these directories to agent0.
+    machine.run("chown", "agent0:agent0", "/run/citadel-llm", "/var/cache/citadel-llm")
     machine.copy_in(versions.whole, "/root/whole.deb")
     begin = time.monotonic()
     keep = ("-oDpkg::Options::=--force-confdef", "-oDpkg::Options::=--force-confold")
@@ -77,6 +79,7 @@ def test_full_package_upgrade_restarts_instance_and_keeps_edits(machine: Machine
     assert machine.show("citadel-llm@test", "StatusText")["StatusText"].startswith(NEW_WORDS)
     assert machine.inside(EDITED).read_text().endswith(EDIT)
     assert machine.inside(UNEDITED).read_text().endswith(COMMENT)
+    assert machine.output("stat", "-c", "%n %U:%G %a", *DIRECTORIES_NAMED).splitlines() == DIRECTORIES
     assert "old version" not in said
 
 

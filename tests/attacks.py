@@ -27,6 +27,7 @@ SHM_BYTES = 4096
 PIDFD_GETFD, BPF, PERF_EVENT_OPEN = 438, 321, 298  # x86-64
 FREE_PORT = 11598
 WHOLE_WORD = b"the secret of "
+RESOLVER = ("127.0.0.53", 53)
 FOR_ALL = (
     "/home/other", "/var/lib/other", "/var/cache/other", "/var/log/other", "/var/www/other", "/tmp/other",
     "/var/tmp/other", "/dev/shm/other", "/srv/other",
@@ -285,6 +286,7 @@ def on_host(name: str, limit: str, outside: str) -> dict[str, Callable[[], str]]
         "raise its own memory limit": lambda: _write(limit),
         "reach systemd over D-Bus": lambda: _connect("/run/dbus/system_bus_socket"),
         "connect beyond loopback": lambda: _connect((outside, 9)),
+        "ask a resolver on 127.0.0.53": lambda: _connect(RESOLVER),
         "listen on an unused port": lambda: _listen(FREE_PORT),
         "raw socket": _raw_socket,
         "mount": _mount,

@@ -36,6 +36,8 @@ DROP_IN = "50-settings.conf"
 DEEPEST_MOUNT, LONGEST_UNIT = 16, 249
 """Number of leading directories of a path that are treated as mounts, and the longest unit name without .mount
 (characters; systemd.unit(5))."""
+ALLOWED_BY_TEMPLATE = ("127.0.0.1", "::1")
+"""Addresses in IPAddressAllow= of the template."""
 MAX_INSTANCES = 2048
 """Number of instances that get a drop-in. With the limits on a settings file, it limits run time, memory and /run."""
 
@@ -161,13 +163,18 @@ def _service(settings: InstanceSettings, host: HostSettings) -> list[Directive]:
         service.append(Directive("SetCredential", f"{name}:{credential_files.MISSING}", key))
         if credential_files.can_be_loaded(file):
             service.append(Directive("LoadCredential", f"{name}:{file}", key))
-    if values["ALLOW_DOWNLOAD"] or not is_loopback(str(values["HOST"])):
-        # The template allows loopback only, and one list filters both directions.
-        service.append(Directive("IPAddressAllow", "any", "ALLOW_DOWNLOAD HOST"))
+    service += _network(str(values["HOST"]), values["ALLOW_DOWNLOAD"])
     if values["GPU_DEVICES"]:
         service.append(Directive("PrivateDevices", "no", "GPU_DEVICES"))
         service += [Directive("DeviceAllow", rule, "GPU_DEVICES") for rule in gpu_rules(values["GPU_DEVICES"])]
     return service
+
+
+def _network(host: str, download: bool) -> list[Directive]:
+    """What opens the packet filter beyond 127.0.0.1 and ::1; one list filters both directions."""
+    if download or not is_loopback(host):
+        return [Directive("IPAddressAllow", "any", "ALLOW_DOWNLOAD HOST")]
+    return [] if host in ALLOWED_BY_TEMPLATE else [Directive("IPAddressAllow", host, "HOST")]
 
 
 def gpu_rules(devices: Sequence[str]) -> list[str]:

@@ -24,7 +24,27 @@ if [ -e /root/before ]; then
     systemctl poweroff
     exit
 fi
+# refused_in GROUP ADDRESS PORT: whether the packet filter of a control group refuses a connection and a datagram.
+refused_in() {
+    for kind in tcp udp; do
+        (
+            echo $BASHPID >"$1/cgroup.procs"
+            # Without a limit, the kernel would repeat its first packet for minutes.
+            timeout 20 bash -c "exec 3<>/dev/$kind/$2/$3 && echo x >&3" 2>/dev/null
+        ) && printf '%s ' $kind-sent || printf '%s ' $kind-refused
+    done
+}
+
 touch /root/before
+
+# A host with a network: vLLM must not use its address, which the packet filter refuses.
+ip link add dummy0 type dummy
+ip address add 192.0.2.1/24 dev dummy0
+ip link set dummy0 up
+ip route add default via 192.0.2.254
+python3 -c 'import socket, time
+kept = [socket.create_server(a) for a in (("127.0.0.53", 53), ("127.0.0.1", 53), ("192.0.2.1", 53))]
+time.sleep(3600)' &
 
 say kernel "$(uname -r)"
 say cgroups "$(stat -fc %T /sys/fs/cgroup)"
@@ -33,7 +53,12 @@ begin=$SECONDS
 systemctl enable --now citadel-llm@test
 say start $? after $((SECONDS - begin)) s
 say answer "$(ask)"
+own=/sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup)
 group=/sys/fs/cgroup$(systemctl show --value -p ControlGroup citadel-llm@test)
+for address in 127.0.0.1 127.0.0.53 192.0.2.1; do
+    say "packets-$address" "$(refused_in "$group" $address 53)"
+    say "packets-outside-$address" "$(refused_in "$own" $address 53)"
+done
 for file in memory.max memory.high cpu.max pids.max; do say $file "$(cat "$group/$file")"; done
 # Longer than the interval of the monitor.
 sleep 5

@@ -31,6 +31,8 @@ OPEN = {
 """Attacks that are not refused, and why."""
 SIGNALS = {"signal 0 to it", "SIGURG to it", "SIGURG by a pidfd", "abstract socket", "SIGKILL to it"}
 """Attacks that only Landlock 6 (Linux 6.12) refuses."""
+PACKETS = {"connect beyond loopback", "ask a resolver on 127.0.0.53"}
+"""Attacks that only the packet filter refuses; test_kernel.py runs them where systemd filters packets."""
 PORTS_OF_OTHERS = {"listen on an unused port"}
 """Attacks that only Landlock 4 (Linux 6.7) refuses."""
 
@@ -65,6 +67,11 @@ import attacks
 print(json.dumps(eval(sys.argv[1])))
 """
 NO_LANDLOCK = "[Service]\nSystemCallFilter=~landlock_create_ruleset\n"
+LISTENERS = f"""
+import socket, time
+others = [socket.create_server(address) for address in ({attacks.RESOLVER}, ({BEYOND!r}, 9))]
+time.sleep(600)
+"""
 PACKET = "import socket; socket.create_connection(('192.0.2.1', 9), 3)"
 Outcomes = dict[str, list[str]]
 
@@ -193,8 +200,7 @@ def attack_host(pair: Pair, landlock: int) -> None:
     files = [f"/sys/fs/cgroup/memory{group}/memory.limit_in_bytes", f"/sys/fs/cgroup{group}/memory.max"]
     limit = next(file for file in files if machine.inside(file).exists())
     machine.run("ip", "address", "add", f"{BEYOND}/32", "dev", "lo")
-    listen = f"import socket, time; s = socket.create_server(('{BEYOND}', 9)); time.sleep(600)"
-    machine.run("systemd-run", "--quiet", "--collect", "--unit=beyond", "/usr/bin/python3", "-c", listen)
+    machine.run("systemd-run", "--quiet", "--collect", "--unit=beyond", "/usr/bin/python3", "-c", LISTENERS)
     try:
         machine.run("sh", "-c", f"until ss -ltn | grep -q {BEYOND}:9; do sleep 0.1; done", timeout=10)
         # Packet filters need BPF, which a container may lack; then a plain unit has no filter either.
@@ -208,7 +214,7 @@ def attack_host(pair: Pair, landlock: int) -> None:
         machine.run("ip", "address", "del", f"{BEYOND}/32", "dev", "lo")
     allowed = open_without(landlock)
     if not filters:
-        allowed["connect beyond loopback"] = "systemd in this container cannot filter packets"
+        allowed |= dict.fromkeys(PACKETS, "systemd in this container cannot filter packets")
     assert not judge("a model to its host", outcomes, controls, allowed)
 
 
@@ -251,7 +257,7 @@ def test_unit_allows_only_devices_and_network_named_in_settings(host: Host) -> N
     host.settings("plain", MODEL=TINY_MODEL, PORT=11588)
     plain = host.machine.show("citadel-llm@plain", *wanted)
     assert plain["PrivateDevices"] == "yes" and "nvidia" not in plain["DeviceAllow"]
-    assert {*plain["IPAddressAllow"].split()} == {"127.0.0.0/8", "::1/128"}
+    assert {*plain["IPAddressAllow"].split()} == {"127.0.0.1/32", "::1/128"}
     host.settings("gpu", MODEL=TINY_MODEL, PORT=11589, GPU_DEVICES="all")
     devices = ("systemctl", "show", "--value", "--property=DeviceAllow", "citadel-llm@gpu")
     assert "char-nvidia rw" in host.machine.output(*devices).splitlines()

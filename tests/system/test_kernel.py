@@ -89,6 +89,10 @@ def test_package_works_on_debian_kernel_with_cgroup_version_2() -> None:
     limits = {"memory.max": str(4 * GIB), "cpu.max": "200000 100000", "pids.max": "1000"}
     assert {name: said[name] for name in limits} == limits
     assert 3.7 * GIB < int(said["memory.high"]) < 4 * GIB
+    sent, refused = "tcp-sent udp-sent", "tcp-refused udp-refused"
+    packets = {address: said[f"packets-{address}"].strip() for address in ("127.0.0.1", "127.0.0.53", "192.0.2.1")}
+    assert packets == {"127.0.0.1": sent, "127.0.0.53": refused, "192.0.2.1": refused}
+    assert {said[f"packets-outside-{address}"].strip() for address in packets} == {sent}
     health = json.loads(said["health"])
     assert (health["state"], health["ready"], health["memory_limit_bytes"]) == ("ready", True, 4 * GIB)
     assert 2e8 < health["memory_bytes"] < 4 * GIB and health["tasks"] > 3
@@ -98,4 +102,5 @@ def test_package_works_on_debian_kernel_with_cgroup_version_2() -> None:
     assert float(said["out-of-memory"]) >= 1
     assert (said["run-time"], said["answer-after-reboot"]) == ("root 755", tokens)
     assert said["out-of-memory-after-reboot"] == said["out-of-memory"], "the monitor remembers"
+    SUMMARY.append(f"packets of a model on Linux {said['kernel']}: {packets}")
     SUMMARY.append(f"emulated: Linux {said['kernel']} with control groups 2, test started {said['start'][2:]}")

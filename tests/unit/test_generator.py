@@ -77,13 +77,24 @@ def test_credentials_are_loaded_or_marked_missing_with_their_mounts(root: Root) 
     assert "SetCredential=hub-token:not there" in lines and f"LoadCredential=hub-token:{large}" not in lines
 
 
-def test_network_is_allowed_only_for_a_host_address_or_download(root: Root) -> None:
-    root.instance("m", GOOD)
-    assert "IPAddressAllow" not in drop_in(root, "m")
-    root.instance("m", GOOD + "HOST=0.0.0.0\n")
-    assert "IPAddressAllow=any\n" in drop_in(root, "m")
-    root.instance("m", GOOD + "ALLOW_DOWNLOAD=yes\n")
-    assert "IPAddressAllow=any\n" in drop_in(root, "m")
+@pytest.mark.parametrize(
+    ("settings", "allowed"),
+    [
+        ("", []),
+        ("HOST=127.0.0.1\n", []),
+        ("HOST=::1\n", []),
+        ("HOST=127.0.0.9\n", ["127.0.0.9"]),
+        ("HOST=192.0.2.7\nALLOW_UNAUTHENTICATED=yes\n", ["any"]),
+        ("HOST=0.0.0.0\nALLOW_UNAUTHENTICATED=yes\n", ["any"]),
+        ("ALLOW_DOWNLOAD=yes\n", ["any"]),
+    ],
+)
+def test_network_beyond_host_is_allowed_only_for_clients_or_downloads(
+    root: Root, settings: str, allowed: list[str]
+) -> None:
+    root.instance("m", GOOD + settings)
+    lines = drop_in(root, "m").splitlines()
+    assert [line for line in lines if line.startswith("IPAddressAllow")] == [f"IPAddressAllow={one}" for one in allowed]
 
 
 def test_devices_are_allowed_only_for_a_gpu(root: Root) -> None:

@@ -59,7 +59,7 @@ for address in 127.0.0.1 127.0.0.53 192.0.2.1; do
     say "packets-$address" "$(refused_in "$group" $address 53)"
     say "packets-outside-$address" "$(refused_in "$own" $address 53)"
 done
-for file in memory.max memory.high cpu.max pids.max; do say $file "$(cat "$group/$file")"; done
+for file in memory.max memory.high memory.swap.max cpu.max pids.max; do say $file "$(cat "$group/$file")"; done
 # Longer than the interval of the monitor.
 sleep 5
 say health "$(curl -s http://127.0.0.1:8000/health/services/test)"

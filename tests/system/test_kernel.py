@@ -86,7 +86,7 @@ def test_package_works_on_debian_kernel_with_cgroup_version_2() -> None:
         said = said_by(Path(name))
     assert (said["cgroups"], said["monitor"]) == ("cgroup2fs", "active"), said
     assert said["start"].startswith("0 after ")
-    limits = {"memory.max": str(4 * GIB), "cpu.max": "200000 100000", "pids.max": "1000"}
+    limits = {"memory.max": str(4 * GIB), "memory.swap.max": "0", "cpu.max": "200000 100000", "pids.max": "1000"}
     assert {name: said[name] for name in limits} == limits
     assert 3.7 * GIB < int(said["memory.high"]) < 4 * GIB
     sent, refused = "tcp-sent udp-sent", "tcp-refused udp-refused"

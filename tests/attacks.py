@@ -10,6 +10,7 @@ import json
 import mmap
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -27,10 +28,13 @@ SHM_BYTES = 4096
 PIDFD_GETFD, BPF, PERF_EVENT_OPEN = 438, 321, 298  # x86-64
 FREE_PORT = 11598
 WHOLE_WORD = b"the secret of "
+LARGE_BYTES = (1 << 30) + 1
 RESOLVER = ("127.0.0.53", 53)
+SOCKET = "/run/other/socket"
+"""A socket of another program to which all users may connect."""
 FOR_ALL = (
     "/home/other", "/var/lib/other", "/var/cache/other", "/var/log/other", "/var/www/other", "/tmp/other",
-    "/var/tmp/other", "/dev/shm/other", "/srv/other",
+    "/var/tmp/other", "/dev/shm/other", "/srv/other", "/run/other",
 )  # fmt: skip
 """Directories with a file that every user may read."""
 _kept: list[Any] = []
@@ -228,6 +232,40 @@ def _set_user_bit(path: str) -> str:
     return "set"
 
 
+def _execute(directory: str) -> str:
+    """Execute a program that this process has written."""
+    program = Path(directory, "program")
+    shutil.copy("/bin/true", program)
+    try:
+        subprocess.run([program], check=True)
+    finally:
+        program.unlink()
+    return "executed"
+
+
+def _load(directory: str) -> str:
+    """Map a file that this process has written as a library's code is mapped."""
+    library = Path(directory, "library")
+    library.write_bytes(bytes(mmap.PAGESIZE))
+    try:
+        with library.open("rb") as file:
+            rights = mmap.PROT_READ | mmap.PROT_EXEC
+            mmap.mmap(file.fileno(), mmap.PAGESIZE, flags=mmap.MAP_PRIVATE, prot=rights).close()
+    finally:
+        library.unlink()
+    return "mapped"
+
+
+def _fill(directory: str) -> str:
+    file = os.open(f"{directory}/large", os.O_WRONLY | os.O_CREAT)
+    try:
+        os.posix_fallocate(file, 0, LARGE_BYTES)
+    finally:
+        os.close(file)
+        os.unlink(f"{directory}/large")
+    return "written"
+
+
 def _made_executable() -> str:
     mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC).close()
     return "mapped"
@@ -269,6 +307,13 @@ def on_host(name: str, limit: str, outside: str) -> dict[str, Callable[[], str]]
 
     `limit` is the kernel's file with its memory limit, `outside` an address beyond loopback with an open port 9.
     """
+    temporary = os.environ.get("TMPDIR", "/tmp")
+    writable = {
+        "its cache": f"/var/cache/citadel-llm/{name}",
+        "its run-time directory": f"/run/citadel-llm/{name}",
+        "its temporary directory": temporary,
+        "/dev/shm": "/dev/shm",
+    }
     return {
         "read its file of keys": lambda: _read(f"/etc/citadel-llm/{name}.keys"),
         "write the environment": lambda: _write("/opt/citadel/env/lib/python3.11/site-packages/new.py"),
@@ -280,6 +325,12 @@ def on_host(name: str, limit: str, outside: str) -> dict[str, Callable[[], str]]
         "write a log": lambda: _write("/var/log/citadel-llm/new"),
         "read root's home directory": lambda: _list("/root"),
         **{f"read a world-readable file in {place}": partial(_read, f"{place}/for-all") for place in FOR_ALL},
+        "connect to a world-writable socket in /run/other": lambda: _connect(SOCKET),
+        **{f"execute a file in {what}": partial(_execute, place) for what, place in writable.items()},
+        **{f"load a library from {what}": partial(_load, place) for what, place in writable.items()},
+        "write to the disk in /tmp": lambda: _write("/tmp/new"),
+        "write to the disk in /var/tmp": lambda: _write("/var/tmp/new"),
+        "more than 1 GiB in its temporary directory": lambda: _fill(temporary),
         "read the store of the monitor": lambda: _read("/var/lib/citadel-llm/monitor/monitor.sqlite"),
         "read another's settings": lambda: _read("/etc/default/citadel-llm-test"),
         "read /etc/passwd": lambda: _read("/etc/passwd"),
@@ -290,7 +341,7 @@ def on_host(name: str, limit: str, outside: str) -> dict[str, Callable[[], str]]
         "listen on an unused port": lambda: _listen(FREE_PORT),
         "raw socket": _raw_socket,
         "mount": _mount,
-        "set-user-ID file": lambda: _set_user_bit("/tmp/set-user-id"),
+        "set-user-ID file": lambda: _set_user_bit(f"{temporary}/set-user-id"),
         "become root": _root,
         "bpf": lambda: _reached(BPF, 0, None, 0),
         "perf_event_open": lambda: _reached(PERF_EVENT_OPEN, None, 0, -1, -1, 0),

@@ -16,7 +16,7 @@ from hxp_enterprise_llm.settings.values import MODELS as SERVED_FROM
 MODELS = Path(SERVED_FROM)
 CACHE = Path("/var/cache/citadel-llm")
 HIDDEN = (
-    "/home", "/root", "/run/user", "/var/lib", "/var/cache", "/var/log", "/var/spool", "/var/mail", "/var/backups",
+    "/home", "/root", "/run", "/var/lib", "/var/cache", "/var/log", "/var/spool", "/var/mail", "/var/backups",
     "/var/www", "/var/opt", "/var/local",
 )  # fmt: skip
 """Directories that the template hides from services, except MODELS and the service's own cache."""

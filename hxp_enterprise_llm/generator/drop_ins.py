@@ -38,6 +38,10 @@ DEEPEST_MOUNT, LONGEST_UNIT = 16, 249
 (characters; systemd.unit(5))."""
 ALLOWED_BY_TEMPLATE = ("127.0.0.1", "::1")
 """Addresses in IPAddressAllow= of the template."""
+RESOLVERS = "-/run/systemd/resolve -/run/resolvconf -/run/NetworkManager"
+"""Directories in the otherwise empty /run that /etc/resolv.conf may link to. Not the file: its writers replace it."""
+GPU_SOCKETS = "-/run/nvidia-persistenced -/run/nvidia-fabricmanager"
+"""Directories of the sockets of NVIDIA's daemons."""
 MAX_INSTANCES = 2048
 """Number of instances that get a drop-in. With the limits on a settings file, it limits run time, memory and /run."""
 
@@ -167,13 +171,22 @@ def _service(settings: InstanceSettings, host: HostSettings) -> list[Directive]:
     if values["GPU_DEVICES"]:
         service.append(Directive("PrivateDevices", "no", "GPU_DEVICES"))
         service += [Directive("DeviceAllow", rule, "GPU_DEVICES") for rule in gpu_rules(values["GPU_DEVICES"])]
+        service.append(Directive("BindReadOnlyPaths", GPU_SOCKETS, "GPU_DEVICES"))
+        # Code for a GPU is compiled at run time and loaded from the instance's cache. The empty value removes the
+        # paths of the template.
+        service.append(Directive("NoExecPaths", "", "GPU_DEVICES"))
+    if values["GPU_DEVICES"] or host.values["VLLM_PID_PATH"] != HOST_KEYS["VLLM_PID_PATH"].default:
+        service.append(Directive("NoExecPaths", f"-{host.values['VLLM_PID_PATH']}/{settings.name}", "VLLM_PID_PATH"))
     return service
 
 
 def _network(host: str, download: bool) -> list[Directive]:
     """What opens the packet filter beyond 127.0.0.1 and ::1; one list filters both directions."""
     if download or not is_loopback(host):
-        return [Directive("IPAddressAllow", "any", "ALLOW_DOWNLOAD HOST")]
+        return [
+            Directive("IPAddressAllow", "any", "ALLOW_DOWNLOAD HOST"),
+            Directive("BindReadOnlyPaths", RESOLVERS, "ALLOW_DOWNLOAD HOST"),
+        ]
     return [] if host in ALLOWED_BY_TEMPLATE else [Directive("IPAddressAllow", host, "HOST")]
 
 

@@ -68,7 +68,11 @@ print(json.dumps(eval(sys.argv[1])))
 """
 NO_LANDLOCK = "[Service]\nSystemCallFilter=~landlock_create_ruleset\n"
 LISTENERS = f"""
-import socket, time
+import os, socket, time
+there = socket.socket(socket.AF_UNIX)
+there.bind({attacks.SOCKET!r})
+os.chmod({attacks.SOCKET!r}, 0o666)
+there.listen()
 others = [socket.create_server(address) for address in ({attacks.RESOLVER}, ({BEYOND!r}, 9))]
 time.sleep(600)
 """
@@ -211,6 +215,7 @@ def attack_host(pair: Pair, landlock: int) -> None:
         controls = {"agent0 outside": pair.outside(attack), "root": pair.outside(attack, "root")}
     finally:
         machine.run("systemctl", "stop", "beyond")
+        machine.inside(attacks.SOCKET).unlink(missing_ok=True)
         machine.run("ip", "address", "del", f"{BEYOND}/32", "dev", "lo")
     allowed = open_without(landlock)
     if not filters:
@@ -247,6 +252,7 @@ def test_missing_landlock_is_reported_and_other_isolation_holds(pair: Pair) -> N
 def test_unit_allows_only_devices_and_network_named_in_settings(host: Host) -> None:
     """Checked in systemd's properties without a start: this host has neither a GPU nor a network."""
     wanted = (
+        "NoExecPaths",
         "PrivateDevices",
         "DeviceAllow",
         "DevicePolicy",
@@ -264,6 +270,7 @@ def test_unit_allows_only_devices_and_network_named_in_settings(host: Host) -> N
     host.settings("gpu", MODEL=TINY_MODEL, PORT=11589, GPU_DEVICES="0,1")
     gpu = host.machine.show("citadel-llm@gpu", *wanted)
     opened = set(host.machine.output(*devices).splitlines())
+    assert "/var/cache" in plain["NoExecPaths"] and "/var/cache" not in gpu["NoExecPaths"], "it compiles code"
     assert gpu["PrivateDevices"] == "no" and {"/dev/nvidia0 rw", "/dev/nvidia1 rw"} <= opened
     assert not {"/dev/nvidia2 rw", "char-nvidia rw"} & opened
     assert {*gpu["IPAddressAllow"].split()} == {*plain["IPAddressAllow"].split()} and gpu["DevicePolicy"] == "closed"
@@ -274,7 +281,7 @@ def test_unit_allows_only_devices_and_network_named_in_settings(host: Host) -> N
     # A file with an error allows nothing.
     host.settings("bad", MODEL="a/b", PORT="x", GPU_DEVICES="all", ALLOW_DOWNLOAD="yes")
     bad = host.machine.show("citadel-llm@bad", *wanted)
-    assert {key: {*value.split()} for key, value in bad.items()} == {
+    assert {key: {*value.replace("/bad", "/plain").split()} for key, value in bad.items()} == {
         key: {*value.split()} for key, value in plain.items()
     }
 

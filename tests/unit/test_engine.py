@@ -48,13 +48,11 @@ def test_hidden_directories_match_the_unit_template() -> None:
     template = (Path(__file__).parents[2] / "systemd/citadel-llm@.service").read_text(encoding="utf-8")
     words = re.findall(r"^(?:TemporaryFileSystem|InaccessiblePaths)=(.*)$", template, re.MULTILINE)
     hidden = {word.removeprefix("-").split(":")[0] for line in words for word in line.split()}
-    # ProtectHome= hides these three, see systemd.exec(5).
-    hidden |= {"/home", "/root", "/run/user"} if "\nProtectHome=yes\n" in template else set()
+    # ProtectHome= hides these and /run/user, see systemd.exec(5).
+    hidden |= {"/home", "/root"} if "\nProtectHome=yes\n" in template else set()
     own = {"/dev/shm", "/tmp", "/var/tmp"} if "\nPrivateTmp=yes\n" in template else {"/dev/shm"}
     assert {*PRIVATE} == own
-    assert {*model_directory.HIDDEN} == {
-        place for place in hidden - own if place not in ("/run/dbus", "/run/citadel-llm")
-    }
+    assert {*model_directory.HIDDEN} == hidden - own - {"/tmp/instance"}
 
 
 def test_model_file_linking_to_hidden_directory_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

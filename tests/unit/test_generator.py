@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from hxp_enterprise_llm.generator import drop_ins
-from hxp_enterprise_llm.generator.drop_ins import DROP_IN, MAX_INSTANCES, Directive, generate
+from hxp_enterprise_llm.generator.drop_ins import DROP_IN, MAX_INSTANCES, RESOLVERS, Directive, generate
 from hxp_enterprise_llm.settings.units import MONITOR
 from hxp_enterprise_llm.settings.values import load_instance
 
@@ -95,6 +95,8 @@ def test_network_beyond_host_is_allowed_only_for_clients_or_downloads(
     root.instance("m", GOOD + settings)
     lines = drop_in(root, "m").splitlines()
     assert [line for line in lines if line.startswith("IPAddressAllow")] == [f"IPAddressAllow={one}" for one in allowed]
+    # /etc/resolv.conf may link to a directory in /run.
+    assert (f"BindReadOnlyPaths={RESOLVERS}" in lines) == (allowed == ["any"])
 
 
 def test_devices_are_allowed_only_for_a_gpu(root: Root) -> None:
@@ -112,9 +114,22 @@ def test_devices_are_allowed_only_for_a_gpu(root: Root) -> None:
     # A refused file allows nothing.
     root.instance("m", GOOD + "GPU_DEVICES=0\nALLOW_DOWNLOAD=yes\nHOST=0.0.0.0\nPORT=x\n")
     refused = drop_in(root, "m")
-    assert not {"PrivateDevices", "DeviceAllow", "IPAddressAllow", "LoadCredential"} & set(
-        re.findall(r"^\w+", refused, re.M)
-    )
+    opening = {"PrivateDevices", "DeviceAllow", "IPAddressAllow", "LoadCredential", "BindReadOnlyPaths"}
+    assert not opening & set(re.findall(r"^\w+", refused, re.M))
+
+
+@pytest.mark.parametrize("run_time", ["citadel-llm", "other/place"])
+def test_only_a_gpu_instance_executes_code_from_its_cache(root: Root, run_time: str) -> None:
+    root.host(f"VLLM_PID_PATH=/run/{run_time}\n")
+
+    def paths(settings: str) -> list[str]:
+        root.instance("m", GOOD + settings)
+        lines = drop_in(root, "m").splitlines()
+        return [line.partition("=")[2] for line in lines if line.startswith("NoExecPaths=")]
+
+    assert paths("") == ([] if run_time == "citadel-llm" else [f"-/run/{run_time}/m"])
+    # An empty value removes the paths of the template.
+    assert paths("GPU_DEVICES=0\n") == ["", f"-/run/{run_time}/m"]
 
 
 @pytest.mark.parametrize("refused", ["/run/systemd", "/run/systemd/x", "/run/credentials", "/run/./x", "/run/x/.."])

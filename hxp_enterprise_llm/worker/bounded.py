@@ -28,8 +28,9 @@ PIPELINED = 16
 """How many requests may wait on a connection while the one before them is being answered."""
 PIECE_BYTES = 16 * 1024
 """How much is parsed at once: a limit may be exceeded by less than that, where requests follow one another."""
-LINGER_SEC = 2.0
-"""How long a refused client may go on sending. If its connection closed at once, the client might lose the answer."""
+LINGER_SEC, LINGER_BYTES = 2.0, MEBIBYTE
+"""How long a refused client stays connected, and how much of what it still sends is read and ignored. If its connection
+closed at once, the client might lose the answer."""
 WEBSOCKET_MESSAGE_BYTES = 16 * MEBIBYTE
 """uvicorn's own limit of a WebSocket's message; MAX_REQUEST_MB may lower it."""
 
@@ -71,6 +72,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._silent = self._fields = self._body = self._body_before = 0
         # The request was refused, and what follows is ignored; it is a WebSocket's, which has another protocol now.
         self._ending = self._upgraded = False
+        self._ignored = 0
 
     @property
     def idle(self) -> bool:
@@ -95,6 +97,11 @@ class BoundedHttp(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Parse what has arrived, as far as the limits allow."""
         self._unset_keepalive_if_required()
+        if self._ending:
+            self._ignored += len(data)
+            if self._ignored >= LINGER_BYTES:
+                self.transport.pause_reading()
+            return
         rest = memoryview(data)
         while rest and not (self._ending or self._upgraded or self.transport.is_closing()):
             if self._part is Part.NOTHING:
@@ -233,7 +240,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._end(LINGER_SEC)
 
     def _end(self, linger_sec: float = 0) -> None:
-        """Close the connection, which ends its requests; for `linger_sec` seconds only ignore what the client sends."""
+        """Close the connection and end its requests; ignore what the client still sends in the next seconds, if any."""
         self._ending = True
         self._stop_timer()
         if not linger_sec:

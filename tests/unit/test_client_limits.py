@@ -2,9 +2,10 @@
 
 import asyncio
 import json
+import socket
 import ssl
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +249,30 @@ def test_announced_body_that_is_too_large_gets_413_before_it_is_read(
             # A client that goes on sending can read the answer too.
             assert refusal(await say(port, head, *[b"x" * 65536] * 16, tls=tls)) == (413, "request_too_large")
         assert application.called == 0
+
+    run(test())
+
+
+def test_little_is_read_of_what_a_refused_client_still_sends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounded, "LINGER_SEC", SHORT_SEC)
+
+    def send_all(port: int) -> tuple[int, bytes]:
+        sent = 0
+        with socket.socket() as client:
+            client.settimeout(60)
+            client.connect(("127.0.0.1", port))
+            client.sendall(request("/v1/completions", b"Content-Length: 1000000000\r\n", "POST"))
+            with suppress(ConnectionError):
+                while sent < 1_000_000_000:
+                    sent += client.send(b"x" * 65536)
+            return sent, client.recv(65536)
+
+    async def test() -> None:
+        async with served(Application(), credentials=KEYS) as port:
+            sent, answer = await asyncio.to_thread(send_all, port)
+            assert refusal(answer) == (401, "invalid_api_key")
+            # The kernel takes some megabytes too.
+            assert sent < 100_000_000
 
     run(test())
 

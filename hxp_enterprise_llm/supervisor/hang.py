@@ -1,7 +1,8 @@
 """Whether a serving vLLM makes progress. `/health` cannot tell: it answers while the engine hangs (vLLM issue 19849).
 
-An idle server hangs only if its event loop is blocked. A server with requests hangs if it produces neither tokens nor
-answers: within seconds if its processes use no CPU time or a signal has stopped one, otherwise after HANG_TIMEOUT_SEC.
+An idle server hangs only if its event loop is blocked. A server with requests that wait for the engine hangs if the
+engine produces nothing: within seconds if its processes use no CPU time or a signal has stopped one, otherwise after
+HANG_TIMEOUT_SEC.
 """
 
 import asyncio
@@ -99,10 +100,10 @@ class HangWatch:
         """
         if heartbeat and (self._last is None or heartbeat.at != self._last.at):
             self._heard = now
-            if not heartbeat.in_flight or self._last is None or heartbeat.progress != self._last.progress:
+            if not heartbeat.waiting or self._last is None or heartbeat.progress != self._last.progress:
                 self._moved = now
             self._last = heartbeat
-        waiting = heartbeat.in_flight if heartbeat else 0
+        waiting = heartbeat.waiting if heartbeat else 0
         # CPU time decreases when a process ends. A process that waits for pages from disk makes progress too.
         still = 0 <= cpu - self._cpu <= STILL_SHARE * STILL_SEC and read == self._read
         if not waiting or self._moved == now or not still:

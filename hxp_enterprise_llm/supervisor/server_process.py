@@ -45,6 +45,7 @@ class Heartbeat(NamedTuple):
 
     at: float
     in_flight: int
+    waiting: int
     connections: int
     open: bool
     taken: int

@@ -1,9 +1,11 @@
 """Messages between a vLLM server and the main process while the server runs.
 
 Messages are JSON on a SOCK_SEQPACKET socket. The server sends a heartbeat every second,
-`{"in_flight": requests, "connections": clients, "open": bool, "taken": times, "progress": [figures]}`. When it fails it
-sends `{"failed": {"text": sentence, "final": bool}}`; when only its heartbeats end, `{"silent": sentence}`. The main
-process sends `"open"`, `"leave"`, and `"take"` with the descriptor of a file in memory that holds credentials.
+`{"in_flight": requests, "waiting": requests, "connections": clients, "open": bool, "taken": times,
+"progress": [figures]}`. `in_flight` counts the requests that are not answered completely, `waiting` those of them that
+wait for the engine. When the server fails it sends `{"failed": {"text": sentence, "final": bool}}`; when only its
+heartbeats end, `{"silent": sentence}`. The main process sends `"open"`, `"leave"`, and `"take"` with the descriptor of
+a file in memory that holds credentials.
 This half runs in vLLM's processes; `supervisor.server_process` and `supervisor.hang` are the other half.
 """
 
@@ -19,7 +21,7 @@ from typing import Any
 from prometheus_client import REGISTRY
 
 from hxp_enterprise_llm.protocol.credentials import Credentials
-from hxp_enterprise_llm.worker import failures
+from hxp_enterprise_llm.worker import failures, waiting
 from hxp_enterprise_llm.worker.traffic import Traffic
 
 BEAT_SEC = 1.0
@@ -86,9 +88,10 @@ async def _beat(channel: socket.socket, listener: socket.socket) -> None:
     try:
         while True:
             samples = (sample for metric in figures.collect() for sample in metric.samples if sample.name in FIGURES)
-            # With --disable-log-stats there are no figures; the count of pieces of answers includes those of probes.
-            progress = [sample.value for sample in samples] or [Traffic.sent]
-            message = {"in_flight": Traffic.requests, "connections": Traffic.connections()}
+            wait = waiting.at(Traffic.engine) if Traffic.engine else waiting.NOTHING
+            # With --disable-log-stats there are no samples.
+            progress = [*(sample.value for sample in samples), *wait.figures]
+            message = {"in_flight": Traffic.requests, "waiting": wait.requests, "connections": Traffic.connections()}
             message |= {"open": Traffic.is_open, "taken": Traffic.taken}
             _send(channel, {**message, "progress": progress})
             with suppress(TimeoutError):

@@ -69,8 +69,8 @@ class _Talk:
 class Traffic:
     """ASGI middleware; a server has one.
 
-    `requests` counts the requests in flight that the model has to work on, `sent` the pieces of answers sent so far.
-    vLLM's own gauge shows a request only once the engine has accepted it, which a hung engine never does.
+    `requests` counts the requests in flight that the model has to work on: those that a drain waits for. Which of them
+    wait for the engine, `waiting` tells.
     """
 
     key_digests: tuple[str, ...] = ()
@@ -79,7 +79,6 @@ class Traffic:
     """How often the server has been given credentials."""
     _tls: ssl.SSLContext | None = None
     requests = 0
-    sent = 0
     is_open = False
     limits: Limits
     clients: Connections
@@ -87,6 +86,7 @@ class Traffic:
     _closing: ClassVar[set[asyncio.Task[None]]] = set()
     leaving = False
     server: Any = None  # uvicorn's
+    engine: Any = None  # vLLM's AsyncLLM
 
     def __init__(self, app: Any) -> None:
         self._app = app
@@ -107,8 +107,9 @@ class Traffic:
             finally:
                 Traffic._talks.discard(talk)
             return
-        Traffic.server = scope["app"].state.server
+        Traffic.server, Traffic.engine = scope["app"].state.server, scope["app"].state.engine_client
 
+        # Only POST counts: other requests take no time of the engine.
         work = _Work() if scope["method"] == "POST" else None
 
         async def received() -> Any:
@@ -122,8 +123,6 @@ class Traffic:
             return message
 
         async def sent(message: Any) -> None:
-            # Only POST counts: GET probes are answered even while the engine hangs.
-            Traffic.sent += work is not None
             if Traffic.leaving and message["type"] == "http.response.start":
                 # The client opens a new connection for its next request, which the successor accepts.
                 message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}

@@ -18,12 +18,12 @@ from hxp_enterprise_llm.worker.traffic import Traffic
 LIMITS = Limits(request_bytes=100_000, connections=64)
 UNUSED: dict[str, Any] = {
     "requests": 0,
-    "sent": 0,
     "taken": 0,
     "leaving": False,
     "key_digests": (),
     "metrics_digests": (),
     "server": None,
+    "engine": None,
     "is_open": False,
 }
 """The state of the middleware before a server has started."""
@@ -34,7 +34,7 @@ async def served(
     application: Callable[..., Any], *, credentials: Credentials | None = None, limits: Limits = LIMITS
 ) -> AsyncIterator[int]:
     """Serve an ASGI application until the end of the block, and give the port that clients use."""
-    state = SimpleNamespace(state=SimpleNamespace(server=None))
+    state = SimpleNamespace(state=SimpleNamespace(server=None, engine_client=None))
 
     async def with_app(scope: Any, receive: Any, send: Any) -> None:
         await Traffic(application)({**scope, "app": state}, receive, send)

@@ -12,7 +12,7 @@ from hxp_enterprise_llm.supervisor import hang
 from hxp_enterprise_llm.supervisor.server_process import Heartbeat
 
 Look = tuple[int, float, str, float]
-"""Requests in flight, a figure of progress, a stopped process, CPU seconds."""
+"""Requests that wait for the engine, a figure of progress, a stopped process, CPU seconds."""
 
 
 def first_hang(looks: Iterable[Look], beats: bool = True, **settings: object) -> tuple[int, str]:
@@ -22,7 +22,7 @@ def first_hang(looks: Iterable[Look], beats: bool = True, **settings: object) ->
     config = ServiceConfigSchema.model_validate(values)
     watch = hang.HangWatch(config, None, lambda: None, start)  # type: ignore[arg-type]
     for second, (requests, figure, stopped, cpu) in enumerate(looks, 1):
-        heartbeat = Heartbeat(start + (second if beats else 0), requests, requests, True, 1, [figure])
+        heartbeat = Heartbeat(start + (second if beats else 0), 5, requests, 5, True, 1, [figure])
         reason = watch.reason(start + second, heartbeat, stopped, cpu)
         if reason:
             return second, reason
@@ -31,6 +31,12 @@ def first_hang(looks: Iterable[Look], beats: bool = True, **settings: object) ->
 
 def test_idle_server_is_never_reported_as_hung() -> None:
     assert first_hang((0, 5.0, "", 1.0) for _ in range(1000)) == (0, "")
+
+
+def test_requests_in_flight_that_do_not_wait_for_the_engine_are_no_hang() -> None:
+    """Clients that do not read, or a long prompt that the API server tokenizes: 5 requests are in flight."""
+    looks = [(1, 5.0, "", 1.0)] * 5 + [(0, 5.0, "", 1.0)] * 1000
+    assert first_hang(looks) == (0, "")
 
 
 def test_server_that_yields_tokens_is_never_reported_as_hung() -> None:

@@ -49,7 +49,7 @@ def one_server(monkeypatch: pytest.MonkeyPatch) -> Server:
 
 
 def heartbeat(taken: int) -> Heartbeat:
-    return Heartbeat(time.monotonic(), 0, 0, True, taken, [])
+    return Heartbeat(time.monotonic(), 0, 0, 0, True, taken, [])
 
 
 def test_loading_server_receives_keys_before_it_opens(one_server: Server) -> None:
@@ -92,7 +92,7 @@ def test_patient_drain_continues_while_tokens_arrive(
     async def tick(_: float) -> None:
         clock.now += 0.05
         tokens = min(int(clock.now / 0.1), 4)
-        one_server.heartbeat = Heartbeat(clock.now, 1, 1, False, 1, [tokens])
+        one_server.heartbeat = Heartbeat(clock.now, 1, 1, 1, False, 1, [tokens])
 
     monkeypatch.setattr(server_process, "time", clock)
     monkeypatch.setattr("asyncio.sleep", tick)

@@ -55,7 +55,7 @@ def run(test: Callable[[ServerProcess], Awaitable[None]], *messages: dict[str, A
     asyncio.run(asyncio.wait_for(started(), 60))
 
 
-HEARTBEAT = {"in_flight": 1, "connections": 1, "open": True, "taken": 1, "progress": [0.0]}
+HEARTBEAT = {"in_flight": 1, "waiting": 1, "connections": 1, "open": True, "taken": 1, "progress": [0.0]}
 
 
 def test_a_server_without_heartbeats_is_replaced_for_the_error_of_its_heartbeat() -> None:

@@ -22,6 +22,7 @@ SOUND = {
     "START_TIMEOUT_SEC": ["1", "300", "86400", "86399.999", "infinity"],
     "DRAIN_TIMEOUT_SEC": ["0", "30", "0.5"],
     "HANG_TIMEOUT_SEC": ["1", "300", "86400"],
+    "CLIENT_TIMEOUT_SEC": ["1", "300", "86400"],
     "KV_CACHE_GB": ["1", "0.25"],
     "MAX_MODEL_LEN": ["4096", "0"],
     "GPU_DEVICES": ["0", "0,1", "all", "", "0,/dev/sda", "0 rw"],

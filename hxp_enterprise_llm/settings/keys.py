@@ -358,6 +358,12 @@ INSTANCE_KEYS = {
             least=LEAST_HANG_SEC,
         ),
         Key(
+            "CLIENT_TIMEOUT_SEC",
+            timeout,
+            "300",
+            "How long a client may take no byte of its answer before it is disconnected (seconds).",
+        ),
+        Key(
             "MAX_MODEL_LEN",
             tokens,
             None,

@@ -35,6 +35,7 @@ class ServiceConfigSchema(BaseModel):
     start_timeout_sec: float = 300.0
     drain_timeout_sec: float = 30.0
     hang_timeout_sec: float = 300.0
+    client_timeout_sec: float = 300.0
     max_model_len: int | None = None
     kv_cache_gb: float | None = None
     gpu_devices: tuple[str, ...] = ()

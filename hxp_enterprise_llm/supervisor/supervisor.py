@@ -27,7 +27,7 @@ from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 from hxp_enterprise_llm.settings.values import instance_file
 from hxp_enterprise_llm.supervisor import fork_server, reload
 from hxp_enterprise_llm.supervisor.hang import watch
-from hxp_enterprise_llm.supervisor.listener import listen
+from hxp_enterprise_llm.supervisor.listener import disconnect_stalled_clients, listen
 from hxp_enterprise_llm.supervisor.memory_events import oom_kills
 from hxp_enterprise_llm.supervisor.readiness import first_answer
 from hxp_enterprise_llm.supervisor.recoveries import PAUSES_SEC, WINDOW_SEC, Recoveries
@@ -157,6 +157,7 @@ class Supervisor:
             if not await self.start(server):
                 return
             while True:
+                disconnect_stalled_clients(listener, self.now.config)
                 await self.until_something_happens(server)
                 if self._plan:
                     listener.close()

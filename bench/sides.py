@@ -23,7 +23,7 @@ from hxp_enterprise_llm.engine.model_directory import find_model
 from hxp_enterprise_llm.settings import config
 settings, _ = config.load(sys.argv[1])
 words = launch.arguments(settings, find_model(settings))
-for flag in ("--middleware", "--model", "--port"):
+for flag in ("--model", "--port"):
     where = words.index(flag)
     del words[where:where + 2]
 print(json.dumps([find_model(settings), *words]))

@@ -7,7 +7,6 @@ from pathlib import Path
 from hxp_enterprise_llm.engine import flags
 from hxp_enterprise_llm.engine.model_directory import CACHE
 from hxp_enterprise_llm.engine.sizes import cache_gb, threads
-from hxp_enterprise_llm.protocol.worker import MIDDLEWARE
 from hxp_enterprise_llm.settings.credential_files import HUB_TOKEN
 from hxp_enterprise_llm.settings.keys import GIBIBYTE, PASSED_THROUGH
 from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
@@ -28,7 +27,6 @@ def arguments(config: ServiceConfigSchema, model: str) -> list[str]:
         # Without this, vLLM aborts requests in flight when it is stopped.
         "--shutdown-timeout": str(round(config.drain_timeout_sec)),
         "--disable-access-log-for-endpoints": "/health,/metrics",
-        "--middleware": MIDDLEWARE,
     }
     if config.max_model_len is not None:
         given["--max-model-len"] = str(config.max_model_len)

@@ -6,8 +6,6 @@ from typing import Any, NamedTuple, Self
 from hxp_enterprise_llm.settings.keys import MEBIBYTE
 from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 
-MIDDLEWARE = "hxp_enterprise_llm.worker.traffic.Traffic"
-"""ASGI middleware, which vLLM loads by this name."""
 PRELOAD = "hxp_enterprise_llm.worker.preload"
 """Module that the fork server imports, so that each server starts with vLLM in memory."""
 BACKLOG = 2048

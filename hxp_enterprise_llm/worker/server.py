@@ -13,7 +13,7 @@ from hxp_enterprise_llm.protocol.credentials import Credentials
 from hxp_enterprise_llm.protocol.worker import Limits
 from hxp_enterprise_llm.settings.errors import ExitStatus
 from hxp_enterprise_llm.worker.bounded import WEBSOCKET_MESSAGE_BYTES, BoundedHttp, BoundedWebSocket
-from hxp_enterprise_llm.worker.traffic import Traffic
+from hxp_enterprise_llm.worker.traffic import Traffic, outermost
 
 USAGE_STATUS = 2
 """Exit status of argparse for wrong flags."""
@@ -81,6 +81,8 @@ def serve(
         if options.reasoning_parser_plugin:
             ReasoningParserManager.import_reasoning_parser(options.reasoning_parser_plugin)
         validate_api_server_args(options)
+        # Here and not among the flags: nothing in VLLM_ARGS can come after it.
+        options.middleware = outermost(options.middleware)
     except SystemExit as end:
         # argparse has printed the reason.
         if end.code == USAGE_STATUS:

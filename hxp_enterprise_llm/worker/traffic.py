@@ -1,6 +1,6 @@
 """Middleware of a vLLM API server: authenticates and counts requests, opens the server to clients and closes it.
 
-vLLM loads it by its --middleware flag. Runs in vLLM's process.
+vLLM loads it by its name. Runs in vLLM's process.
 """
 
 import asyncio
@@ -8,6 +8,7 @@ import hmac
 import json
 import socket
 import ssl
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, ClassVar
 
@@ -26,6 +27,17 @@ UNAUTHORIZED = json.dumps(
 ).encode()
 """An error as in the OpenAI API, which its clients turn into an exception."""
 POLICY_VIOLATION = 1008  # RFC 6455
+NAME = "hxp_enterprise_llm.worker.traffic.Traffic"
+"""Name of the middleware for vLLM."""
+
+
+def outermost(others: Iterable[str]) -> list[str]:
+    """The names for vLLM's --middleware with which this middleware gets each request before `others`.
+
+    vLLM adds them in this order, and the one that is added last wraps all others
+    (vllm/entrypoints/serve/middleware/register.py of 0.32).
+    """
+    return [*(name for name in others if name != NAME), NAME]
 
 
 class _Work:

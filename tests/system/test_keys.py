@@ -52,6 +52,29 @@ head -n 1 <&3
 """
 """A client that connects, waits for a key on its input, and then sends a request with it."""
 KEYS = "/etc/citadel-llm/locked.keys"
+RECORDING = """
+FILE = "/var/cache/citadel-llm/locked/recorded"
+
+def record(what):
+    with open(FILE, "a") as file:
+        print(what, file=file)
+
+class Recording:
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] != "lifespan":
+            record(f"class {scope['type']} {scope['path']}")
+        await self.app(scope, receive, send)
+
+async def recording(request, call_next):
+    record(f"function http {request.url.path}")
+    return await call_next(request)
+"""
+UPGRADE = ["-H", "Connection: Upgrade", "-H", "Upgrade: websocket", "-H", "Sec-WebSocket-Version: 13", "-H",
+           "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="]  # fmt: skip
+"""Headers with which a client asks for a WebSocket."""
 
 
 @pytest.fixture(autouse=True)
@@ -245,3 +268,26 @@ def test_a_refused_settings_file_is_not_changed(host: Host) -> None:
     done = host.machine.run("citadel-llm", "key", "add", "locked", check=False)
     assert (done.returncode, "PORT=none is refused" in done.stderr) == (78, True), done.stderr
     assert not host.machine.inside(KEYS).exists()
+
+
+def test_middleware_of_the_settings_gets_no_request_without_a_key(host: Host) -> None:
+    machine = host.machine
+    module = "/opt/citadel/env/lib/python3.11/site-packages/recording.py"
+    machine.write(module, RECORDING)
+    try:
+        flags = "'--middleware recording.Recording --middleware=recording.recording'"
+        host.settings("locked", MODEL=TINY_MODEL, PORT=PORT, KV_CACHE_GB=0.25, API_KEY_FILE=KEYS, VLLM_ARGS=flags)
+        key = machine.output("citadel-llm", "key", "add", "locked", "--name", "alice")
+        machine.run("systemctl", "start", "citadel-llm@locked")
+        assert set(statuses(host, ["/a", "/v1/models", "/metrics"]).values()) == {"401"}
+        assert status(host, "/b", "wrong") == "401"
+        asked = machine.output("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", *UPGRADE, f"{URL}/v1/realtime")
+        assert asked == "403"
+        assert status(host, "/c", key) == "404"
+    finally:
+        machine.inside(module).unlink()
+    recorded = machine.output("cat", "/var/cache/citadel-llm/locked/recorded").splitlines()
+    # The main process's first request for a token, the client with a key, and /health, which the monitor may request.
+    assert set(recorded) - {"class http /health", "function http /health"} == {
+        f"{kind} http {path}" for kind in ("class", "function") for path in ("/v1/completions", "/c")
+    }

@@ -26,7 +26,7 @@ def answer(path: str, authorization: bytes | None, kind: str = "http", method: s
     scope: dict[str, Any] = {"type": kind, "path": path, "headers": headers}
     if kind == "http":
         scope["method"] = method
-    scope["app"] = type("App", (), {"state": type("State", (), {"server": None})})
+    scope["app"] = type("App", (), {"state": type("State", (), {"server": None, "engine_client": None})})
     asyncio.run(Traffic(application)(scope, None, send))
     return sent[0]
 

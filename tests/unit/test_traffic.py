@@ -15,7 +15,7 @@ from hxp_enterprise_llm.protocol.credentials import Credentials
 from hxp_enterprise_llm.settings.api_keys import digest
 from hxp_enterprise_llm.supervisor.server_process import LARGEST_MESSAGE
 from hxp_enterprise_llm.worker import heartbeat
-from hxp_enterprise_llm.worker.traffic import POLICY_VIOLATION, Traffic
+from hxp_enterprise_llm.worker.traffic import NAME, POLICY_VIOLATION, Traffic, outermost
 
 from .served import served, until
 
@@ -72,6 +72,12 @@ def test_client_disconnecting_mid_request_is_not_counted() -> None:
 @pytest.mark.parametrize("path", ["/health", "/metrics", "/v1/models"])
 def test_probes_do_not_count_as_requests(path: str) -> None:
     assert counts("GET", path, iter([REST])) == [0]
+
+
+@pytest.mark.parametrize("others", [["a.B", "c.D"], [NAME, "a.B", "c.D"]])
+def test_middleware_of_the_settings_is_added_before_ours(others: list[str]) -> None:
+    """vLLM adds middleware in this order, and each wraps those before it."""
+    assert outermost(others) == ["a.B", "c.D", NAME]
 
 
 def test_draining_server_closes_connection_after_response(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import signal
 import socket
 import sys
 import traceback
+from argparse import Namespace
 from collections.abc import Sequence
 
 import setproctitle
@@ -45,15 +46,9 @@ def serve(
     # A fork has these in memory already; a spawned process takes most of its start to import them.
     import uvloop
     from vllm.entrypoints.launchers.api_server.entry import run_server_worker
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
-    from vllm.entrypoints.launchers.launcher import validate_api_server_args
-    from vllm.exceptions import VLLMError
     from vllm.platforms import current_platform
-    from vllm.reasoning import ReasoningParserManager
-    from vllm.tool_parsers import ToolParserManager
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    from hxp_enterprise_llm.worker import failures, heartbeat
+    from hxp_enterprise_llm.worker import access_log, failures, heartbeat
 
     async def run() -> None:
         beating = asyncio.create_task(heartbeat.beat(channel, listener))
@@ -72,28 +67,12 @@ def serve(
             await asyncio.gather(beating, return_exceptions=True)
 
     gpu = not current_platform.is_cpu()
-    try:
-        options = make_arg_parser(FlexibleArgumentParser(prog="VLLM_ARGS")).parse_args(list(arguments))
-        validate_parsed_serve_args(options)
-        # Names that plugins register are valid too (vllm/entrypoints/launchers/launcher.py, setup_server).
-        if options.tool_parser_plugin:
-            ToolParserManager.import_tool_parser(options.tool_parser_plugin)
-        if options.reasoning_parser_plugin:
-            ReasoningParserManager.import_reasoning_parser(options.reasoning_parser_plugin)
-        validate_api_server_args(options)
-        # Here and not among the flags: nothing in VLLM_ARGS can come after it.
-        options.middleware = outermost(options.middleware)
-    except SystemExit as end:
-        # argparse has printed the reason.
-        if end.code == USAGE_STATUS:
-            heartbeat.tell_end(channel, "wrong flags; the lines above name them", final=True)
-        raise
-    except (ValueError, TypeError, KeyError, VLLMError) as error:
-        # The main process logs this reason, in one line.
-        heartbeat.tell_end(channel, failures.description(error), final=True)
-        sys.exit(ExitStatus.SOFTWARE)
+    options = _parse(arguments, channel)
+    # Here and not among the flags: nothing in VLLM_ARGS can come after it.
+    options.middleware = outermost(options.middleware)
     heartbeat.tell_reasons(channel, gpu=gpu)
     try:
+        access_log.limit()
         Traffic.limit(limits)
         Traffic.take(credentials)
         uvloop.run(run())
@@ -103,3 +82,35 @@ def serve(
             # The main process logs an error in the settings in one line; any other may need its traceback.
             traceback.print_exc()
         sys.exit(ExitStatus.SOFTWARE)
+
+
+def _parse(arguments: Sequence[str], channel: socket.socket) -> Namespace:
+    """The options of vLLM's server. If vLLM refuses the flags, tell the main process the reason and exit."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.entrypoints.launchers.launcher import validate_api_server_args
+    from vllm.exceptions import VLLMError
+    from vllm.reasoning import ReasoningParserManager
+    from vllm.tool_parsers import ToolParserManager
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    from hxp_enterprise_llm.worker import failures, heartbeat
+
+    try:
+        options: Namespace = make_arg_parser(FlexibleArgumentParser(prog="VLLM_ARGS")).parse_args(list(arguments))
+        validate_parsed_serve_args(options)
+        # Names that plugins register are valid too (vllm/entrypoints/launchers/launcher.py, setup_server).
+        if options.tool_parser_plugin:
+            ToolParserManager.import_tool_parser(options.tool_parser_plugin)
+        if options.reasoning_parser_plugin:
+            ReasoningParserManager.import_reasoning_parser(options.reasoning_parser_plugin)
+        validate_api_server_args(options)
+    except SystemExit as end:
+        # argparse has printed the reason.
+        if end.code == USAGE_STATUS:
+            heartbeat.tell_end(channel, "wrong flags; the lines above name them", final=True)
+        raise
+    except (ValueError, TypeError, KeyError, VLLMError) as error:
+        # The main process logs this reason, in one line.
+        heartbeat.tell_end(channel, failures.description(error), final=True)
+        sys.exit(ExitStatus.SOFTWARE)
+    return options

@@ -162,12 +162,11 @@ class Traffic:
         return kind.lower() == "bearer" and any(matches)
 
     async def _refuse(self, scope: Any, send: Any) -> None:
-        if scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": POLICY_VIOLATION})
-            return
+        # Before a WebSocket is open its client takes an HTTP answer (ASGI, WebSocket denial response).
+        response = "websocket.http.response" if scope["type"] == "websocket" else "http.response"
         headers = [(b"content-type", b"application/json"), (b"www-authenticate", b"Bearer")]
-        await send({"type": "http.response.start", "status": 401, "headers": headers})
-        await send({"type": "http.response.body", "body": UNAUTHORIZED})
+        await send({"type": f"{response}.start", "status": 401, "headers": headers})
+        await send({"type": f"{response}.body", "body": UNAUTHORIZED})
 
     @classmethod
     def connections(cls) -> int:

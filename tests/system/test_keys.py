@@ -282,7 +282,7 @@ def test_middleware_of_the_settings_gets_no_request_without_a_key(host: Host) ->
         assert set(statuses(host, ["/a", "/v1/models", "/metrics"]).values()) == {"401"}
         assert status(host, "/b", "wrong") == "401"
         asked = machine.output("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", *UPGRADE, f"{URL}/v1/realtime")
-        assert asked == "403"
+        assert asked == "401"
         assert status(host, "/c", key) == "404"
     finally:
         machine.inside(module).unlink()
@@ -291,3 +291,22 @@ def test_middleware_of_the_settings_gets_no_request_without_a_key(host: Host) ->
     assert set(recorded) - {"class http /health", "function http /health"} == {
         f"{kind} http {path}" for kind in ("class", "function") for path in ("/v1/completions", "/c")
     }
+
+
+def test_client_without_a_key_writes_nothing_into_the_journal(host: Host) -> None:
+    machine = host.machine
+    _, key = start(host, secrets.token_hex(16))
+    long_path = "/long" + "x" * 40_000
+    machine.run("journalctl", "--sync")
+    cursor = machine.output("journalctl", "-u", "citadel-llm@locked", "-n", "1", "--show-cursor").split("cursor: ")[1]
+    assert status(host, "/unknown") == "401"
+    assert status(host, long_path, "wrong") == "401"
+    machine.run("bash", "-c", f"exec 3<>/dev/tcp/127.0.0.1/{PORT}; printf 'no request\\r\\n\\r\\n' >&3; cat <&3")
+    machine.output("curl", "-s", *UPGRADE, f"{URL}/v1/realtime")
+    assert status(host, long_path, key) == "404"
+    machine.run("journalctl", "--sync")
+    after = ["journalctl", "-u", "citadel-llm@locked", "-o", "cat", f"--after-cursor={cursor.strip()}"]
+    (line,) = [line for line in machine.output(*after).splitlines() if "HTTP/1.1" in line or "WebSocket" in line]
+    assert "/longxxx" in line and "(40005 characters)" in line and len(line) < 400
+    lines = machine.output(*after).splitlines()
+    assert not [line for line in lines if "Invalid HTTP" in line or len(line) > 1000], lines

@@ -52,9 +52,13 @@ def test_every_configured_key_is_accepted(locked: None, given: bytes) -> None:
     assert answer("/metrics", given)["status"] == 200
 
 
+def test_websocket_without_a_key_is_refused_before_it_opens(locked: None) -> None:
+    refused = answer("/v1/realtime", None, "websocket")
+    assert (refused["type"], refused["status"]) == ("websocket.http.response.start", 401)
+
+
 def test_health_and_instances_without_keys_require_no_key(locked: None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert answer("/health", None)["status"] == 200
-    assert answer("/v1/realtime", None, "websocket") == {"type": "websocket.close", "code": 1008}
     monkeypatch.setattr(Traffic, "key_digests", ())
     assert answer("/metrics", None)["status"] == 200
 
@@ -86,7 +90,7 @@ def test_metrics_key_is_refused_elsewhere(locked: None, method: str, path: str) 
 
 def test_metrics_key_opens_no_websocket(locked: None) -> None:
     for path in ("/metrics", "/v1/realtime"):
-        assert answer(path, b"Bearer for-metrics", "websocket") == {"type": "websocket.close", "code": 1008}
+        assert answer(path, b"Bearer for-metrics", "websocket")["status"] == 401
 
 
 def test_metrics_key_stays_restricted_after_its_use(locked: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,9 @@ PRELOAD = "hxp_enterprise_llm.worker.preload"
 BACKLOG = 2048
 """How many connections may wait while no server accepts them; the kernel limits it to net.core.somaxconn."""
 
+LARGEST_COMMAND_BYTES = 1 << 16
+"""Length of the longest message from the main process to a server."""
+
 
 class Limits(NamedTuple):
     """Limits on the clients of a server: size of a request's body, number of open connections."""

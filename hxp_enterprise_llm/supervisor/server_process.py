@@ -29,6 +29,8 @@ LOOK_SEC = 0.05
 ENGINE_TITLE = "VLLM::"
 """How the titles of vLLM's engine and worker processes begin; other children may end at any time."""
 LARGEST_MESSAGE = 4096
+PART_LENGTH = 16_384
+"""How many characters of credentials a message has; escaped, they fit into LARGEST_COMMAND_BYTES."""
 COMMAND_SEC = 30.0
 """How long the server may take to carry out a command: its event loop has just answered a request."""
 REPORT_SEC = 1.0
@@ -105,8 +107,10 @@ class ServerProcess:
         self._handle = -1  # pidfd of the server
         self._engines: dict[int, int] = {}  # pid to pidfd
         self._opened = False
-        # The number of times that it was given credentials, its start included; `_untold`: a message could not be sent.
-        self._given, self._untold = 1, False
+        # The number of times that it was given credentials, its start included.
+        self._given, self._giving = 1, asyncio.Lock()
+        # Credentials that it takes before it opens.
+        self._due: Credentials | None = None
         self.heartbeat: Heartbeat | None = None
         self.failure: Failure | None = None
         # Why the server sends no more heartbeats, though it runs.
@@ -162,9 +166,9 @@ class ServerProcess:
 
         Raises EngineDied if the server does not accept them.
         """
-        if self._untold:
-            raise EngineDied("the server could not be sent its new keys")
         self._opened = True
+        if self._due:
+            await self._give(self._due)
         self.tell("open")
         return await self._until(lambda heartbeat: heartbeat.open, "begun to accept connections", stop)
 
@@ -174,22 +178,37 @@ class ServerProcess:
         A server that does not confirm this is killed, because it would accept a revoked key. A server that does not
         accept connections yet need not confirm it: it takes its credentials before it carries out "open".
         """
-        self._given += 1
-        given = self._given
-        # A file in memory has no limit on its length, unlike a message.
-        descriptor = os.memfd_create("credentials", os.MFD_CLOEXEC)
-        with os.fdopen(descriptor, "w+", encoding="utf-8") as file:
-            json.dump(dataclasses.asdict(credentials), file)
-            file.seek(0)
-            self._untold |= not self.tell("take", file.fileno())
         if not self._opened:
+            # Its event loop, which would have to receive them, may be blocked for minutes while it loads.
+            self._due = credentials
             return
         try:
+            given = await self._give(credentials)
             await self._until(lambda heartbeat: heartbeat.taken >= given, "taken its new keys")
         except EngineDied as error:
             if self.runs():
                 log.error("%s; killing it", error)
                 self.send_signal(signal.SIGKILL)
+
+    async def _give(self, credentials: Credentials) -> int:
+        """Send credentials; returns how often the server has been given some. Raises EngineDied if they do not arrive.
+
+        They are sent as text, not as the descriptor of a file: the kernel limits the descriptors in flight of a user,
+        and another process of the same user can use that up.
+        """
+        text = json.dumps(dataclasses.asdict(credentials))
+        commands: list[str | dict[str, str]] = [
+            {"part": text[begin : begin + PART_LENGTH]} for begin in range(0, len(text), PART_LENGTH)
+        ]
+        begin = time.monotonic()
+        async with self._giving:
+            for command in (*commands, "take"):
+                while not self.tell(command):
+                    if time.monotonic() - begin > COMMAND_SEC or not self.runs():
+                        raise EngineDied("the server could not be sent its new keys")
+                    await asyncio.sleep(LOOK_SEC)
+            self._given += 1
+            return self._given
 
     async def _until(self, done: Callable[[Heartbeat], bool], what: str, stop: asyncio.Event | None = None) -> bool:
         """Wait until a heartbeat confirms a command; False if `stop` is set before.
@@ -315,10 +334,10 @@ class ServerProcess:
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._handle, number)
 
-    def tell(self, word: str, *descriptors: int) -> bool:
-        """Send the server a command with file descriptors; returns whether it was sent."""
+    def tell(self, command: str | dict[str, str]) -> bool:
+        """Send the server a command (`worker.heartbeat`); False if there is no room for it, or the server has ended."""
         try:
-            socket.send_fds(self._channel, [json.dumps(word).encode()], descriptors)
+            self._channel.send(json.dumps(command).encode())
         except OSError:
             return False
         return True

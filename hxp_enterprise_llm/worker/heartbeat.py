@@ -4,15 +4,14 @@ Messages are JSON on a SOCK_SEQPACKET socket. The server sends a heartbeat every
 `{"in_flight": requests, "waiting": requests, "connections": clients, "open": bool, "taken": times,
 "progress": [figures]}`. `in_flight` counts the requests that are not answered completely, `waiting` those of them that
 wait for the engine. When the server fails it sends `{"failed": {"text": sentence, "final": bool}}`; when only its
-heartbeats end, `{"silent": sentence}`. The main process sends `"open"`, `"leave"`, and `"take"` with the descriptor of
-a file in memory that holds credentials.
+heartbeats end, `{"silent": sentence}`. The main process sends `"open"`, `"leave"`, and credentials: their JSON in
+messages `{"part": text}`, then `"take"`.
 This half runs in vLLM's processes; `supervisor.server_process` and `supervisor.hang` are the other half.
 """
 
 import asyncio
 import json
 import logging
-import os
 import select
 import socket
 from contextlib import suppress
@@ -21,13 +20,13 @@ from typing import Any
 from prometheus_client import REGISTRY
 
 from hxp_enterprise_llm.protocol.credentials import Credentials
+from hxp_enterprise_llm.protocol.worker import LARGEST_COMMAND_BYTES
 from hxp_enterprise_llm.worker import failures, waiting
 from hxp_enterprise_llm.worker.traffic import Traffic
 
 BEAT_SEC = 1.0
 TELL_SEC = 1.0
 """How long a message about a failure waits for room in the main process's queue."""
-LONGEST_WORD_BYTES = 16
 FIGURES = (
     "vllm:prompt_tokens_total", "vllm:generation_tokens_total",
     # A long prompt is processed in pieces that yield no token; each piece uses cache.
@@ -83,6 +82,7 @@ async def beat(channel: socket.socket, listener: socket.socket) -> None:
 async def _beat(channel: socket.socket, listener: socket.socket) -> None:
     figures = REGISTRY.restricted_registry(FIGURES)
     heard = asyncio.Event()
+    parts: list[str] = []
     loop = asyncio.get_running_loop()
     loop.add_reader(channel.fileno(), heard.set)
     try:
@@ -98,26 +98,31 @@ async def _beat(channel: socket.socket, listener: socket.socket) -> None:
                 await asyncio.wait_for(heard.wait(), BEAT_SEC)
             if heard.is_set():
                 heard.clear()
-                await _obey(channel, listener)
+                await _obey(channel, listener, parts)
     finally:
         loop.remove_reader(channel.fileno())
 
 
-async def _obey(channel: socket.socket, listener: socket.socket) -> None:
+async def _obey(channel: socket.socket, listener: socket.socket, parts: list[str]) -> None:
+    """Carry out the next command, if there is one; `parts` are those of credentials that have come so far."""
     try:
-        words, descriptors, _, _ = socket.recv_fds(channel, LONGEST_WORD_BYTES, 1, socket.MSG_DONTWAIT)
+        text = channel.recv(LARGEST_COMMAND_BYTES, socket.MSG_DONTWAIT)
     except BlockingIOError:
         return
-    if not words:
+    if not text:
         # The main process has ended; systemd ends this process.
         asyncio.get_running_loop().remove_reader(channel.fileno())
-    elif json.loads(words) == "take":
-        with os.fdopen(descriptors[0], encoding="utf-8") as file:
-            given = json.load(file)
+        return
+    command = json.loads(text)
+    if isinstance(command, dict):
+        parts.append(command["part"])
+    elif command == "take":
+        given = json.loads("".join(parts))
+        parts.clear()
         Traffic.take(Credentials(**given))
         if Traffic.is_open:
             await Traffic.open(listener)
-    elif json.loads(words) == "open":
+    elif command == "open":
         await Traffic.open(listener)
     else:
         Traffic.leave()

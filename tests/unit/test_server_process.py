@@ -18,13 +18,13 @@ from hxp_enterprise_llm.supervisor.server_process import Heartbeat, ServerProces
 
 
 class Server(ServerProcess):
-    """A server without a process. `told` has the commands with the contents of their files."""
+    """A server without a process. `told` has the commands that it receives; it has no room for more than `room`."""
 
     def __init__(self) -> None:
         super().__init__("spawn", [], socket.socket(), Credentials(), Limits(1, 1))
         self.signals: list[int] = []
-        self.told: list[tuple[str, list[Any]]] = []
-        self.hears = True
+        self.told: list[Any] = []
+        self.room = 1000
         self.family: list[Any] = []
 
     def runs(self) -> bool:
@@ -33,10 +33,11 @@ class Server(ServerProcess):
     def send_signal(self, number: int) -> None:
         self.signals.append(number)
 
-    def tell(self, word: str, *descriptors: int) -> bool:
-        contents = [json.loads(os.pread(descriptor, 9999, 0)) for descriptor in descriptors]
-        self.told.append((word, contents))
-        return self.hears
+    def tell(self, command: str | dict[str, str]) -> bool:
+        if len(self.told) >= self.room:
+            return False
+        self.told.append(command)
+        return True
 
     def processes(self) -> list[Any]:
         return self.family
@@ -59,9 +60,9 @@ def test_loading_server_receives_keys_before_it_opens(one_server: Server) -> Non
         await one_server.open(asyncio.Event())
 
     asyncio.run(run())
-    assert [word for word, _ in one_server.told] == ["take", "open"]
-    ((_, [credentials]), _) = one_server.told
-    assert credentials["key_digests"] == ["k"]
+    part, *commands = one_server.told
+    assert json.loads(part["part"])["key_digests"] == ["k"]
+    assert commands == ["take", "open"]
     assert one_server.signals == []
 
 
@@ -102,7 +103,7 @@ def test_patient_drain_continues_while_tokens_arrive(
 
 
 def test_server_with_broken_channel_is_not_opened(one_server: Server) -> None:
-    one_server.hears = False
+    one_server.room = 1
 
     async def run() -> None:
         await one_server.take(Credentials(("k",)))

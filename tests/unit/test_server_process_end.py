@@ -1,6 +1,7 @@
 """A server's process is started, tells of its failures, and is drained and killed; real processes, without vLLM."""
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -9,7 +10,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 import pytest
 
@@ -18,6 +20,8 @@ from hxp_enterprise_llm.protocol.worker import Limits
 from hxp_enterprise_llm.supervisor import processes
 from hxp_enterprise_llm.supervisor.server_process import Failure, ServerProcess
 from hxp_enterprise_llm.supervisor.stop import StopPlan
+from hxp_enterprise_llm.worker import heartbeat
+from hxp_enterprise_llm.worker.traffic import Traffic
 
 pytestmark = pytest.mark.starts_processes
 
@@ -32,14 +36,31 @@ def server(arguments: list[str], _forked: bool, *, channel: socket.socket, **_: 
     time.sleep(600)
 
 
-def run(test: Callable[[ServerProcess], Awaitable[None]], *messages: dict[str, Any]) -> None:
+def obedient(
+    _arguments: list[str], _forked: bool, *, channel: socket.socket, listener: socket.socket, **_: Any
+) -> None:
+    """Send heartbeats and carry out commands as a server does, without clients."""
+    os.setpgid(0, 0)
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    Traffic.server = SimpleNamespace(should_exit=True, server_state=SimpleNamespace(connections=()))
+    Traffic.is_open = True
+    Traffic.limit(Limits(request_bytes=1, connections=1))
+    Traffic.take(Credentials())
+    asyncio.run(heartbeat.beat(channel, listener))
+
+
+def run(
+    test: Callable[[ServerProcess], Awaitable[None]],
+    *messages: dict[str, Any],
+    target: Callable[..., None] = server,
+) -> None:
     """Run a test with a server that sends these messages; kill it in the end."""
 
     async def started() -> None:
         with socket.socket() as listener:
             limits = Limits(request_bytes=1, connections=1)
             one = ServerProcess(
-                "spawn", list(map(json.dumps, messages)), listener, Credentials(), limits, target=server
+                "spawn", list(map(json.dumps, messages)), listener, Credentials(), limits, target=target
             )
             await one.start()
             while len(one.processes()) < 2:
@@ -98,3 +119,21 @@ def test_the_end_of_a_killed_server_names_the_signal() -> None:
         assert (await ending).endswith("was killed by SIGKILL")
 
     run(test)
+
+
+def test_new_keys_need_no_descriptor_to_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process of the same user has used up the descriptors in flight; the keys are a megabyte long."""
+
+    def refuse(*_: object) -> NoReturn:
+        raise OSError(errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS))
+
+    async def test(one: ServerProcess) -> None:
+        monkeypatch.setattr(socket.socket, "sendmsg", refuse)
+        await one.take(Credentials(("early",)))
+        assert await one.open(asyncio.Event())
+        await one.take(Credentials(tuple(f"{number:064x}" for number in range(15_000))))
+        assert one.runs()
+        # Those at its start, and those that were sent before it opened.
+        assert one.heartbeat and one.heartbeat.taken == 3
+
+    run(test, target=obedient)

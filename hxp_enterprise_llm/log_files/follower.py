@@ -96,7 +96,8 @@ def follow(source: int, stop: int, file: LogFile, largest_bytes: int = LARGEST_E
     """
     rest, dropping = b"", False
     end = float("inf")
-    with selectors.DefaultSelector() as selector:
+    # Not with epoll: the kernel limits the epoll watches of a user, and models run as the same one.
+    with selectors.PollSelector() as selector:
         selector.register(source, selectors.EVENT_READ)
         selector.register(stop, selectors.EVENT_READ)
         while True:

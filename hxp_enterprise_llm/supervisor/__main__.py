@@ -15,7 +15,7 @@ from hxp_enterprise_llm.protocol import credentials
 from hxp_enterprise_llm.protocol.state import Phase, StateFile, clear
 from hxp_enterprise_llm.settings.errors import CitadelError, ExitStatus
 from hxp_enterprise_llm.supervisor.supervisor import Supervisor
-from hxp_enterprise_llm.system import isolation
+from hxp_enterprise_llm.system import event_loop, isolation
 from hxp_enterprise_llm.system.journal import JournalHandler, LineFormatter
 from hxp_enterprise_llm.system.notify import Notifier
 
@@ -64,7 +64,8 @@ def run(name: str, notifier: Notifier, state: StateFile, run_time: Path) -> None
         config, model, given, notifier, state, reread=lambda: prepare(name), unit=unit, run_time=run_time
     )
     try:
-        asyncio.run(supervisor.run())
+        with asyncio.Runner(loop_factory=event_loop.new) as runner:
+            runner.run(supervisor.run())
     finally:
         pid_file.unlink(missing_ok=True)
 

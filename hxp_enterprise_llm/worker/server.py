@@ -13,6 +13,7 @@ import setproctitle
 from hxp_enterprise_llm.protocol.credentials import Credentials
 from hxp_enterprise_llm.protocol.worker import Limits
 from hxp_enterprise_llm.settings.errors import ExitStatus
+from hxp_enterprise_llm.system import event_loop
 from hxp_enterprise_llm.worker.bounded import WEBSOCKET_MESSAGE_BYTES, BoundedHttp, BoundedWebSocket
 from hxp_enterprise_llm.worker.traffic import Traffic, outermost
 
@@ -44,7 +45,6 @@ def serve(
 
     setproctitle.setproctitle("VLLM::APIServer")
     # A fork has these in memory already; a spawned process takes most of its start to import them.
-    import uvloop
     from vllm.entrypoints.launchers.api_server.entry import run_server_worker
     from vllm.platforms import current_platform
 
@@ -75,7 +75,9 @@ def serve(
         access_log.limit()
         Traffic.limit(limits)
         Traffic.take(credentials)
-        uvloop.run(run())
+        # Not vLLM's uvloop, which aborts this process when the kernel refuses to watch a connection.
+        with asyncio.Runner(loop_factory=event_loop.new) as runner:
+            runner.run(run())
     except Exception as error:
         heartbeat.tell_failure(channel, error, gpu=gpu)
         if not failures.is_final(error, gpu=gpu):

@@ -11,12 +11,12 @@ from typing import Any
 
 import certificates as made
 import pytest
-import uvloop
 
 from hxp_enterprise_llm.protocol.credentials import Credentials
 from hxp_enterprise_llm.protocol.worker import Limits
 from hxp_enterprise_llm.settings import keys
 from hxp_enterprise_llm.settings.api_keys import digest
+from hxp_enterprise_llm.system import event_loop
 from hxp_enterprise_llm.worker import bounded, connections
 from hxp_enterprise_llm.worker.traffic import Traffic
 
@@ -30,7 +30,7 @@ Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 def run(test: Coroutine[Any, Any, None]) -> None:
     """Run a test in the event loop that servers use."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=event_loop.new) as runner:
         runner.run(asyncio.wait_for(test, 60))
 
 

@@ -25,8 +25,11 @@ STILL_SHARE = 0.02
 """Share of a core below which processes count as idle: the event loop's own timers stay below it."""
 STOPPED_SEC = 3.0
 """How long a signal may have stopped a process."""
+STALE_SEC = 5.0
+"""How long a heartbeat tells which requests wait."""
 SILENT_SEC = 30.0
-"""How long the API server's event loop may be blocked; it sends a heartbeat a second."""
+"""How long the API server's event loop may be blocked while its process is idle; it sends a heartbeat a second. A loop
+that works, for example on the tool calls of a long answer, may be blocked for HANG_TIMEOUT_SEC."""
 
 
 async def watch(config: ServiceConfigSchema, server: ServerProcess, feed: Callable[[], None]) -> NoReturn:
@@ -70,7 +73,8 @@ class HangWatch:
         self._last: Heartbeat | None = None
         self._moved = self._busy = self._running = now
         self._cpu, self._read = 0.0, 0
-        self._heard = now
+        self._heard = self._awake = now
+        self._own = 0.0
 
     async def run(self) -> NoReturn:
         """Check repeatedly. Raises EngineHung with the reason."""
@@ -78,43 +82,50 @@ class HangWatch:
             await asyncio.sleep(self._look_sec)
             now = time.monotonic()
             try:
-                stopped, effort = await asyncio.to_thread(self._look)
+                stopped, effort, own = await asyncio.to_thread(self._look)
             except OSError as error:
                 # Without a free file descriptor, for example, nothing is known; the server may be healthy.
                 log.warning("The processes of the server cannot be examined: %s", error.strerror)
             else:
-                reason = self.reason(now, self._server.heartbeat, stopped, *effort)
+                reason = self.reason(now, self._server.heartbeat, stopped, *effort, own=own)
                 if reason:
                     raise EngineHung(reason)
             self._feed()
 
-    def _look(self) -> tuple[str, tuple[float, int]]:
-        # The API server is left out: new requests and probes keep it busy while the engine hangs.
-        return process_use.stopped(self._server.processes()), process_use.effort(self._server.engines())
+    def _look(self) -> tuple[str, tuple[float, int], float]:
+        everything, engines = self._server.processes(), self._server.engines()
+        own, _ = process_use.effort([process for process in everything if process not in engines])
+        # The API server counts apart: new requests and probes keep it busy while the engine hangs.
+        return process_use.stopped(everything), process_use.effort(engines), own
 
-    def reason(self, now: float, heartbeat: Heartbeat | None, stopped: str, cpu: float, read: int = 0) -> str:
+    def reason(
+        self, now: float, heartbeat: Heartbeat | None, stopped: str, cpu: float, read: int = 0, *, own: float = 0.0
+    ) -> str:
         """Why the server hangs at `now` (monotonic, seconds), or "" if it does not.
 
         `stopped` names a process that a signal has stopped; `cpu` and `read` are the CPU time (seconds) and the bytes
-        read by the processes since they started.
+        read by the engine's processes since they started, `own` is the CPU time of the API server.
         """
         if heartbeat and (self._last is None or heartbeat.at != self._last.at):
             self._heard = now
             if not heartbeat.waiting or self._last is None or heartbeat.progress != self._last.progress:
                 self._moved = now
             self._last = heartbeat
-        waiting = heartbeat.waiting if heartbeat else 0
+        # While the event loop is blocked, nobody knows whether the engine still has to work on them.
+        waiting = heartbeat.waiting if heartbeat and now - self._heard < STALE_SEC else 0
         # CPU time decreases when a process ends. A process that waits for pages from disk makes progress too.
         still = 0 <= cpu - self._cpu <= STILL_SHARE * STILL_SEC and read == self._read
         if not waiting or self._moved == now or not still:
             self._busy, self._cpu, self._read = now, cpu, read
+        if self._heard == now or own - self._own >= STILL_SHARE * LOOK_SEC:
+            self._awake, self._own = now, own
         if not stopped:
             self._running = now
-        silent = min(SILENT_SEC, self._limit)
         if now - self._running >= STOPPED_SEC:
             return f"{stopped} is stopped by a signal"
-        if now - self._heard >= silent:
-            return f"the API server's event loop has been blocked for {silent:g} s"
+        silent, idle = now - self._heard, now - self._awake
+        if silent >= self._limit or idle >= min(SILENT_SEC, self._limit):
+            return f"the API server's event loop has been blocked for {silent:.0f} s"
         if self._by_cpu and now - self._busy >= min(STILL_SEC, self._limit):
             return f"{waiting} requests wait and no process works on them"
         if now - self._moved >= self._limit:

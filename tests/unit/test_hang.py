@@ -79,6 +79,28 @@ def test_blocked_event_loop_is_a_hang() -> None:
     )
 
 
+def test_idle_engine_behind_a_blocked_event_loop_is_no_hang_of_the_engine() -> None:
+    """The API server computes and takes no output of the engine meanwhile, so the last heartbeat says too much."""
+    config = ServiceConfigSchema.model_validate({"name": "m", "model": "/srv/m", "port": 11500})
+    watch = hang.HangWatch(config, None, lambda: None, 0.0)  # type: ignore[arg-type]
+    heartbeat = Heartbeat(0.0, 1, 1, 1, True, 1, [])
+    assert not any(watch.reason(second, heartbeat, "", 1.0, own=float(second)) for second in range(1, 300))
+
+
+@pytest.mark.parametrize(("computes", "found"), [(100, 130), (1000, 301)])
+def test_event_loop_that_works_may_be_blocked_longer(computes: int, found: int) -> None:
+    """The API server uses CPU time for a while, or for ever: HANG_TIMEOUT_SEC is 300 s."""
+    config = ServiceConfigSchema.model_validate({"name": "m", "model": "/srv/m", "port": 11500})
+    watch = hang.HangWatch(config, None, lambda: None, 0.0)  # type: ignore[arg-type]
+    heartbeat = Heartbeat(0.0, 1, 0, 1, True, 1, [])
+    hangs = (
+        second
+        for second in range(1, 1000)
+        if watch.reason(second, heartbeat, "", 1.0, own=min(float(second), float(computes)))
+    )
+    assert next(hangs) == found
+
+
 def test_failed_look_at_the_processes_is_no_hang() -> None:
     """Without free file descriptors, /proc cannot be read."""
 

@@ -7,6 +7,7 @@ connection is accepted. If there are too many, the connection closes that has be
 import asyncio
 import socket
 import ssl
+from asyncio import sslproto
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
@@ -23,6 +24,8 @@ AT_ONCE = 16
 """How many connections are accepted before the event loop serves those that there are."""
 AGAIN_SEC = 1.0
 """Pause after a failure to accept a connection, for lack of memory or descriptors."""
+# A connection holds this much from before its TLS handshake on; with asyncio's 256 KiB, a thousand would be 256 MB.
+sslproto.SSLProtocol.max_size = 32 * 1024
 
 
 class Speaker(Protocol):

@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 import ssl
+import tracemalloc
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -229,6 +230,25 @@ def test_tls_handshake_that_is_late_is_ended(monkeypatch: pytest.MonkeyPatch) ->
         async with served(Application(), credentials=Credentials((), made.CERTIFICATE, made.KEY)) as port:
             assert await say(port, b"") == await say(port, b"\x16\x03\x01") == b""
             assert Traffic.connections() == 0
+
+    run(test())
+
+
+def test_connection_with_tls_holds_little_memory() -> None:
+    async def test() -> None:
+        idle: list[Client] = []
+        async with served(Application(), credentials=Credentials((), made.CERTIFICATE, made.KEY)) as port:
+            tracemalloc.start()
+            try:
+                await open_without_key(idle, port, 20)
+                await until(lambda: Traffic.connections() == 20)
+                held, _ = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+            # This includes the clients' own memory.
+            assert held / 20 < 64 * 1024
+            for _, writer in idle:
+                writer.transport.abort()
 
     run(test())
 

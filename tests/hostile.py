@@ -23,6 +23,8 @@ SOUND = {
     "DRAIN_TIMEOUT_SEC": ["0", "30", "0.5"],
     "HANG_TIMEOUT_SEC": ["1", "300", "86400"],
     "CLIENT_TIMEOUT_SEC": ["1", "300", "86400"],
+    "MAX_REQUEST_MB": ["0.1", "64", "65536", "64MB"],
+    "MAX_CONNECTIONS": ["16", "1024", "32768", "65536", "1e3"],
     "KV_CACHE_GB": ["1", "0.25"],
     "MAX_MODEL_LEN": ["4096", "0"],
     "GPU_DEVICES": ["0", "0,1", "all", "", "0,/dev/sda", "0 rw"],

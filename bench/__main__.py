@@ -4,9 +4,7 @@ Exit status 1 if a bound is missed.
 """
 
 import argparse
-import datetime
 import os
-import platform
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +16,7 @@ from chat_model import install_chat_model
 from machine import Machine, MachineError
 
 from bench import host, measure, report
+from bench.about import about
 from bench.rows import Row
 from bench.sides import Side, sides
 
@@ -29,8 +28,6 @@ LOADS = [(1, 100), (8, 400), (64, 1000)]
 CHAT_LOADS = [(1, 6), (8, 32), (64, 128)]
 """Concurrent and total requests. A load lasts some seconds: in less than one (12 requests to the tiny model) the sides
 differed by a fifth, either way."""
-SOURCE_DIGITS = 12
-"""Number of digits of the sources' hash (packaging/deb.sh) that identify a build."""
 begin = time.monotonic()
 
 
@@ -98,24 +95,6 @@ class Bench:
         return host.installation(self._package, self._wheels, min(2, self._rounds), say)
 
 
-def about(package: Path, rounds: int) -> dict[str, str]:
-    """Facts about a run that its reader needs."""
-    cpu = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.machine(),
-    )
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {
-        "package": package.name,
-        "made from": package.with_name(f".{package.name}.source").read_text(encoding="ascii")[:SOURCE_DIGITS],
-        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
-        "CPU": f"{cpu} × {len(os.sched_getaffinity(0))}",
-        "memory": f"{memory:.0f} GiB",
-        "kernel": platform.release().split("-")[0],
-        "rounds": str(rounds),
-    }
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="./build.sh bench", description=__doc__)
     parser.add_argument(
@@ -131,7 +110,7 @@ def main() -> int:
     if unknown := set(chosen.groups) - set(GROUPS):
         parser.error(f"unknown group {', '.join(sorted(unknown))}; write one of {', '.join(GROUPS)}")
     package, demo_wheels, wheels = (Path(os.environ[f"CITADEL_BENCH_{name}"]) for name in ("PACKAGE", "DEMO", "WHEELS"))
-    here, before = about(package, chosen.rounds), report.read()
+    here, before = {**about(package), "rounds": str(chosen.rounds)}, report.read()
     if chosen.update and (other := report.differences(before, here)):
         parser.error(f"--update: the results are from a different run: {', '.join(other)}")
     todo = chosen.groups or GROUPS

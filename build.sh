@@ -16,6 +16,7 @@ Usage: ./build.sh [--flavour cpu] [VERB]
   model    make the chat model of the demo, as a directory in dist/
   test     run all tests, or some: ./build.sh test unit, or any arguments of pytest
   bench    compare with plain vllm serve; writes bench/results.json and docs/performance.md
+  soak     run three instances for two hours with a fault every minute; writes docs/faults.md (--hours N)
   lock     resolve requirements/*.in into lock files with hashes
   clean    remove dist/ and unfinished builds from the cache
 
@@ -40,7 +41,7 @@ deb)
     . packaging/deb.sh
     build_deb
     ;;
-demo | model | test | bench | lock | clean)
+demo | model | test | bench | soak | lock | clean)
     . packaging/deb.sh
     # shellcheck source=/dev/null
     . "packaging/$verb.sh"

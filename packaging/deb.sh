@@ -51,7 +51,7 @@ prepare_tools() {
 
 # One hash over all sources of the package.
 source_hash() {
-    { package_version && source_files | grep -zvE '^((tests|debian/tests|bench|\.ci)/|packaging/(bench|clean|demo|lock|model|test)\.)' | sort -z | xargs -0 sha256sum; } | sha256sum | cut -d' ' -f1
+    { package_version && source_files | grep -zvE '^((tests|debian/tests|bench|\.ci)/|packaging/(bench|clean|demo|lock|model|soak|test)\.)' | sort -z | xargs -0 sha256sum; } | sha256sum | cut -d' ' -f1
 }
 
 build_deb() {

@@ -248,6 +248,12 @@ class Fault:
     prepare: Callable[[Victim], object] = _nothing
     also: Callable[[Victim], object] = _nothing
 
+    def unexpected(self, row: Row) -> list[str]:
+        """The columns of an outcome, except its times, that are not as expected."""
+        columns = ((self.words, row.words), (self.exit_status, row.exit_status), (self.counters, row.counters))
+        differ = [not re.search(*columns[0]), *(not re.fullmatch(*column) for column in columns[1:])]
+        return [seen for (_, seen), different in zip(columns, differ, strict=True) if different]
+
 
 def _signal(signal: str, process: str) -> Callable[[Victim], None]:
     return lambda victim: victim.kill(signal, process)

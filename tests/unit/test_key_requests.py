@@ -11,6 +11,8 @@ from hxp_enterprise_llm.protocol.credentials import Credentials
 from hxp_enterprise_llm.settings import api_keys
 from hxp_enterprise_llm.worker.traffic import Traffic
 
+from .served import served
+
 
 def answer(path: str, authorization: bytes | None, kind: str = "http", method: str = "GET") -> dict[str, Any]:
     """The first message of the answer to a request, with an application that accepts every client."""
@@ -101,3 +103,39 @@ def test_metrics_key_stays_restricted_after_its_use(locked: None, monkeypatch: p
     for _ in range(2):
         assert answer("/metrics", b"Bearer for-metrics")["status"] == 200
         assert answer("/v1/models", b"Bearer for-metrics")["status"] == 401
+
+
+@pytest.mark.parametrize(
+    ("request_line", "fields", "status"),
+    [
+        (b"GET /metrics", b"", b"200"),
+        (b"HEAD /metrics", b"", b"200"),
+        (b"GET /metrics?name=x", b"", b"200"),
+        (b"GET /v1/models", b"", b"401"),
+        (b"GET /v1/../metrics", b"", b"401"),
+        (b"GET /metrics/../v1/models", b"", b"401"),
+        (b"GET http://x/metrics", b"", b"401"),
+        (b"GET /metrics", b"Content-Length: 2\r\n", b"401"),
+        (b"POST /metrics", b"Content-Length: 0\r\n", b"401"),
+        (b"GET /metrics", b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+         b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n", b"401"),
+    ],
+)  # fmt: skip
+def test_metrics_key_at_a_real_server(request_line: bytes, fields: bytes, status: bytes) -> None:
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        assert (scope["type"], scope["path"]) == ("http", "/metrics")
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body"})
+
+    async def ask() -> bytes:
+        credentials = Credentials((api_keys.digest("first"),), metrics_digests=(api_keys.digest("for-metrics"),))
+        async with served(application, credentials=credentials) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            head = b" HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer for-metrics\r\n"
+            writer.write(request_line + head + fields + b"\r\n")
+            async with asyncio.timeout(60):
+                line = await reader.readline()
+            writer.close()
+            return line
+
+    assert asyncio.run(ask()).split()[1] == status

@@ -21,9 +21,18 @@ parser.add_argument("directory", type=Path)
 parser.add_argument("--cut-after", type=int, default=0, help="bytes after which each weight file's first download ends")
 parser.add_argument("--rate", type=float, default=1e12, help="bytes per second for weight files")
 parser.add_argument("--token-file", type=Path, default="/dev/null", help="file with the token for org/gated")
+parser.add_argument("--longer", type=int, default=0, help="bytes by which weight files are longer than listed")
+parser.add_argument("--endless", action="store_true", help="never end the download of a weight file")
+parser.add_argument("--list", default="", help="one more name to list, with Python's escapes")
+parser.add_argument("--warning", default="", help="a warning in each answer, with Python's escapes")
+parser.add_argument("--error", default="", help="an error instead of any answer, with Python's escapes")
 options = parser.parse_args()
 token = options.token_file.read_text().strip()
 cut: set[str] = set()
+
+
+def unescaped(text: str) -> str:
+    return text.encode().decode("unicode_escape")
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -41,7 +50,9 @@ class Hub(BaseHTTPRequestHandler):
         rest = path.removeprefix("/api/models").removeprefix(f"/{repository}").replace("/main", f"/{REVISION}")
         files = sorted(options.directory.iterdir())
         given = self.headers.get("Authorization", "")
-        if not repository:
+        if options.error:
+            self.as_json({"error": unescaped(options.error)}, 400)
+        elif not repository:
             self.refuse(404, "RepoNotFound", "Repository not found")
         elif repository == GATED and rest and not given:
             # The hub shows everybody that a gated model exists, but not its files.
@@ -52,7 +63,8 @@ class Hub(BaseHTTPRequestHandler):
             siblings = [{"rfilename": file.name} for file in files]
             self.as_json({"id": repository, "modelId": repository, "sha": REVISION, "siblings": siblings, "tags": []})
         elif rest == f"/tree/{REVISION}":
-            self.as_json([self.entry(file) for file in files])
+            more = [{"type": "file", "path": unescaped(options.list), "size": 1, "oid": "0"}] if options.list else []
+            self.as_json([*(self.entry(file) for file in files), *more])
         elif (file := options.directory / rest.rpartition("/")[2]) in files:
             self.file(file, body)
         else:
@@ -74,9 +86,11 @@ class Hub(BaseHTTPRequestHandler):
             entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 100}
         return entry
 
-    def as_json(self, value: object) -> None:
+    def as_json(self, value: object, status: int = 200) -> None:
         content = json.dumps(value).encode()
-        self.send_response(200)
+        self.send_response(status)
+        if options.warning:
+            self.send_header("X-HF-Warning", unescaped(options.warning))
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
@@ -87,18 +101,25 @@ class Hub(BaseHTTPRequestHandler):
         wanted = re.fullmatch(r"bytes=(\d+)-\d*", self.headers.get("Range", ""))
         first = int(wanted[1]) if wanted else 0
         print(f"{self.command} {file.name} from {first}", flush=True)
+        weights = file.suffix == ".safetensors"
+        if weights:
+            content += b"x" * options.longer
         self.send_response(206 if wanted else 200)
         self.send_header("X-Repo-Commit", REVISION)
         self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
         self.send_header("Accept-Ranges", "bytes")
         if wanted:
             self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
-        self.send_header("Content-Length", str(len(content) - first))
+        if weights and options.endless:
+            self.close_connection = True
+        else:
+            self.send_header("Content-Length", str(len(content) - first))
         self.end_headers()
         if not body:
             return
+        while weights and options.endless:
+            self.wfile.write(bytes(PIECE))
         last = len(content)
-        weights = file.suffix == ".safetensors"
         if options.cut_after and weights and file.name not in cut:
             cut.add(file.name)
             last = first + options.cut_after

@@ -1,18 +1,20 @@
 """Downloads of models from a hub, with huggingface_hub. A model appears when it is complete.
 
-This module is imported late: huggingface_hub reads its settings (HF_HUB_DOWNLOAD_TIMEOUT …) when it is imported.
+This module is imported late: huggingface_hub reads its settings (HF_HUB_DOWNLOAD_TIMEOUT …) when it is imported. Only
+the process of `download` imports it, because a hub may be hostile.
 """
 
 import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
-from pathlib import Path, PurePosixPath
+from itertools import islice
+from pathlib import Path
 
 from httpx2 import HTTPError
 from huggingface_hub import HfApi, constants, hf_hub_url
@@ -21,8 +23,11 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers
 
-from hxp_enterprise_llm.cli import output
+from hxp_enterprise_llm.cli.announced import MOST_FILES, LimitedFile, MoreThanAnnounced, refusal
+from hxp_enterprise_llm.protocol.download import Arrived, Begun, Message, PullFailed
+from hxp_enterprise_llm.settings import regular_files
 from hxp_enterprise_llm.settings.errors import CitadelError, NotPermitted
+from hxp_enterprise_llm.settings.grammar import printable_line
 
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.pth", "*.pt", "*.msgpack", "*.h5", "*.onnx", "*.ot")
 """Formats of weights. Of several formats in a repository, the first is downloaded, which is the one vLLM loads."""
@@ -31,31 +36,34 @@ SPARE_BYTES = 1 << 30
 PARTS = ".parts"
 """Directory of incomplete files. `chosen` returns no file of the hub with this name."""
 REFUSED_STATUSES = (401, 403)
-
-
-class PullFailed(CitadelError):
-    """A model could not be downloaded; the partial download is kept for the next attempt."""
-
-    code = "pull-failed"
+REVISION = re.compile(r"[0-9a-f]{7,64}")
+READ_BYTES = 1 << 20
+LONGEST_ERROR = 500
 
 
 class Hub:
     """A hub, or the mirror at `endpoint`, with the rights of `token`. Methods raise PullFailed.
 
-    Models are in subdirectories of `models`, which have the models' names on the hub.
+    Models are in subdirectories of `models`, which have the models' names on the hub. `tell` gets the progress.
     """
 
-    def __init__(self, models: Path, endpoint: str | None = None, token: str | None = None) -> None:
+    def __init__(
+        self,
+        models: Path,
+        endpoint: str | None = None,
+        token: str | None = None,
+        tell: Callable[[Message], object] = lambda _: None,
+    ) -> None:
         # False: do not use a token that the library finds on this host.
         self._api = HfApi(endpoint=endpoint, token=token or False)
         self._token = token
         self._models = models
+        self._tell = tell
 
     def pull(self, repository: str) -> Path:
         """Download a repository and return its directory.
 
-        Shows progress on standard error, resumes a partial download, and compares each file with the checksum of the
-        hub before the directory appears.
+        Resumes a partial download, and compares each file with the checksum of the hub before the directory appears.
         """
         target = self._models / repository
         if (target / "config.json").exists():
@@ -74,8 +82,8 @@ class Hub:
                 _forget_others(partial, files)
                 _require_space(files, partial, self._models)
                 for number, file in enumerate(files, 1):
-                    self._fetch(repository, revision, file, partial, f"{number}/{len(files)} {file.path}")
-                self._complete(repository, revision, files, partial)
+                    self._fetch(repository, revision, file, partial, (number, len(files)))
+                self._complete(repository, files, partial)
                 partial.rename(target)
         return target
 
@@ -85,18 +93,23 @@ class Hub:
         if not directory.is_dir():
             raise PullFailed(f"{repository} is not on this host: there is no {directory}; run pull without --verify")
         with self._in_words(repository):
-            revision, files = self._look(repository)
-            return self._wrong(repository, revision, directory, files)
+            _, files = self._look(repository)
+            return _wrong(directory, files)
 
     def _look(self, repository: str) -> tuple[str, list[RepoFile]]:
         revision = str(self._api.repo_info(repository).sha)
+        if not REVISION.fullmatch(revision):
+            raise PullFailed(f"{repository}: the hub names no commit: {revision[:LONGEST_ERROR]!r}")
         tree = self._api.list_repo_tree(repository, recursive=True, revision=revision)
-        files = chosen(entry for entry in tree if isinstance(entry, RepoFile))
+        entries = list(islice(tree, MOST_FILES + 1))
+        if len(entries) > MOST_FILES:
+            raise PullFailed(f"{repository}: the hub lists more than {MOST_FILES} files; do not trust this hub")
+        files = chosen(entry for entry in entries if isinstance(entry, RepoFile))
         if not any(file.path == "config.json" for file in files):
             raise PullFailed(f"{repository} has no config.json on the hub, so vLLM cannot load it")
         return revision, files
 
-    def _fetch(self, repository: str, revision: str, file: RepoFile, partial: Path, title: str) -> None:
+    def _fetch(self, repository: str, revision: str, file: RepoFile, partial: Path, position: tuple[int, int]) -> None:
         """Download one file, or the rest of it.
 
         snapshot_download would not do: since 2.0 it deletes a partial file when it is interrupted.
@@ -113,26 +126,28 @@ class Hub:
                 f"GB; download the model in another way and copy it to {self._models / repository}"
             )
         part.parent.mkdir(exist_ok=True)
-        if not sys.stderr.isatty():  # the library shows a progress bar on terminals only
-            output.note(f"{title} ({file.size / 1e9:.2g} GB)")
         # Not compressed: a range counts the bytes of the file.
         headers = build_hf_headers(token=self._token or False) | {"Accept-Encoding": "identity"}
         url = hf_hub_url(repository, file.path, revision=revision, endpoint=self._api.endpoint)
-        with part.open("ab") as content:
-            http_get(
-                url,
-                content,
-                resume_size=content.tell(),
-                headers=headers,
-                expected_size=file.size,
-                displayed_filename=title,
-            )
+        with part.open("ab") as stream:
+            before = stream.tell()
+            number, count = position
+            self._tell(Begun(number=number, count=count, path=file.path, size=file.size, arrived=before))
+            content = LimitedFile(stream, file.size, lambda size: self._tell(Arrived(arrived=size)))
+            try:
+                http_get(url, content, resume_size=before, headers=headers, expected_size=file.size)
+            except MoreThanAnnounced:
+                part.unlink()
+                raise PullFailed(
+                    f"{repository}: the hub sends more than the {file.size} bytes that it has announced for "
+                    f"{file.path}; what has arrived of this file is deleted; do not trust this hub"
+                ) from None
         place.parent.mkdir(parents=True, exist_ok=True)
         part.replace(place)
 
-    def _complete(self, repository: str, revision: str, files: Sequence[RepoFile], partial: Path) -> None:
+    def _complete(self, repository: str, files: Sequence[RepoFile], partial: Path) -> None:
         """Verify the download and make it readable. Deletes damaged files, and raises PullFailed if there are any."""
-        wrong = self._wrong(repository, revision, partial, files)
+        wrong = _wrong(partial, files)
         for name in wrong:
             (partial / name).unlink(missing_ok=True)
         if wrong:
@@ -146,11 +161,6 @@ class Hub:
         # The content must be on the disk before the name is.
         os.sync()
 
-    def _wrong(self, repository: str, revision: str, directory: Path, files: Sequence[RepoFile]) -> list[str]:
-        found = self._api.verify_repo_checksums(repository, revision=revision, local_dir=directory)
-        bad = {mismatch["path"] for mismatch in found.mismatches} | set(found.missing_paths)
-        return sorted(bad & {file.path for file in files})
-
     @contextmanager
     def _in_words(self, repository: str) -> Iterator[None]:
         """Turn an error of the hub, the network or the disk into a CitadelError."""
@@ -158,6 +168,9 @@ class Hub:
             yield
         except (HfHubHTTPError, HTTPError, OSError, RuntimeError, ValueError) as error:
             raise self._as_failure(error, repository) from None
+        except (LookupError, TypeError, AttributeError) as error:
+            text = printable_line(f"{type(error).__name__}: {error}")[:LONGEST_ERROR]
+            raise PullFailed(f"{repository}: the answer of the hub is not as expected ({text})") from None
 
     def _as_failure(self, error: Exception, repository: str) -> CitadelError:
         kept = "partial download kept; run the same command to resume"
@@ -180,7 +193,8 @@ class Hub:
         if number in (errno.EACCES, errno.EPERM):
             return NotPermitted(f"{self._models} can be written by root and the services' user only; run it with sudo")
         lines = [line for line in str(error).splitlines() if line.strip()]
-        return PullFailed(f"{repository}: {lines[0] if lines else type(error).__name__}; {kept}")
+        text = lines[0][:LONGEST_ERROR] if lines else type(error).__name__
+        return PullFailed(f"{repository}: {text}; {kept}")
 
 
 def partial_of(target: Path) -> Path:
@@ -191,13 +205,13 @@ def partial_of(target: Path) -> Path:
 def chosen(files: Iterable[RepoFile]) -> list[RepoFile]:
     """The files that vLLM needs: all except weights in a second format.
 
-    Raises PullFailed for a name outside the model's directory.
+    Raises PullFailed for a name outside the model's directory, or that cannot be printed.
     """
-    files = [file for file in files if not file.path.startswith((".", "original/"))]
-    for file in files:
-        place = PurePosixPath(file.path)
-        if place.is_absolute() or ".." in place.parts or "\0" in file.path:
-            raise PullFailed(f"the hub lists a file outside the model: {file.path!r}; do not trust this hub")
+    listed = list(files)
+    for file in listed:
+        if reason := refusal(file.path, file.size):
+            raise PullFailed(f"the hub lists {reason}; do not trust this hub")
+    files = [file for file in listed if not file.path.startswith((".", "original/"))]
     for kind in WEIGHTS:
         of_kind = [file for file in files if fnmatch(file.path, kind)]
         if of_kind:
@@ -205,6 +219,32 @@ def chosen(files: Iterable[RepoFile]) -> list[RepoFile]:
             others = [file for file in files if not any(fnmatch(file.path, pattern) for pattern in WEIGHTS)]
             return [*others, *(shards or of_kind)]
     return files
+
+
+def _wrong(directory: Path, files: Sequence[RepoFile]) -> list[str]:
+    """The names of the files that are missing or differ from the hub's.
+
+    verify_repo_checksums of huggingface_hub would list the repository a second time, when the hub may answer
+    differently, and would wait for a FIFO.
+    """
+    return sorted(file.path for file in files if not _is_intact(directory / file.path, file))
+
+
+def _is_intact(path: Path, file: RepoFile) -> bool:
+    if file.lfs:
+        digest, expected = hashlib.sha256(), str(file.lfs.sha256)
+    else:
+        # git's checksum of a file
+        digest, expected = hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False), str(file.blob_id)
+    try:
+        with os.fdopen(regular_files.opened(path), "rb") as stream:
+            if os.fstat(stream.fileno()).st_size != file.size:
+                return False
+            while piece := stream.read(READ_BYTES):
+                digest.update(piece)
+    except OSError:
+        return False
+    return digest.hexdigest() == expected
 
 
 def _part(partial: Path, file: RepoFile) -> Path:
@@ -245,14 +285,3 @@ def _require_space(files: Sequence[RepoFile], partial: Path, models: Path) -> No
 
 def _free(directory: Path) -> str:
     return f"{shutil.disk_usage(directory).free / 1e9:.1f} GB free"
-
-
-def drop_privileges(user: str) -> None:
-    """Become `user`: root must not process, or own, data from the network."""
-    import pwd
-
-    if os.geteuid() == 0:
-        account = pwd.getpwnam(user)
-        os.initgroups(user, account.pw_gid)
-        os.setgid(account.pw_gid)
-        os.setuid(account.pw_uid)

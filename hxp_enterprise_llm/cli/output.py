@@ -7,13 +7,14 @@ would obey its control characters: each line is escaped here, before it is colou
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from contextlib import ExitStack
+from typing import Any, NamedTuple, Self
 
 import click
 
 from hxp_enterprise_llm.control.service import Service, State
 from hxp_enterprise_llm.settings.address import Address
-from hxp_enterprise_llm.settings.grammar import printable, printable_line
+from hxp_enterprise_llm.settings.grammar import printable, printable_line, shown
 from hxp_enterprise_llm.settings.keys import GIBIBYTE
 from hxp_enterprise_llm.settings.values import HostLabels
 
@@ -44,6 +45,40 @@ def say(*parts: Part) -> None:
 def note(text: str) -> None:
     """Print one line about the progress of a command to standard error."""
     click.echo(printable_line(text), err=True)
+
+
+class Progress:
+    """Progress of downloads, on standard error: a bar on a terminal, else one line for each file."""
+
+    def __init__(self) -> None:
+        self._shown = ExitStack()
+        self._bar: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def begin(self, title: str, size: int, arrived: int) -> None:
+        """A file of `size` bytes is being downloaded; `arrived` bytes are there already."""
+        self.end()
+        title = printable_line(title)
+        if not sys.stderr.isatty():
+            note(f"{title} ({size / 1e9:.2g} GB)")
+            return
+        self._bar = self._shown.enter_context(click.progressbar(length=size, label=shown(title), file=sys.stderr))
+        self.reach(arrived)
+
+    def reach(self, arrived: int) -> None:
+        """How much of the file has arrived (bytes)."""
+        if self._bar:
+            self._bar.update(arrived - self._bar.pos)
+
+    def end(self) -> None:
+        """End the line of the bar."""
+        self._bar = None
+        self._shown.close()
 
 
 def _styled(part: Part) -> str:

@@ -35,5 +35,5 @@ def test_invalid_token_is_refused_and_not_printed(tmp_path: Path, content: bytes
 def test_unreadable_token_file_is_named_in_the_error(tmp_path: Path) -> None:
     with pytest.raises(CitadelError, match="none: No such file"):
         read_token(tmp_path / "none")
-    with pytest.raises(CitadelError, match=f"m: HUB_TOKEN_FILE={tmp_path}: Is a directory"):
+    with pytest.raises(CitadelError, match=f"m: HUB_TOKEN_FILE={tmp_path}: is not a regular file"):
         read_token(tmp_path, "m: HUB_TOKEN_FILE=")

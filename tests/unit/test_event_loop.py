@@ -7,11 +7,13 @@ import selectors
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
 from hxp_enterprise_llm.system import event_loop
+
+from .served import served
 
 MESSAGE = b"x" * (1 << 22)
 """Longer than the kernel's buffers: the loop has to wait until it can read, and until it can write."""
@@ -65,6 +67,32 @@ def test_connections_are_served_without_watches_left(from_the_start: bool) -> No
             full.enter_context(no_watches_left())
         with asyncio.Runner(loop_factory=event_loop.new) as runner:
             runner.run(asyncio.wait_for(run(full), 60))
+
+
+def test_model_server_accepts_clients_without_watches_left() -> None:
+    async def application(_scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    async def ask(port: int) -> bytes:
+        client = socket.socket()
+        client.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", port))
+        reader, writer = await asyncio.open_connection(sock=client)
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        answer = await reader.read()
+        writer.close()
+        return answer
+
+    async def run() -> None:
+        async with served(application) as port:
+            with no_watches_left():
+                for answer in await asyncio.gather(*(ask(port) for _ in range(20))):
+                    assert answer.startswith(b"HTTP/1.1 200") and answer.endswith(b"ok")
+
+    with asyncio.Runner(loop_factory=event_loop.new) as runner:
+        runner.run(asyncio.wait_for(run(), 60))
 
 
 def test_watches_are_found_wherever_they_are() -> None:

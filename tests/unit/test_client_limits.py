@@ -433,7 +433,7 @@ async def open_without_key(stack: list[Client], port: int, count: int) -> None:
 
 
 def few(connections: int) -> Limits:
-    return LIMITS._replace(connections=connections)
+    return Limits(LIMITS.request_bytes, connections)
 
 
 @pytest.mark.parametrize("tls", [False, True])

@@ -11,8 +11,9 @@ from enum import Enum, auto
 from typing import Any
 
 import httptools
+from uvicorn._types import ASGI3Application
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 
@@ -73,6 +74,8 @@ class BoundedHttp(HttpToolsProtocol):
         # The request was refused, and what follows is ignored; it is a WebSocket's, which has another protocol now.
         self._ending = self._upgraded = False
         self._ignored = 0
+        # uvicorn's `cycle` is the last request that has arrived; this is the request that is being answered.
+        self._answering: RequestResponseCycle | None = None
 
     @property
     def idle(self) -> bool:
@@ -88,8 +91,13 @@ class BoundedHttp(HttpToolsProtocol):
         self._set_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the timer."""
+        """Stop the timer, and tell the application of the request that is being answered."""
         self._stop_timer()
+        if self._answering and not self._answering.response_complete:
+            # uvicorn tells the last request only. Another would be answered into a transport that has ended, and
+            # the error logged.
+            self._answering.disconnected = True
+            self._answering.message_event.set()
         if self._connection:
             Traffic.clients.remove(self._connection)
         super().connection_lost(exc)
@@ -166,6 +174,10 @@ class BoundedHttp(HttpToolsProtocol):
         self._enter(Part.BODY)
         self._body = self._body_before = 0
         super().on_headers_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
         """Count a part of the body."""

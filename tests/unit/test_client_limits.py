@@ -427,6 +427,31 @@ def test_requests_may_follow_one_another_without_waiting() -> None:
     run(test())
 
 
+@pytest.mark.parametrize("tls", [False, True])
+def test_client_that_leaves_ends_the_first_of_its_requests_too(tls: bool) -> None:
+    """Answering it would fail over TLS, with a traceback in the journal."""
+    seen: list[str] = []
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        for _ in range(2):
+            seen.append((await receive())["type"])
+        # As an application that has not noticed yet.
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body", "body": b"ok"})
+        seen.append("answered")
+
+    async def test() -> None:
+        credentials = Credentials(KEYS.key_digests, made.CERTIFICATE, made.KEY) if tls else KEYS
+        async with served(application, credentials=credentials) as port:
+            async with connected(port, tls) as (_, writer):
+                writer.write(request() * 3)
+                await until(lambda: bool(seen))
+            await until(lambda: len(seen) >= 3)
+        assert seen == ["http.request", "http.disconnect", "answered"]
+
+    run(test())
+
+
 async def open_without_key(stack: list[Client], port: int, count: int) -> None:
     for _ in range(count):
         stack.append(await asyncio.open_connection("127.0.0.1", port))

@@ -218,7 +218,8 @@ def hanging_engine(machine: Machine) -> Iterator[None]:
     try:
         yield
     finally:
-        machine.inside(file).unlink()
+        # An interrupted machine may be gone already.
+        machine.inside(file).unlink(missing_ok=True)
 
 
 def _nothing(_: Victim) -> None:

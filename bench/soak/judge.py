@@ -16,7 +16,8 @@ LATER_SEC = 10 * 60.0
 LEAST_SEC = EARLIER_SEC[1] + LATER_SEC
 """A shorter run has no verdict on growth."""
 MOST_GROWTH = 0.02
-COUNTS = ("descriptors", "threads")
+MEMORY = "memory"
+"""The figure that is a proportional set size (KiB); the others are numbers."""
 TABLES = frozenset({"ledger", "event", "start", "period", "peak"})
 ROWS_OF_A_CHANGE = 12
 """The most events, starts and periods of a fault or a reload: of a crash loop of four failures and a restart."""
@@ -143,7 +144,8 @@ class Trend:
         return self.growth > MOST_GROWTH
 
     def __str__(self) -> str:
-        return f"{self.figure} {self.earlier:g} → {self.later:g} ({self.growth:+.1%})"
+        unit = " KiB" if self.figure.what == MEMORY else ""
+        return f"{self.figure} {self.earlier:g} → {self.later:g}{unit} ({self.growth:+.1%})"
 
 
 def low(values: Sequence[float]) -> float:

@@ -10,13 +10,12 @@ from typing import Any
 
 from base_tree import PROJECT
 
-from bench.soak.judge import EARLIER_SEC, MOST_GROWTH, Series
+from bench.soak.judge import EARLIER_SEC, MEMORY, MOST_GROWTH, Series
 
 RESULTS, PLOT, PAGE = PROJECT / "bench/soak.json", PROJECT / "docs/soak.svg", PROJECT / "docs/faults.md"
 GNUPLOT = PROJECT / "bench/soak/plot.gnuplot"
 BEGIN, END = "<!-- written by ./build.sh soak -->\n", "<!-- end of what ./build.sh soak writes -->\n"
 MINUTE = 60
-MEMORY = "memory"
 KIB_PER_MIB = 1024
 
 

@@ -222,7 +222,7 @@ def test_key_reaches_only_the_model_that_it_belongs_to(
 ) -> None:
     machine, of_keyed = host.machine, 'up{service="keyed"}'
     recorder.listen(RECORDER_PORT)
-    prometheus.configure(prometheus.shipped + keyed)
+    prometheus.configure(f"{prometheus.shipped}\n{keyed}")
     # The key opens the metrics of its model, and nothing else.
     until(lambda: prometheus.ask(f"{of_keyed} == 1"), "the model with keys is scraped")
     assert [one["metric"]["job"] for one in prometheus.ask(of_keyed)] == ["citadel-llm-model-keyed"]

@@ -48,9 +48,9 @@ class Refused(Exception):
     """Ends the parsing of a request that has been refused."""
 
 
-def error_body(message: str, code: str) -> bytes:
+def error_body(message: str, code: str, kind: str = "invalid_request_error") -> bytes:
     """An error as in the OpenAI API, which its clients turn into an exception."""
-    return json.dumps({"error": {"message": message, "type": "invalid_request_error", "code": code}}).encode()
+    return json.dumps({"error": {"message": message, "type": kind, "code": code}}).encode()
 
 
 class BoundedHttp(HttpToolsProtocol):
@@ -79,8 +79,9 @@ class BoundedHttp(HttpToolsProtocol):
 
     @property
     def idle(self) -> bool:
-        """Whether no request is being answered."""
-        return self.cycle is None or self.cycle.response_complete
+        """Whether the connection waits for its client: no request that has arrived completely is being answered."""
+        last = self.cycle
+        return not self.pipeline and (last is None or last.response_complete or last.more_body)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for the first request, for a limited time."""
@@ -167,7 +168,7 @@ class BoundedHttp(HttpToolsProtocol):
             raise Refused
         if path != OPEN_PATH and self._connection and not Traffic.clients.admit(self._connection):
             text = "clients have all connections of this server in use (MAX_CONNECTIONS); try again later"
-            self._answer(503, error_body(text, "too_many_connections"), (b"retry-after", b"1"))
+            self._answer(503, error_body(text, "too_many_connections", "server_error"), (b"retry-after", b"1"))
             raise Refused
         if length > Traffic.limits.request_bytes:
             self._refuse_body()
@@ -210,8 +211,8 @@ class BoundedHttp(HttpToolsProtocol):
             self._timer = None
 
     def _head_due(self) -> None:
-        if self.flow.read_paused:
-            # Requests before this one are being answered, and the client cannot go on.
+        if not self.idle:
+            # Some clients send an empty line after a body: that must not end the answer.
             self._set_timer()
         else:
             self._end()
@@ -236,8 +237,11 @@ class BoundedHttp(HttpToolsProtocol):
         if self._ending:
             return
         # The answer to another request, or the application's to this one, may have begun.
-        unanswered = not self.cycle.response_started if self._part is Part.BODY and self.cycle else self.idle
-        if self.pipeline or not unanswered:
+        if self._part is Part.BODY and self.cycle:
+            began = self.cycle.response_started
+        else:
+            began = self.cycle is not None and not self.cycle.response_complete
+        if self.pipeline or began:
             self._end()
             return
         fields = (

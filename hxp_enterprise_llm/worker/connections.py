@@ -35,7 +35,7 @@ class Speaker(Protocol):
 
     @property
     def idle(self) -> bool:
-        """Whether no request is being answered."""
+        """Whether the connection waits for its client: the model works on nothing that the client has asked."""
 
 
 class Connection:
@@ -47,7 +47,7 @@ class Connection:
 
     @property
     def idle(self) -> bool:
-        """Whether no request is being answered."""
+        """Whether the connection waits for its client: the model works on nothing that the client has asked."""
         return self.speaker is not None and self.speaker.idle
 
     def close(self) -> None:
@@ -85,7 +85,7 @@ class Connections:
     def admit(self, connection: Connection) -> bool:
         """A request with a valid key has come on `connection`; False if there is no room for it.
 
-        Makes room by closing the connection that has been idle longest.
+        Makes room by closing the connection that has waited longest for its client.
         """
         if self._with_key.pop(connection, self) is self:
             if len(self._with_key) >= self._limit_with_key:

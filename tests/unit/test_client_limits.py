@@ -113,8 +113,9 @@ def refusal(answer: bytes) -> tuple[int, str]:
     assert b"connection: close" in fields and b"content-type: application/json" in fields
     assert b"content-length: %d" % len(body) in fields
     error = json.loads(body)["error"]
-    assert error["message"] and error["type"] == "invalid_request_error"
-    return int(head.split()[1]), error["code"]
+    status = int(head.split()[1])
+    assert error["message"] and error["type"] == ("invalid_request_error" if status < 500 else "server_error")
+    return status, error["code"]
 
 
 def padded(size: int) -> bytes:
@@ -363,6 +364,22 @@ def test_answer_may_take_longer_than_a_request(monkeypatch: pytest.MonkeyPatch) 
     run(test())
 
 
+def test_empty_line_after_a_body_does_not_end_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounded, "HEAD_SEC", SHORT_SEC)
+
+    async def test() -> None:
+        application = Application()
+        application.hold = asyncio.Event()
+        async with served(application) as port, connected(port) as (reader, writer):
+            writer.write(request("/v1/completions", KEY + b"Content-Length: 2\r\n", "POST") + b"{}\r\n")
+            await until(lambda: application.body == 2)
+            await asyncio.sleep(3 * SHORT_SEC)
+            application.hold.set()
+            assert (await rest(reader)).endswith(b"ok")
+
+    run(test())
+
+
 @pytest.mark.parametrize(
     "said", [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"hello\r\n\r\n"]
 )
@@ -501,6 +518,24 @@ def test_idle_connection_with_a_key_makes_room_for_another_with_a_key() -> None:
             kept[1][1].write(request(fields=closing()))
             assert (await rest(kept[1][0])).endswith(b"ok")
             for _, writer in kept:
+                writer.transport.abort()
+
+    run(test())
+
+
+def test_connection_with_an_incomplete_request_makes_room_for_another_with_a_key() -> None:
+    async def test() -> None:
+        application = Application()
+        async with served(application, credentials=KEYS, limits=few(16)) as port:
+            slow = [await asyncio.open_connection("127.0.0.1", port) for _ in range(12)]
+            for _, writer in slow:
+                writer.write(request("/v1/completions", KEY + b"Content-Length: 2\r\n", "POST") + b"{")
+            await until(lambda: application.body == 12)
+            assert (await say(port, request(fields=closing()))).endswith(b"ok")
+            assert await rest(slow[0][0]) == b""
+            slow[1][1].write(b"}")
+            assert (await slow[1][0].readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+            for _, writer in slow:
                 writer.transport.abort()
 
     run(test())

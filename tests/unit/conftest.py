@@ -4,9 +4,14 @@ import subprocess
 from pathlib import Path
 from typing import NoReturn
 
+import hypothesis
 import pytest
 
 from hxp_enterprise_llm.engine import model_directory
+
+# No example fails because the machine is busy.
+hypothesis.settings.register_profile("any speed", deadline=None)
+hypothesis.settings.load_profile("any speed")
 
 
 @pytest.fixture(autouse=True)

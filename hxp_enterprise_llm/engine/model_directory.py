@@ -88,6 +88,12 @@ def _check_files(config: ServiceConfigSchema, directory: Path, models: Path, vis
             )
         if not os.access(file, os.R_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
+        mode = file.stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            # vLLM would wait for a FIFO, or read a device without end.
+            raise ModelMissing(
+                f"MODEL={config.model}: {file.name} cannot be read (is not a regular file); copy the model again"
+            )
 
 
 def hidden_in(path: Path, places: Iterable[str], visible: Iterable[Path]) -> str:

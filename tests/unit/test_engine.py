@@ -73,6 +73,22 @@ def test_model_file_linking_to_hidden_directory_is_refused(model: Path, monkeypa
     assert model_directory.find_model(config(model=str(model), name="elsewhere")), "services see their own cache"
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "chat_template.jinja"])
+def test_fifo_or_device_that_vllm_would_read_is_refused(model: Path, name: str) -> None:
+    """vLLM would wait for the FIFO, and the start would time out."""
+    (model / name).unlink(missing_ok=True)
+    (model / "folder.json").mkdir()
+    wanted = config(model=str(model))
+    assert model_directory.find_model(wanted)
+    os.mkfifo(model / name)
+    with pytest.raises(ModelMissing, match=f"{name} cannot be read .is not a regular file.; copy the model again"):
+        model_directory.find_model(wanted)
+    (model / name).unlink()
+    (model / name).symlink_to("/dev/zero")
+    with pytest.raises(ModelMissing, match=f"{name} cannot be read .is not a regular file."):
+        model_directory.find_model(wanted)
+
+
 def test_flags_naming_files_in_hidden_directories_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_directory, "HIDDEN", (str(tmp_path),))
     for file in ("template", "seen/adapter", "cache/m/huggingface"):

@@ -141,12 +141,22 @@ def test_keys_are_required_revoked_and_not_leaked(host: Host) -> None:
     # Neither a digest nor a line of the key file is accepted as a key.
     for wrong in ("wrong", digest(by_hand), f"sha256:{digest(alice)}", "#"):
         assert status(host, "/v1/models", wrong) == "401"
+    # A key for /metrics opens this path only, until it is revoked.
+    scraper = machine.output("citadel-llm", "key", "add", "locked", "--metrics")
+    machine.run("citadel-llm", "reload", "locked")
+    for method in methods:
+        answers = statuses(host, asked, scraper, method).items()
+        assert {path for path, code in answers if code != "401"} == ({"/metrics"} if method == "GET" else set()), method
+    SUMMARY.append(f"{len(asked)} paths, by {', '.join(methods)}: a key for /metrics opens GET /metrics only")
+    machine.run("citadel-llm", "key", "revoke", "locked", "metrics")
+    assert status(host, "/metrics", scraper) == "401"
+    made = (*given, scraper)
     # The monitor needs no key and exposes none.
     health = "http://127.0.0.1:8000/health/services/locked"
     until(lambda: json.loads(machine.output("curl", "-s", health)).get("ready"), "the monitor reports it as ready")
     machine.write(HEADER, f"Authorization: Bearer {by_hand}\n")
     machine.run("chmod", "600", HEADER)
-    assert leaks(host, [*given, *map(digest, given)]) == []
+    assert leaks(host, [*made, *map(digest, made)]) == []
     server = host.server("locked")
     machine.run("citadel-llm", "key", "revoke", "locked", "alice")
     carol = machine.output("citadel-llm", "key", "add", "locked", "--name", "carol")

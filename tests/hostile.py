@@ -39,7 +39,7 @@ SOUND = {
 }
 HOST_SOUND = {
     "SERVER_IP": ["127.0.0.1", "192.0.2.8", "::", "any"],
-    "VLLM_USER": ["agent0", "root", "a%i", "agent0:root", "0"],
+    "VLLM_USER": ["agent0", "dynamic", "root", "a%i", "agent0:root", "0"],
     "VLLM_GROUP": ["agent0", "adm adm"],
     "VLLM_PID_PATH": [
         "/run/citadel-llm",
@@ -140,7 +140,11 @@ _LINE = re.compile(
             rf"(?:RestartSec|TimeoutStartSec|TimeoutStopSec)={_SPAN}",
             r"RuntimeDirectory=(?:[A-Za-z0-9._@+-]+(?:/[A-Za-z0-9._@+-]+)+)?",
             r"TemporaryFileSystem=/run(?:/[A-Za-z0-9._@+-]+)+:ro",
-            r"NoExecPaths=(?:-/run(?:/[A-Za-z0-9._@+-]+)+)?",
+            r"NoExecPaths=(?:-(?:/run|/var/cache/private/citadel-llm)(?:/[A-Za-z0-9._@+-]+)+)?",
+            r"DynamicUser=yes",
+            r"ExecStartPre=\+/usr/bin/nsenter --target=1 --mount "
+            rf"install -d -o root -g {_WORD} -m 0775 /run(?:/[A-Za-z0-9._@+-]+)+",
+            r"(?:BindPaths=-|Environment=RUNTIME_DIRECTORY=)/run(?:/[A-Za-z0-9._@+-]+)+",
             r"BindReadOnlyPaths=-/run/systemd/resolve -/run/resolvconf -/run/NetworkManager",
             r"BindReadOnlyPaths=-/run/nvidia-persistenced -/run/nvidia-fabricmanager",
             r"LoadCredential=(api-key|tls-cert|tls-key|hub-token):(?:/[A-Za-z0-9._@+-]+)+",

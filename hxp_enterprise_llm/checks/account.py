@@ -10,7 +10,7 @@ from hxp_enterprise_llm.settings.host import ServiceManagerConfig
 def findings(name: str, manager: ServiceManagerConfig) -> list[Finding]:
     """Findings about the accounts in the host's settings, for instance `name`."""
     found = []
-    for kind, account, look_up in (("user", manager.user, pwd.getpwnam), ("group", manager.group, grp.getgrnam)):
+    for kind, account, look_up in (("user", manager.owner, pwd.getpwnam), ("group", manager.group, grp.getgrnam)):
         try:
             look_up(account)
         except KeyError:

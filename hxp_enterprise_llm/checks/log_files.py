@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from hxp_enterprise_llm.checks.finding import Finding
-from hxp_enterprise_llm.settings.keys import HOST_KEYS
+from hxp_enterprise_llm.settings.keys import HOST_KEYS, PACKAGE_USER
 from hxp_enterprise_llm.settings.values import load_host
 
 LOGROTATE_RULE = "/etc/logrotate.d/citadel-llm"
@@ -21,8 +21,8 @@ def findings(root: str = "/", logrotate: Path = Path("/usr/sbin/logrotate")) -> 
         text = f"VLLM_LOG_PATH={path} is not {rotated}: change the directory in {LOGROTATE_RULE} too, or its files grow"
         found.append(Finding("host", text, fatal=False))
     if not os.path.isdir(Path(root, str(path)[1:])):  # noqa: PTH112  raises nothing
-        # As debian/citadel-llm.tmpfiles creates the directory of the package.
-        text = f"VLLM_LOG_PATH={path} does not exist; install -d -o {host['VLLM_USER']} -g adm -m 0750 {path}"
+        # As debian/citadel-llm.tmpfiles creates the directory of the package. The log unit always runs as this user.
+        text = f"VLLM_LOG_PATH={path} does not exist; install -d -o {PACKAGE_USER} -g adm -m 0750 {path}"
         found.append(Finding("host", text, fatal=False))
     if not logrotate.exists():
         text = "LOG_TO_FILE=yes, but logrotate is not installed: log files grow until the disk is full; install it"

@@ -1,5 +1,6 @@
 """What the services' user may read and change, by owner and mode: root, who runs this, could access everything."""
 
+import grp
 import os
 import pwd
 import stat
@@ -7,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from shlex import quote
+from typing import NamedTuple, Self
 
 from hxp_enterprise_llm.checks import arguments
 from hxp_enterprise_llm.checks.finding import Finding
@@ -17,6 +19,25 @@ from hxp_enterprise_llm.settings.credential_files import KEYS
 from hxp_enterprise_llm.settings.host import ServiceManagerConfig
 from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 
+NO_USER = -1
+"""A UID that owns no file."""
+
+
+class Reader(NamedTuple):
+    """Whom the kernel compares with the owner and the group of a file: a user and its groups; `name` for people."""
+
+    name: str
+    uid: int
+    groups: Sequence[int]
+
+    @classmethod
+    def of(cls, manager: ServiceManagerConfig) -> Self:
+        """The services' user. With VLLM_USER=dynamic, users that own none of the files, and their group."""
+        if manager.dynamic_user:
+            return cls(f"the group {manager.group}", NO_USER, [grp.getgrnam(manager.group).gr_gid])
+        user = pwd.getpwnam(manager.user)
+        return cls(manager.user, user.pw_uid, os.getgrouplist(user.pw_name, user.pw_gid))
+
 
 def readable(config: ServiceConfigSchema, manager: ServiceManagerConfig) -> list[Finding]:
     """The first file among an instance's settings, caches and model files that the services' user cannot read.
@@ -24,23 +45,22 @@ def readable(config: ServiceConfigSchema, manager: ServiceManagerConfig) -> list
     For a settings file that only the monitor cannot read, a warning. Other checks report missing files.
     """
     own = Path(settings.instance_file(config.name))
-    user = pwd.getpwnam(manager.user)
-    groups = os.getgrouplist(user.pw_name, user.pw_gid)
-    if readable_by(own, user.pw_uid, groups) == own:
-        return [Finding(config.name, f"permission denied: {manager.user} may not read {own}; chmod 644 {own}")]
+    reader = Reader.of(manager)
+    if readable_by(own, reader.uid, reader.groups) == own:
+        return [Finding(config.name, f"permission denied: {reader.name} may not read {own}; chmod 644 {own}")]
     warnings = readable_by_monitor(config.name, str(own))
     needed = [own, *filter(Path.is_dir, [CACHE])]
     with suppress(OSError):
         # Joining "/" and an absolute path gives that path.
         needed += [file.resolve() for file in loaded_files(config, MODELS / config.model) if file.exists()]
-    closed = [place for file in needed if (place := readable_by(file, user.pw_uid, groups))]
+    closed = [place for file in needed if (place := readable_by(file, reader.uid, reader.groups))]
     if not closed:
         return warnings
     remedy = opening(closed)
     if closed[0] in Path(config.model).parents:
         # Never advise opening a directory that may hold other things than models.
         remedy = f"copy the model to {MODELS}"
-    text = f"permission denied: {manager.user} may not read {closed[0]}; {remedy}"
+    text = f"permission denied: {reader.name} may not read {closed[0]}; {remedy}"
     return [*warnings, Finding(config.name, text)]
 
 
@@ -76,14 +96,13 @@ def changeable(config: ServiceConfigSchema, manager: ServiceManagerConfig) -> li
 
     A compromised model server could then add a key to another instance, or make root read another file.
     """
-    user = pwd.getpwnam(manager.user)
-    groups = os.getgrouplist(user.pw_name, user.pw_gid)
+    reader = Reader.of(manager)
     found = []
     for name, file in credentials.files_of(config).items():
         with suppress(OSError):
-            place = changeable_by(Path(file), user.pw_uid, groups)
+            place = changeable_by(Path(file), reader.uid, reader.groups)
             if place:
-                text = f"{KEYS[name]}={file}: {manager.user}, and so a compromised model server, may change {place}"
+                text = f"{KEYS[name]}={file}: {reader.name}, and so a compromised model server, may change {place}"
                 remedy = f"chown root {place}; chmod go-w {place}"
                 if place.is_dir():
                     remedy = "move the file to a directory that only root can write, such as /etc/citadel-llm"
@@ -93,17 +112,19 @@ def changeable(config: ServiceConfigSchema, manager: ServiceManagerConfig) -> li
 
 def of_flags(config: ServiceConfigSchema, manager: ServiceManagerConfig) -> list[Finding]:
     """Files in VLLM_ARGS that the services' user cannot read. Other checks report missing and hidden files."""
-    user = pwd.getpwnam(manager.user)
-    groups = os.getgrouplist(user.pw_name, user.pw_gid)
+    reader = Reader.of(manager)
     found = []
     for path in map(Path, arguments.paths(config)):
         with suppress(OSError):
-            closed = readable_by(path.resolve(strict=True), user.pw_uid, groups)
+            real = path.resolve(strict=True)
+            if real.is_relative_to((CACHE / config.name).resolve()):
+                continue  # systemd gives the cache to the user of the unit
+            closed = readable_by(real, reader.uid, reader.groups)
             if not closed or hidden_in(path, HIDDEN, (MODELS, CACHE / config.name)):
                 continue
             # Never advise opening a directory that may hold other things.
             remedy = f"copy {path} beside the model" if closed.is_dir() else f"chmod o+r {closed}"
-            text = f"VLLM_ARGS: permission denied: {manager.user} may not read {closed}; {remedy}"
+            text = f"VLLM_ARGS: permission denied: {reader.name} may not read {closed}; {remedy}"
             found.append(Finding(config.name, text))
     return found
 

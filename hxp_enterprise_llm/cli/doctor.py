@@ -18,9 +18,9 @@ from hxp_enterprise_llm.control.systemd import Systemd
 from hxp_enterprise_llm.monitoring.health import MonitorHealth, Status
 from hxp_enterprise_llm.settings.address import authority
 from hxp_enterprise_llm.settings.errors import CitadelError
-from hxp_enterprise_llm.settings.keys import GIBIBYTE
-from hxp_enterprise_llm.settings.units import MONITOR
-from hxp_enterprise_llm.settings.values import load_host, one_port_for_both
+from hxp_enterprise_llm.settings.keys import DYNAMIC_USER, GIBIBYTE
+from hxp_enterprise_llm.settings.units import MONITOR, unit_name
+from hxp_enterprise_llm.settings.values import host_file, load_host, one_port_for_both
 from hxp_enterprise_llm.system.isolation import PORTS_SINCE, SIGNALS_SINCE, landlock_version
 from hxp_enterprise_llm.system.processes import run
 
@@ -72,16 +72,45 @@ def control_groups(root: Path = Path("/sys/fs/cgroup")) -> Diagnosis:
     return Diagnosis("control groups", Verdict.WARNING, text)
 
 
-def isolation(version: Callable[[], int] = landlock_version) -> Diagnosis:
-    """How far this kernel isolates models from each other; they run as one user."""
+def users(root: str = "/", running: Callable[[], int] | None = None) -> Diagnosis:
+    """Whether models share a user, and so what the kernel counts for each user.
+
+    `running` returns the number of running models.
+    """
+
+    async def ask() -> int:
+        async with Systemd() as connection:
+            return len(await connection.active(unit_name("*")))
+
+    user = load_host(root).values["VLLM_USER"]
+    if user == DYNAMIC_USER:
+        return Diagnosis("users", Verdict.GOOD, "each model runs as a user of its own")
+    try:
+        count = running() if running else asyncio.run(ask())
+    except CitadelError as error:
+        return Diagnosis("users", Verdict.WARNING, str(error))
+    text = f"models run as {user}"
+    if count > 1:
+        text = (
+            f"{count} models run as {user}, so one can use up what the kernel allows a user; if they do not trust each "
+            f"other, write VLLM_USER={DYNAMIC_USER} into {host_file()}, and restart them after systemctl daemon-reload"
+        )
+    return Diagnosis("users", Verdict.GOOD, text)
+
+
+def isolation(version: Callable[[], int] = landlock_version, root: str = "/") -> Diagnosis:
+    """How far this host isolates models from each other: by the kernel's Landlock, signals also by their users."""
     found = version()
-    if found >= SIGNALS_SINCE:
+    dynamic = load_host(root).values["VLLM_USER"] == DYNAMIC_USER
+    wanted, linux = (PORTS_SINCE, "6.7") if dynamic else (SIGNALS_SINCE, "6.12")
+    if found >= wanted:
         text = f"models cannot read or signal each other (Landlock {found})"
         return Diagnosis("isolation", Verdict.GOOD, text)
-    ports = "" if found >= PORTS_SINCE else " and listen on the port of a stopped model"
+    can = [] if dynamic else ["end each other"]
+    can += ["listen on the port of a stopped model"] if found < PORTS_SINCE else []
     text = (
-        f"models cannot read each other, but can end each other{ports}: the kernel has Landlock {found}; version "
-        f"{SIGNALS_SINCE} (Linux 6.12) prevents that; install a newer kernel, such as the distribution's backport"
+        f"models cannot read each other, but can {' and '.join(can)}: the kernel has Landlock {found}; version "
+        f"{wanted} (Linux {linux}) prevents that; install a newer kernel, such as the distribution's backport"
     )
     return Diagnosis("isolation", Verdict.WARNING, text)
 
@@ -172,5 +201,5 @@ def memory() -> Diagnosis:
 
 
 LOOKS: tuple[Callable[[], Diagnosis], ...] = (
-    systemd, control_groups, isolation, gpu, memory, clock, monitor, hub, package,
+    systemd, control_groups, isolation, users, gpu, memory, clock, monitor, hub, package,
 )  # fmt: skip

@@ -81,7 +81,7 @@ def pull(names: Sequence[str] | None, verify: bool, token_file: Path | None) -> 
     token = read_token(token_file) if token_file else None
     errors: list[CitadelError] = []
     wanted = _wanted(names, token, errors)
-    user = ServiceManagerConfig.load().user
+    user = ServiceManagerConfig.load().owner
     for one in wanted:
         try:
             if not verify:

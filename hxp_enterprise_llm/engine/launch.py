@@ -54,14 +54,14 @@ def environment(
 ) -> dict[str, str]:
     """The whole environment of vLLM's processes, for the model that `find_model` has found.
 
-    From `unit`, the unit's own environment, it takes the locale, the temporary directory, and vLLM's variables, which
-    `systemctl edit` may set.
+    From `unit`, the unit's own environment, it takes the locale, the temporary directory, the name of the user (with
+    VLLM_USER=dynamic, it may be in no database), and vLLM's variables, which `systemctl edit` may set.
     """
     own_cache = cache / config.name
     values = {
         name: value
         for name, value in unit.items()
-        if name in ("LANG", "TMPDIR", "TZ") or name.startswith(PASSED_THROUGH)
+        if name in ("LANG", "LOGNAME", "TMPDIR", "TZ") or name.startswith(PASSED_THROUGH)
     }
     values |= {
         "PATH": "/opt/citadel/env/bin:/usr/bin:/bin",

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from hxp_enterprise_llm.settings import credential_files
 from hxp_enterprise_llm.settings.keys import (
+    DYNAMIC_USER,
     EVERY_ADDRESS,
     GIBIBYTE,
     HOST_KEYS,
@@ -20,7 +21,7 @@ from hxp_enterprise_llm.settings.keys import (
     is_loopback,
     memory_high,
 )
-from hxp_enterprise_llm.settings.units import LOG_TEMPLATE, MONITOR, log_unit_name, unit_name
+from hxp_enterprise_llm.settings.units import LOG_TEMPLATE, MONITOR, log_unit_name, unit_name, user_name
 from hxp_enterprise_llm.settings.values import (
     MODELS,
     HostSettings,
@@ -42,6 +43,11 @@ RESOLVERS = "-/run/systemd/resolve -/run/resolvconf -/run/NetworkManager"
 """Directories in the otherwise empty /run that /etc/resolv.conf may link to. Not the file: its writers replace it."""
 GPU_SOCKETS = "-/run/nvidia-persistenced -/run/nvidia-fabricmanager"
 """Directories of the sockets of NVIDIA's daemons."""
+PRIVATE_CACHES = "/var/cache/private/citadel-llm"
+"""Where systemd puts CacheDirectory= with DynamicUser=. Its link in /var/cache/citadel-llm would fail as a path of
+NoExecPaths=, with which a start then ends."""
+IN_HOST = "+/usr/bin/nsenter --target=1 --mount"
+"""Runs a command as root with the mounts of the host."""
 MAX_INSTANCES = 2048
 """Number of instances that get a drop-in. With the limits on a settings file, it limits run time, memory and /run."""
 
@@ -140,8 +146,9 @@ def _service(settings: InstanceSettings, host: HostSettings) -> list[Directive]:
     def number(key: str) -> float:
         return float(values[key])
 
+    dynamic = host.values["VLLM_USER"] == DYNAMIC_USER
     service = [
-        Directive("User", host.values["VLLM_USER"], "VLLM_USER"),
+        Directive("User", user_name(settings.name) if dynamic else host.values["VLLM_USER"], "VLLM_USER"),
         Directive("Group", host.values["VLLM_GROUP"], "VLLM_GROUP"),
         Directive("MemoryHigh", memory_high(number("MEMORY_LIMIT_GB")), "MEMORY_LIMIT_GB"),
         Directive("MemoryMax", round(number("MEMORY_LIMIT_GB") * GIBIBYTE), "MEMORY_LIMIT_GB"),
@@ -153,14 +160,18 @@ def _service(settings: InstanceSettings, host: HostSettings) -> list[Directive]:
         Directive("TimeoutStartSec", f"{number('START_TIMEOUT_SEC'):g}s", "START_TIMEOUT_SEC"),
         Directive("TimeoutStopSec", f"{number('DRAIN_TIMEOUT_SEC') + STOP_MARGIN_SEC:g}s", "DRAIN_TIMEOUT_SEC"),
     ]
-    if host.values["VLLM_PID_PATH"] != HOST_KEYS["VLLM_PID_PATH"].default:
-        below_run = host.values["VLLM_PID_PATH"].removeprefix("/run/")
+    run_time = host.values["VLLM_PID_PATH"]
+    elsewhere = run_time != HOST_KEYS["VLLM_PID_PATH"].default
+    if dynamic:
+        service += _user_of_its_own(f"{run_time}/{settings.name}", host.values["VLLM_GROUP"])
+    elif elsewhere:
         service += [
             Directive("RuntimeDirectory", "", "VLLM_PID_PATH"),
-            Directive("RuntimeDirectory", f"{below_run}/{settings.name}", "VLLM_PID_PATH"),
-            # As in the template: hides the directories of other instances.
-            Directive("TemporaryFileSystem", f"{host.values['VLLM_PID_PATH']}:ro", "VLLM_PID_PATH"),
+            Directive("RuntimeDirectory", f"{run_time.removeprefix('/run/')}/{settings.name}", "VLLM_PID_PATH"),
         ]
+    if elsewhere:
+        # As in the template: hides the directories of other instances.
+        service.append(Directive("TemporaryFileSystem", f"{run_time}:ro", "VLLM_PID_PATH"))
     for name, file in credential_files.files(values).items():
         key = credential_files.KEYS[name]
         # The service gets this value if the file is missing. Without it, systemd would fail the start without a reason.
@@ -172,11 +183,14 @@ def _service(settings: InstanceSettings, host: HostSettings) -> list[Directive]:
         service.append(Directive("PrivateDevices", "no", "GPU_DEVICES"))
         service += [Directive("DeviceAllow", rule, "GPU_DEVICES") for rule in gpu_rules(values["GPU_DEVICES"])]
         service.append(Directive("BindReadOnlyPaths", GPU_SOCKETS, "GPU_DEVICES"))
-        # Code for a GPU is compiled at run time and loaded from the instance's cache. The empty value removes the
-        # paths of the template.
-        service.append(Directive("NoExecPaths", "", "GPU_DEVICES"))
-    if values["GPU_DEVICES"] or host.values["VLLM_PID_PATH"] != HOST_KEYS["VLLM_PID_PATH"].default:
-        service.append(Directive("NoExecPaths", f"-{host.values['VLLM_PID_PATH']}/{settings.name}", "VLLM_PID_PATH"))
+    if dynamic or values["GPU_DEVICES"]:
+        # The empty value removes the paths of the template.
+        service.append(Directive("NoExecPaths", "", "VLLM_USER GPU_DEVICES"))
+    if dynamic and not values["GPU_DEVICES"]:
+        # Code for a GPU is compiled at run time and loaded from the instance's cache.
+        service.append(Directive("NoExecPaths", f"-{PRIVATE_CACHES}/{settings.name}", "VLLM_USER GPU_DEVICES"))
+    if dynamic or values["GPU_DEVICES"] or elsewhere:
+        service.append(Directive("NoExecPaths", f"-{run_time}/{settings.name}", "VLLM_PID_PATH"))
     return service
 
 
@@ -188,6 +202,25 @@ def _network(host: str, download: bool) -> list[Directive]:
             Directive("BindReadOnlyPaths", RESOLVERS, "ALLOW_DOWNLOAD HOST"),
         ]
     return [] if host in ALLOWED_BY_TEMPLATE else [Directive("IPAddressAllow", host, "HOST")]
+
+
+def _user_of_its_own(run_time: str, group: str) -> list[Directive]:
+    """Directives of an instance with VLLM_USER=dynamic; `run_time` is its run-time directory.
+
+    systemd would put RuntimeDirectory= into /run/private, which only root may enter; the monitor and the command read
+    state.json. So root creates the directory for the group, and the mounts of the unit hide it from other instances.
+    """
+    return [
+        Directive("DynamicUser", "yes", "VLLM_USER"),
+        Directive("RuntimeDirectory", "", "VLLM_USER"),
+        # systemd 252 gives a command with + the temporary file systems of the unit too: leave them.
+        Directive(
+            "ExecStartPre", f"{IN_HOST} install -d -o root -g {group} -m 0775 {run_time}", "VLLM_USER VLLM_GROUP"
+        ),
+        # With -: the command itself starts before there is a directory.
+        Directive("BindPaths", f"-{run_time}", "VLLM_USER VLLM_PID_PATH"),
+        Directive("Environment", f"RUNTIME_DIRECTORY={run_time}", "VLLM_USER VLLM_PID_PATH"),
+    ]
 
 
 def gpu_rules(devices: Sequence[str]) -> list[str]:

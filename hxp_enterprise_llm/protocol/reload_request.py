@@ -1,7 +1,7 @@
 """ExecReload= of a model's unit: sends the main process a reload request with the content of root's credential files.
 
 It runs as root and trusts only the settings. A compromised main process gets only the files of its own instance, which
-it has already, and its answer is only text. Nothing is written where the service's user may write.
+it has already, and its answer is only text. No file is written where the service's user may write.
 `citadel-llm key revoke` sends the same kind of request.
 It uses the standard library only, see `settings.grammar`.
 """
@@ -12,7 +12,7 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from hxp_enterprise_llm.settings import credential_files
 from hxp_enterprise_llm.settings.values import load_host, load_instance
@@ -23,6 +23,8 @@ TAKEN = b"taken"
 LONGEST_ANSWER = 65536
 RELOAD, KEYS = b"reload", b"keys"
 """The requests: read the settings again, with the credential files that they name; or replace the API keys only."""
+ROOT, NOBODY = 0, 65534
+"""NOBODY is the owner on the disk of what belongs to a dynamic user, where systemd mounts it with its own UID (257)."""
 ANSWER_SEC = 60.0
 """How long the answer may take (seconds): the main process gives a server 30 s to take its keys."""
 
@@ -83,6 +85,35 @@ def _ask(run_time: str, pid: int, files: dict[str, str], what: bytes, sent: Call
     return answer.decode("utf-8", "replace") or "the main process ended before it accepted the request"
 
 
+def _chown(directory: int, name: str, user: int, group: int) -> None:
+    os.chown(name, user, group, dir_fd=directory, follow_symlinks=False)
+
+
+def give_back(
+    user: int,
+    group: int,
+    root: str,
+    directories: Iterable[str],
+    chown: Callable[[int, str, int, int], None] = _chown,
+) -> None:
+    """Give directories, with all in them, to the user and group of the main process, except those that root owns.
+
+    `root` leads to the files as the main process sees them. Before ExecReload=, systemd gives the directories of the
+    unit to the user that the settings name now. After a change of VLLM_USER, the running processes have another user
+    until the restart.
+    """
+    for directory in directories:
+        owner, seen = os.stat(directory).st_uid, os.stat(root + directory).st_uid
+        if owner == ROOT or seen == user:
+            continue
+        to = (user, group) if seen == owner else (NOBODY, NOBODY)
+        # A directory that is too deep, or changes meanwhile, must not prevent the reload.
+        with contextlib.suppress(OSError, RecursionError):
+            for _, folders, files, descriptor in os.fwalk(os.path.realpath(directory)):
+                for name in (".", *folders, *files):
+                    chown(descriptor, name, *to)
+
+
 def main(arguments: Sequence[str]) -> int:
     """Reload the instance named by the only argument; systemd passes the rest in the environment of ExecReload=."""
     (name,) = arguments
@@ -91,6 +122,11 @@ def main(arguments: Sequence[str]) -> int:
         with contextlib.suppress(FileNotFoundError):
             alone.callback(os.close, credential_files.lock())
         run_time, pid = os.environ["RUNTIME_DIRECTORY"], int(os.environ["MAINPID"])
+        # If the main process has ended, the request says so.
+        with contextlib.suppress(OSError):
+            process = os.stat(f"/proc/{pid}")
+            directories = run_time, os.environ["CACHE_DIRECTORY"]
+            give_back(process.st_uid, process.st_gid, f"/proc/{pid}/root", directories)
         refused = ask(run_time, pid, contents(name), sent=alone.close)
     if refused:
         print(refused, file=sys.stderr)

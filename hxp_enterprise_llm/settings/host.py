@@ -5,7 +5,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 from hxp_enterprise_llm.settings.errors import SettingsRefused
-from hxp_enterprise_llm.settings.keys import HOST_KEYS, Key
+from hxp_enterprise_llm.settings.keys import DYNAMIC_USER, HOST_KEYS, PACKAGE_USER, Key
 from hxp_enterprise_llm.settings.values import load_host
 
 
@@ -41,6 +41,16 @@ class ServiceManagerConfig(BaseModel):
     allow_unauthenticated: bool = False
     health_port: int = 8000
     metrics_port: int = 9090
+
+    @property
+    def dynamic_user(self) -> bool:
+        """Whether each instance has a user of its own."""
+        return self.user == DYNAMIC_USER
+
+    @property
+    def owner(self) -> str:
+        """The user that downloads models, and to which their files belong."""
+        return PACKAGE_USER if self.dynamic_user else self.user
 
     @field_validator("*", mode="before")
     @classmethod

@@ -154,6 +154,12 @@ def run_time_path(text: str) -> str:
     raise ValueError("a path below /run, such as /run/citadel-llm, that is not systemd's")
 
 
+DYNAMIC_USER = "dynamic"
+"""VLLM_USER for a user of its own for each instance."""
+PACKAGE_USER = "agent0"
+"""The user that the package creates, and its group. The models' files belong to it."""
+
+
 def account(text: str) -> str:
     if re.fullmatch(r"[a-z_][a-z0-9_-]{0,31}", text):
         return text
@@ -313,8 +319,10 @@ HOST_KEYS = {
             "/run/citadel-llm",
             "Parent of the run-time directories (file pid).",
         ),
-        Key("VLLM_USER", account, "agent0", "User that runs the models."),
-        Key("VLLM_GROUP", account, "agent0", "Group that runs the models."),
+        Key(
+            "VLLM_USER", account, PACKAGE_USER, f"User that runs the models; {DYNAMIC_USER}: each as a user of its own."
+        ),
+        Key("VLLM_GROUP", account, PACKAGE_USER, "Group that runs the models."),
         Key("DEFAULT_MEMORY_LIMIT_GB", gigabytes, "4", "MEMORY_LIMIT_GB of instances that set none (GB)."),
         Key("DEFAULT_CPU_CORES", cores, "2", "CPU_CORES of instances that set none (cores)."),
         Key("DEFAULT_MAX_TASKS", tasks, "1000", "MAX_TASKS of instances that set none (processes and threads)."),

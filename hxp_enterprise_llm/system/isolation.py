@@ -26,6 +26,9 @@ ABSTRACT_SOCKETS, SIGNALS, BIND_TCP, NET_PORT = 1, 2, 1, 2
 """LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET, LANDLOCK_SCOPE_SIGNAL, LANDLOCK_ACCESS_NET_BIND_TCP and LANDLOCK_RULE_NET_PORT
 of linux/landlock.h."""
 
+DYNAMIC_UIDS = range(61184, 65520)
+"""UIDs of DynamicUser= (https://systemd.io/UIDS-GIDS/). No other process has the UID of such a unit."""
+
 ALLOW, REFUSE, DIFFERS = 0x7FFF0000, 0x00050000, 1
 """SCMP_ACT_ALLOW, SCMP_ACT_ERRNO(0) and SCMP_CMP_NE of seccomp.h."""
 
@@ -44,6 +47,10 @@ def landlock_version() -> int:
 
 class Kernel:
     """The calls to the kernel. The methods raise OSError."""
+
+    def user(self) -> int:
+        """UID of this process."""
+        return os.getuid()
 
     def landlock_version(self) -> int:
         """Version of Landlock's interface; 0 if the kernel has none or it is not enabled."""
@@ -96,9 +103,10 @@ def enter(ports: Iterable[int] | None, kernel: Kernel | None = None) -> None:
     except OSError as error:
         log.warning("Code in this model could change the limits of other models on this host: seccomp: %s", error)
     version = kernel.landlock_version()
-    if version < SIGNALS_SINCE:
+    if version < SIGNALS_SINCE and kernel.user() not in DYNAMIC_UIDS:
         log.info(
-            "Models can signal each other: this kernel has Landlock %d; version %d (Linux 6.12) refuses that",
+            "Models can signal each other: this kernel has Landlock %d; version %d (Linux 6.12) refuses that, and so "
+            "does VLLM_USER=dynamic",
             version,
             SIGNALS_SINCE,
         )

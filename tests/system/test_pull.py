@@ -122,6 +122,21 @@ def test_pull_resumes_verifies_and_installs_as_service_user(hub: Hub) -> None:
     assert "missing or damaged: config.json" in hub.refused("--verify", "pulled")
 
 
+def test_models_of_instances_with_users_of_their_own_belong_to_the_package_user(hub: Hub) -> None:
+    machine = hub.machine
+    hub.serve()
+    machine.run("sed", "-i", "s/^VLLM_USER=.*/VLLM_USER=dynamic/", "/etc/default/citadel-llm")
+    try:
+        assert hub.pull("pulled").returncode == 0
+        assert machine.output("stat", "-c", "%U %a", f"{TARGET}/big.safetensors") == "agent0 644"
+        assert "permission denied" not in machine.run("citadel-llm", "check", "pulled", check=False).stderr
+        machine.run("chmod", "600", f"{TARGET}/config.json")
+        said = machine.run("citadel-llm", "check", "pulled", check=False).stderr
+        assert f"the group agent0 may not read {TARGET}/config.json; chmod a+r {TARGET}/config.json" in said, said
+    finally:
+        machine.run("sed", "-i", "s/^VLLM_USER=.*/VLLM_USER=agent0/", "/etc/default/citadel-llm")
+
+
 def test_failed_pull_is_reported_and_leaves_no_model(hub: Hub) -> None:
     machine = hub.machine
     hub.serve()

@@ -1,3 +1,4 @@
+import grp
 import os
 import pwd
 import socket
@@ -159,6 +160,12 @@ def test_missing_account_error_suggests_adduser() -> None:
     assert [finding.text for finding in found] == [
         "the user no-such-user does not exist; create it (adduser --system --group no-such-user)"
     ]
+
+
+def test_users_of_their_own_read_files_by_their_group_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("grp.getgrnam", lambda _: grp.struct_group(("models", "", NOBODY, [])))
+    reader = permissions.Reader.of(ServiceManagerConfig(user="dynamic", group="models"))
+    assert reader == ("the group models", permissions.NO_USER, [NOBODY])
 
 
 def test_first_unreadable_path_is_named(tmp_path: Path) -> None:

@@ -26,6 +26,15 @@ def test_doctor_warns_about_kernel_without_full_isolation() -> None:
         assert found.verdict is Verdict.WARNING and words in found.text
 
 
+def test_doctor_recommends_users_of_their_own_if_models_share_one(root: Root) -> None:
+    for running, words in ((1, "models run as agent0"), (2, "2 models run as agent0, so one can use up")):
+        found = doctor.users(str(root), lambda running=running: running)  # type: ignore[misc]
+        assert found.verdict is Verdict.GOOD and found.text.startswith(words)
+        assert ("write VLLM_USER=dynamic into /etc/default/citadel-llm" in found.text) == (running > 1)
+    root.host("VLLM_USER=dynamic\n")
+    assert doctor.users(str(root)).text == "each model runs as a user of its own"
+
+
 def test_doctor_reports_nvidia_driver_version(tmp_path: Path) -> None:
     version = tmp_path / "version"
     assert doctor.gpu(version).text.startswith("none")

@@ -7,7 +7,7 @@ import pytest
 
 from hxp_enterprise_llm.generator import drop_ins
 from hxp_enterprise_llm.generator.drop_ins import DROP_IN, MAX_INSTANCES, RESOLVERS, Directive, generate
-from hxp_enterprise_llm.settings.units import MONITOR
+from hxp_enterprise_llm.settings.units import MONITOR, user_name
 from hxp_enterprise_llm.settings.values import load_instance
 
 from .conftest import Root
@@ -130,6 +130,9 @@ def test_only_a_gpu_instance_executes_code_from_its_cache(root: Root, run_time: 
     assert paths("") == ([] if run_time == "citadel-llm" else [f"-/run/{run_time}/m"])
     # An empty value removes the paths of the template.
     assert paths("GPU_DEVICES=0\n") == ["", f"-/run/{run_time}/m"]
+    root.host(f"VLLM_PID_PATH=/run/{run_time}\nVLLM_USER=dynamic\n")
+    assert paths("") == ["", "-/var/cache/private/citadel-llm/m", f"-/run/{run_time}/m"]
+    assert paths("GPU_DEVICES=0\n") == ["", f"-/run/{run_time}/m"]
 
 
 @pytest.mark.parametrize("refused", ["/run/systemd", "/run/systemd/x", "/run/credentials", "/run/./x", "/run/x/.."])
@@ -142,6 +145,32 @@ def test_runtime_directories_of_other_instances_are_hidden(root: Root, refused: 
     # systemd's own sockets would be hidden with them.
     root.host(f"VLLM_PID_PATH={refused}\n")
     assert "RuntimeDirectory" not in drop_in(root, "m")
+
+
+def test_instance_may_have_a_user_of_its_own(root: Root) -> None:
+    root.host("VLLM_USER=dynamic\nVLLM_GROUP=models\n")
+    root.instance("m", GOOD)
+    lines = drop_in(root, "m").splitlines()
+    assert {"DynamicUser=yes", f"User={user_name('m')}", "Group=models"} <= {*lines}
+    # systemd would put the directory where only root may enter.
+    assert [line for line in lines if "/run/" in line or "RuntimeDirectory" in line] == [
+        "RuntimeDirectory=",
+        "ExecStartPre=+/usr/bin/nsenter --target=1 --mount install -d -o root -g models -m 0775 /run/citadel-llm/m",
+        "BindPaths=-/run/citadel-llm/m",
+        "Environment=RUNTIME_DIRECTORY=/run/citadel-llm/m",
+        "NoExecPaths=-/run/citadel-llm/m",
+    ]
+    root.host("VLLM_USER=dynamic\nVLLM_PID_PATH=/run/other\n")
+    lines = drop_in(root, "m").splitlines()
+    assert {"BindPaths=-/run/other/m", "TemporaryFileSystem=/run/other:ro", "RuntimeDirectory="} <= {*lines}
+
+
+def test_every_instance_has_another_user_name_that_systemd_allows() -> None:
+    names = ["a", "A", "a.b", "a-b", "a_b", "0", "x" * 64, "x" * 63 + "y", "openchat-3.5", "mixtral-8x7b"]
+    users = {user_name(name) for name in names}
+    assert len(users) == len(names)
+    assert all(re.fullmatch(r"[a-z_][a-z0-9_-]{0,30}", user) for user in users), users
+    assert user_name("mixtral-8x7b").startswith("llm-mixtral-8x7b-")
 
 
 def test_monitor_may_reach_instances_and_serve_its_address(root: Root) -> None:

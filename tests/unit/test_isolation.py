@@ -10,6 +10,8 @@ from hxp_enterprise_llm.engine import launch
 from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 from hxp_enterprise_llm.system import isolation
 
+from .conftest import Root
+
 
 @pytest.mark.parametrize(
     ("version", "verdict", "words"),
@@ -26,13 +28,32 @@ def test_doctor_reports_isolation_that_the_kernel_supports(version: int, verdict
     assert (found.verdict, words in found.text) == (verdict, True), found
 
 
+@pytest.mark.parametrize(
+    ("version", "verdict", "words"),
+    [
+        (4, Verdict.GOOD, "cannot read or signal each other (Landlock 4)"),
+        (2, Verdict.WARNING, "but can listen on the port of a stopped model: the kernel has Landlock 2; version 4"),
+    ],
+)
+def test_users_of_their_own_need_no_landlock_for_signals(
+    root: Root, version: int, verdict: Verdict, words: str
+) -> None:
+    root.host("VLLM_USER=dynamic\n")
+    found = doctor.isolation(lambda: version, str(root))
+    assert (found.verdict, words in found.text) == (verdict, True), found
+
+
 class FakeKernel(isolation.Kernel):
     """Records the calls, or refuses them."""
 
-    def __init__(self, version: int) -> None:
+    def __init__(self, version: int, user: int = 999) -> None:
         self.version = version
+        self._user = user
         self.done: list[object] = []
         self.refuses_limits = self.refuses_landlock = False
+
+    def user(self) -> int:
+        return self._user
 
     def landlock_version(self) -> int:
         return self.version
@@ -70,6 +91,9 @@ def test_refused_isolation_is_logged_and_the_rest_is_applied(caplog: pytest.LogC
     caplog.clear()
     isolation.enter(None, kernel)
     assert "free TCP port" not in caplog.text, "its own settings may take any"
+    caplog.clear()
+    isolation.enter(None, FakeKernel(5, user=61184))
+    assert not caplog.records, "systemd gives such a user to one unit only"
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,45 @@ def test_reload_request_carries_files_of_any_size_and_the_answer(tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_directories_go_back_to_the_user_of_the_main_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The tests may run as root.
+    monkeypatch.setattr(reload_request, "ROOT", -1)
+    cache, own = tmp_path / "cache", tmp_path.stat()
+    (cache / "inner").mkdir(parents=True)
+    for file in (cache / "file", cache / "inner/file", tmp_path / "outside"):
+        file.touch()
+    (cache / "link").symlink_to(tmp_path)
+    (tmp_path / "private").symlink_to(cache)
+    changed: list[str] = []
+    to = own.st_uid + 1, 9
+
+    def chown(directory: int, name: str, user: int, group: int) -> None:
+        assert (user, group) == to
+        changed.append(str(Path(f"/proc/self/fd/{directory}").readlink() / name))
+
+    reload_request.give_back(own.st_uid, 9, "", [str(cache)], chown)
+    assert not changed
+    reload_request.give_back(own.st_uid + 1, 9, "", [str(tmp_path / "private")], chown)
+    everything = {str(cache / name) for name in ("", "file", "inner", "inner/file", "link")}
+    assert {*changed} == everything
+    changed.clear()
+    # The main process sees another owner than there is on the disk.
+    place = tmp_path / f"root{cache}"
+    place.parent.mkdir(parents=True)
+    other = tmp_path / "other" if os.getuid() == 0 else Path("/")
+    if os.getuid() == 0:
+        other.mkdir()
+        os.chown(other, 1, 1)
+    place.symlink_to(other)
+    to = (reload_request.NOBODY, reload_request.NOBODY)
+    reload_request.give_back(own.st_uid + 2, 9, str(tmp_path / "root"), [str(cache)], chown)
+    assert {*changed} == everything
+    changed.clear()
+    monkeypatch.setattr(reload_request, "ROOT", own.st_uid)
+    reload_request.give_back(own.st_uid + 2, 9, "", [str(cache)], chown)
+    assert not changed
+
+
 def test_reload_socket_works_in_a_directory_with_a_long_path(tmp_path: Path) -> None:
     deep = tmp_path / ("x" * 100) / ("y" * 100)
     deep.mkdir(parents=True)

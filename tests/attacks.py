@@ -10,6 +10,7 @@ import json
 import mmap
 import os
 import resource
+import select
 import shutil
 import signal
 import socket
@@ -38,6 +39,9 @@ FOR_ALL = (
 )  # fmt: skip
 """Directories with a file that every user may read."""
 _kept: list[Any] = []
+_used: list[Any] = []
+MESSAGE_DESCRIPTORS, EVENTS = 253, 1000
+"""Descriptors in one message, the kernel's limit (SCM_MAX_FD), and descriptors that one epoll watches."""
 
 
 def _checked(result: int) -> int:
@@ -269,6 +273,65 @@ def _fill(directory: str) -> str:
 def _made_executable() -> str:
     mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC).close()
     return "mapped"
+
+
+def _pass_descriptor() -> str:
+    """Send a descriptor, as the main process does when it opens a server to clients."""
+    here, there = socket.socketpair()
+    with here, there:
+        socket.send_fds(here, [b"x"], [here.fileno()])
+    return "sent"
+
+
+def _watch() -> str:
+    """Watch a descriptor, as an event loop does for each connection."""
+    here, there = socket.socketpair()
+    with here, there, select.epoll() as watches:
+        watches.register(here, select.EPOLLIN)
+    return "watched"
+
+
+QUOTAS = {"descriptors in flight": _pass_descriptor, "epoll watches": _watch}
+"""What the kernel counts for each user, and a use of it."""
+
+
+def use_up(quota: str) -> int:
+    """Use all that the kernel allows this user, until this process ends; return how much it uses."""
+    return {"descriptors in flight": _all_descriptors, "epoll watches": _all_watches}[quota]()
+
+
+def _all_descriptors() -> int:
+    count = 0
+    while True:
+        here, there = socket.socketpair()
+        _used.extend((here, there))
+        here.setblocking(False)
+        try:
+            while True:
+                socket.send_fds(here, [b"x"], [here.fileno()] * MESSAGE_DESCRIPTORS)
+                count += MESSAGE_DESCRIPTORS
+        except BlockingIOError:
+            continue  # this socket has no room for more
+        except OSError as error:
+            if error.errno != errno.ETOOMANYREFS:
+                raise
+            return count
+
+
+def _all_watches() -> int:
+    events = [os.eventfd(0) for _ in range(EVENTS)]
+    count = 0
+    while True:
+        watches = select.epoll()
+        _used.append(watches)
+        for event in events:
+            try:
+                watches.register(event, select.EPOLLIN)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                return count
+            count += 1
 
 
 def on_neighbour(name: str, port: int, held: str, pid: int, address: int) -> dict[str, Callable[[], str]]:

@@ -5,6 +5,7 @@ runs where it is allowed, on the instance's own processes or outside the sandbox
 SECURITY.md contains the tables that these tests print.
 """
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,8 @@ SIGNALS = {"signal 0 to it", "SIGURG to it", "SIGURG by a pidfd", "abstract sock
 """Attacks that only Landlock 6 (Linux 6.12) refuses."""
 PACKETS = {"connect beyond loopback", "ask a resolver on 127.0.0.53"}
 """Attacks that only the packet filter refuses; test_kernel.py runs them where systemd filters packets."""
+BY_USER = (SIGNALS - {"abstract socket"}) | {"CPU affinity of it"}
+"""Attacks that the kernel refuses between users, with or without Landlock."""
 PORTS_OF_OTHERS = {"listen on an unused port"}
 """Attacks that only Landlock 4 (Linux 6.7) refuses."""
 
@@ -76,6 +79,7 @@ there.listen()
 others = [socket.create_server(address) for address in ({attacks.RESOLVER}, ({BEYOND!r}, 9))]
 time.sleep(600)
 """
+QUOTAS_SHARED = dict.fromkeys(attacks.QUOTAS, "the kernel counts them for each user; VLLM_USER=dynamic prevents it")
 PACKET = "import socket; socket.create_connection(('192.0.2.1', 9), 3)"
 Outcomes = dict[str, list[str]]
 
@@ -103,7 +107,25 @@ class Pair:
         self.machine.run("systemctl", "start", *(f"citadel-llm@{name}" for name in PORTS))
         for name in PORTS:
             self.machine.write(f"/var/cache/citadel-llm/{name}/secret", f"the secret of {name}")
-            self.machine.run("sh", "-c", f"cd /var/cache/citadel-llm/{name}; chown agent0: secret; chmod 600 secret")
+            place = f"/var/cache/citadel-llm/{name}"
+            self.machine.run("sh", "-c", f"cd {place}; chown --reference=. secret; chmod 600 secret")
+
+    def switch(self, user: str) -> None:
+        """Restart both as VLLM_USER=`user`."""
+        self.machine.run("sed", "-i", f"s/^VLLM_USER=.*/VLLM_USER={user}/", "/etc/default/citadel-llm")
+        self.machine.run("systemctl", "daemon-reload")
+        self.restart(*PORTS)
+
+    def restart(self, *names: str) -> None:
+        """Restart instances; systemd limits the number of starts in two minutes."""
+        units = [f"citadel-llm@{name}" for name in names]
+        self.machine.run("systemctl", "reset-failed", *units, check=False)
+        self.machine.run("systemctl", "restart", *units)
+
+    def user(self, name: str) -> str:
+        """The UID of an instance."""
+        pid = self.machine.show(f"citadel-llm@{name}", "MainPID")["MainPID"]
+        return self.machine.output("stat", "-c", "%u", f"/proc/{pid}")
 
     def inside(self, name: str, expression: str) -> Any:
         """Evaluate a Python expression in the engine of an instance."""
@@ -120,9 +142,15 @@ class Pair:
         answer.unlink()
         return found
 
+    def status(self, name: str, key: str) -> str:
+        """The HTTP status of an instance's list of models."""
+        ask = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-H", f"Authorization: Bearer {key}"]
+        return self.machine.output(*ask, f"http://127.0.0.1:{PORTS[name]}/v1/models")
+
     def outside(self, expression: str, user: str = "agent0") -> Any:
         """Evaluate a Python expression in a process of `user` outside the sandbox."""
-        words = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "/usr/bin/python3", "-c", OUTSIDE]
+        group = "agent0" if user.isdecimal() else user
+        words = ["setpriv", f"--reuid={user}", f"--regid={group}", "--clear-groups", "/usr/bin/python3", "-c", OUTSIDE]
         return json.loads(self.machine.output(*words, expression))
 
 
@@ -168,13 +196,18 @@ def judge(what: str, outcomes: Outcomes, controls: dict[str, Outcomes], allowed:
     return wrong
 
 
-def open_without(landlock: int) -> dict[str, str]:
-    """Attacks that a kernel with this version of Landlock does not refuse; all others must be refused."""
-    missing = (SIGNALS if landlock < 6 else set()) | (PORTS_OF_OTHERS if landlock < 4 else set())
-    return OPEN | dict.fromkeys(missing, f"this kernel has Landlock {landlock}")
+def open_without(landlock: int, dynamic: bool = False) -> dict[str, str]:
+    """Attacks that a kernel with this version of Landlock does not refuse; all others must be refused.
+
+    `dynamic`: the instances have users of their own.
+    """
+    signals = SIGNALS - BY_USER if dynamic else SIGNALS
+    missing = (signals if landlock < 6 else set()) | (PORTS_OF_OTHERS if landlock < 4 else set())
+    allowed = OPEN | dict.fromkeys(missing, f"this kernel has Landlock {landlock}")
+    return {attack: why for attack, why in allowed.items() if not dynamic or attack not in BY_USER}
 
 
-def attack_neighbour(pair: Pair, landlock: int) -> None:
+def attack_neighbour(pair: Pair, landlock: int, dynamic: bool = False) -> None:
     """Run all attacks of the thief on the victim."""
     before = pair.machine.show(f"citadel-llm@{VICTIM}", "MainPID", "NRestarts")
 
@@ -192,9 +225,43 @@ def attack_neighbour(pair: Pair, landlock: int) -> None:
         ),
     }
     outcomes = pair.inside(THIEF, at(VICTIM, VICTIM, held[VICTIM]))
-    SUMMARY.append(f"Landlock {landlock}")
-    assert not judge("a model to its neighbour", outcomes, controls, open_without(landlock))
+    SUMMARY.append(f"Landlock {landlock}{', VLLM_USER=dynamic' if dynamic else ''}")
+    assert not judge("a model to its neighbour", outcomes, controls, open_without(landlock, dynamic))
     assert pair.machine.show(f"citadel-llm@{VICTIM}", "MainPID", "NRestarts") == before
+
+
+def attack_quotas(pair: Pair, allowed: dict[str, str]) -> None:
+    """Use up in the thief what the kernel counts for each user, and observe the victim.
+
+    Where the attack is not `allowed`, the victim must keep serving and accept the revocation of a key.
+    """
+    machine, outcomes, itself = pair.machine, Outcomes(), Outcomes()
+    before = machine.show(f"citadel-llm@{VICTIM}", "MainPID", "NRestarts")
+    for quota in attacks.QUOTAS:
+
+        def seen_by(name: str, quota: str = quota) -> list[str]:
+            """The outcome if the attack has succeeded on the user of an instance."""
+            # In a process outside the sandbox, because the instance may accept no connection.
+            left: Outcomes = pair.outside(f"attacks.attempt({{{quota!r}: attacks.QUOTAS[{quota!r}]}})", pair.user(name))
+            outcome, detail = left[quota]
+            return ["refused", "no effect"] if outcome == "got" else ["got", detail]
+
+        assert seen_by(VICTIM)[0] == "refused", "used up before the attack"
+        used = pair.inside(THIEF, f"attacks.use_up({quota!r})")
+        outcomes[quota], itself[quota] = seen_by(VICTIM), seen_by(THIEF)
+        SUMMARY.append(f"{quota}: {used} used by one model; another model of its user gets {itself[quota][1]}")
+        if quota not in allowed:
+            key = machine.output("citadel-llm", "key", "add", VICTIM, "--name", "second")
+            machine.run("systemctl", "reload", f"citadel-llm@{VICTIM}")
+            assert pair.status(VICTIM, key) == "200"
+            machine.run("citadel-llm", "key", "revoke", VICTIM, "second")
+            assert pair.status(VICTIM, key) == "401"
+            assert pair.inside(VICTIM, "'serves'") == "serves"
+        pair.restart(THIEF)
+        until(lambda: seen_by(VICTIM)[0] == "refused", f"{quota} are free after the end of the attack")
+    assert not judge("what the kernel counts for each user", outcomes, {"on itself": itself}, allowed)
+    assert machine.show(f"citadel-llm@{VICTIM}", "MainPID", "NRestarts") == before
+    until(lambda: pair.inside(VICTIM, "'serves'") == "serves", "the victim serves after the attacks")
 
 
 def attack_host(pair: Pair, landlock: int) -> None:
@@ -231,22 +298,48 @@ def test_instance_cannot_attack_the_host(pair: Pair) -> None:
     attack_host(pair, landlock(pair))
 
 
+def test_instances_of_one_user_share_what_the_kernel_counts_for_it(pair: Pair) -> None:
+    attack_quotas(pair, QUOTAS_SHARED)
+
+
 def test_missing_landlock_is_reported_and_other_isolation_holds(pair: Pair) -> None:
-    """Refusing the system call simulates an older kernel. All attacks run."""
-    unit = f"citadel-llm@{THIEF}"
-    drop_in = f"/run/systemd/system/{unit}.service.d/old.conf"
-    pair.machine.write(drop_in, NO_LANDLOCK)
-    try:
-        pair.machine.run("systemctl", "daemon-reload")
-        pair.machine.run("systemctl", "restart", unit)
+    """All attacks run."""
+    with without_landlock(pair):
         said = pair.host.journal(THIEF)
         assert "Models can signal each other: this kernel has Landlock 0" in said
         assert f"also that of a stopped model, not only on {PORTS[THIEF]}, " in said
         attack_neighbour(pair, 0)
         attack_host(pair, 0)
+
+
+@contextlib.contextmanager
+def without_landlock(pair: Pair) -> Iterator[None]:
+    """Refuse the thief Landlock's system call, as an older kernel does."""
+    unit = f"citadel-llm@{THIEF}"
+    drop_in = f"/run/systemd/system/{unit}.service.d/old.conf"
+    pair.machine.write(drop_in, NO_LANDLOCK)
+    try:
+        pair.machine.run("systemctl", "daemon-reload")
+        pair.restart(THIEF)
+        yield
     finally:
         pair.machine.inside(drop_in).unlink()
         pair.machine.run("systemctl", "daemon-reload")
+
+
+def test_instance_with_its_own_user_cannot_attack_another_instance(pair: Pair) -> None:
+    """Also on a kernel without Landlock, and not through what the kernel counts for each user."""
+    pair.switch("dynamic")
+    try:
+        assert pair.user(THIEF) != pair.user(VICTIM)
+        attack_neighbour(pair, landlock(pair), dynamic=True)
+        attack_host(pair, landlock(pair))
+        attack_quotas(pair, {})
+        with without_landlock(pair):
+            attack_neighbour(pair, 0, dynamic=True)
+            attack_host(pair, 0)
+    finally:
+        pair.switch("agent0")
 
 
 def test_unit_allows_only_devices_and_network_named_in_settings(host: Host) -> None:

@@ -5,7 +5,6 @@ It uses the standard library only, see `settings.grammar`, and not argparse, who
 
 import contextlib
 import os
-import signal
 import sys
 
 from hxp_enterprise_llm.generator.drop_ins import DROP_IN, Report, drop_ins, generate, sections
@@ -79,8 +78,6 @@ def main(arguments: list[str]) -> int:
     """
     if arguments and not arguments[0].startswith("-"):
         return _for_systemd(arguments[0])
-    # The reader of the output may close the pipe early.
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     match arguments:
         case ["--help" | "-h"]:
             print(USAGE, end="")

@@ -21,7 +21,7 @@ from prometheus_client import REGISTRY
 
 from hxp_enterprise_llm.protocol.credentials import Credentials
 from hxp_enterprise_llm.protocol.worker import LARGEST_COMMAND_BYTES
-from hxp_enterprise_llm.worker import failures, waiting
+from hxp_enterprise_llm.worker import failures
 from hxp_enterprise_llm.worker.traffic import Traffic
 
 BEAT_SEC = 1.0
@@ -88,10 +88,11 @@ async def _beat(channel: socket.socket, listener: socket.socket) -> None:
     try:
         while True:
             samples = (sample for metric in figures.collect() for sample in metric.samples if sample.name in FIGURES)
-            wait = waiting.at(Traffic.engine) if Traffic.engine else waiting.NOTHING
-            # With --disable-log-stats there are no samples.
-            progress = [*(sample.value for sample in samples), *wait.figures]
-            message = {"in_flight": Traffic.requests, "waiting": wait.requests, "connections": Traffic.connections()}
+            engine = Traffic.engine
+            # With --disable-log-stats there are no samples. A request that arrives or leaves is no progress.
+            progress = [sample.value for sample in samples] or [engine.outputs if engine else 0]
+            message = {"in_flight": Traffic.requests, "waiting": engine.waiting() if engine else 0}
+            message |= {"connections": Traffic.connections()}
             message |= {"open": Traffic.is_open, "taken": Traffic.taken}
             _send(channel, {**message, "progress": progress})
             with suppress(TimeoutError):

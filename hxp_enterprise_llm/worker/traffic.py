@@ -17,6 +17,7 @@ from hxp_enterprise_llm.protocol.worker import Limits
 from hxp_enterprise_llm.settings.api_keys import digest
 from hxp_enterprise_llm.system import tls
 from hxp_enterprise_llm.worker.connections import CONNECTION, Acceptor, Connection, Connections
+from hxp_enterprise_llm.worker.waiting import Engine
 
 OPEN_PATH = "/health"
 """Needs no key, for load balancers: the answer only says that the server runs."""
@@ -82,7 +83,7 @@ class Traffic:
     """ASGI middleware; a server has one.
 
     `requests` counts the requests in flight that the model has to work on: those that a drain waits for. Which of them
-    wait for the engine, `waiting` tells.
+    wait for the engine, `engine` tells.
     """
 
     key_digests: tuple[str, ...] = ()
@@ -98,7 +99,7 @@ class Traffic:
     _closing: ClassVar[set[asyncio.Task[None]]] = set()
     leaving = False
     server: Any = None  # uvicorn's
-    engine: Any = None  # vLLM's AsyncLLM
+    engine: Engine | None = None  # None until the first request
 
     def __init__(self, app: Any) -> None:
         self._app = app
@@ -119,7 +120,9 @@ class Traffic:
             finally:
                 Traffic._talks.discard(talk)
             return
-        Traffic.server, Traffic.engine = scope["app"].state.server, scope["app"].state.engine_client
+        Traffic.server = scope["app"].state.server
+        if Traffic.engine is None and scope["app"].state.engine_client:
+            Traffic.engine = Engine(scope["app"].state.engine_client)
 
         # Only POST counts: other requests take no time of the engine.
         work = _Work() if scope["method"] == "POST" else None

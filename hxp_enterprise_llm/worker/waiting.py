@@ -4,28 +4,29 @@ A request that is being tokenized, or whose client does not read its answer, wai
 The names are those of vLLM 0.32: AsyncLLM (vllm/v1/engine/async_llm.py) and its output processor.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 
-class Waiting(NamedTuple):
-    """`requests` wait for the engine. `figures` change with every token and every request that begins or ends."""
+class Engine:
+    """The engine as its client, an AsyncLLM, sees it; `outputs` counts how often it has sent tokens or results."""
 
-    requests: int
-    figures: list[float]
+    def __init__(self, client: Any) -> None:
+        self.outputs = 0
+        self._processor, self._core = client.output_processor, client.engine_core
+        process = self._processor.process_outputs
 
+        def counted(*arguments: Any, **named: Any) -> Any:
+            self.outputs += 1
+            return process(*arguments, **named)
 
-NOTHING = Waiting(0, [])
-"""A server that has not been asked yet."""
+        self._processor.process_outputs = counted
 
-
-def at(engine: Any) -> Waiting:
-    """What waits for the engine of `engine`, an AsyncLLM."""
-    states = list(engine.output_processor.request_states.values())
-    # Each of the n answers to a request has a state.
-    requests = {state.external_req_id for state in states if not _waits_for_client(state)}
-    calls = len(engine.engine_core.utility_results)
-    tokens = sum(state.detokenizer.num_output_tokens() for state in states if state.detokenizer)
-    return Waiting(len(requests) + calls, [len(states), calls, tokens])
+    def waiting(self) -> int:
+        """How many requests wait for the engine."""
+        states = list(self._processor.request_states.values())
+        # Each of the n answers to a request has a state.
+        requests = {state.external_req_id for state in states if not _waits_for_client(state)}
+        return len(requests) + len(self._core.utility_results)
 
 
 def _waits_for_client(state: Any) -> bool:

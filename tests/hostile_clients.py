@@ -425,6 +425,7 @@ PIPELINES: Table = [
     ("without a key, then with", (REQUEST + head(KEY),), "401 or 401 200"),
     ("two requests, one Connection: close", (head(b"Connection: close") + HIDDEN,), NO_KEY),
     ("a completion, then a body of 5 GB", (keyed(completion()) + post(b"Content-Length: %d" % FIVE_GB), Endless(BLOCK)), "200 401 or 200 413 or 200 or closed"),
+    ("a stream with a key, then an upgrade", (keyed(LONG_STREAM) + head(*UPGRADE, NONCE, KEY, line=REALTIME),), "200 or closed"),
 ]  # fmt: skip
 READERS: Table = [
     ("a long stream", (keyed(LONG_STREAM), Deed.STOP_READING), "closed"),

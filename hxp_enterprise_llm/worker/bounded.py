@@ -79,9 +79,14 @@ class BoundedHttp(HttpToolsProtocol):
 
     @property
     def idle(self) -> bool:
-        """Whether the connection waits for its client: no request that has arrived completely is being answered."""
+        """Whether the connection waits for its client: no request that has arrived completely is being answered.
+
+        What uvicorn has written may still wait for the client to read it, then `response_complete` tells nothing.
+        """
         last = self.cycle
-        return not self.pipeline and (last is None or last.response_complete or last.more_body)
+        if self.pipeline or self.flow.write_paused or self.transport.get_write_buffer_size():
+            return False
+        return last is None or last.response_complete or last.more_body
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for the first request, for a limited time."""
@@ -130,6 +135,10 @@ class BoundedHttp(HttpToolsProtocol):
         except httptools.HttpParserUpgrade:
             # The application answers a request for any other protocol in HTTP.
             if self._should_upgrade():
+                if not self.idle:
+                    # The protocol of the WebSocket would not tell the request before it that its client has left.
+                    self._end()
+                    return
                 self._upgraded = True
                 self._stop_timer()
                 self.handle_websocket_upgrade()

@@ -6,7 +6,7 @@ import socket
 import ssl
 import tracemalloc
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -541,6 +541,30 @@ def test_connection_with_an_incomplete_request_makes_room_for_another_with_a_key
     run(test())
 
 
+@pytest.mark.parametrize("tls", [False, True])
+def test_client_with_a_key_gets_its_answer_however_slowly_it_reads(tls: bool) -> None:
+    large = 8 << 20
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        size = large if scope["path"] == "/large" else 2
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % size)]})
+        await send({"type": "http.response.body", "body": b"x" * size})
+
+    async def test() -> None:
+        credentials = Credentials(KEYS.key_digests, made.CERTIFICATE, made.KEY) if tls else KEYS
+        async with served(application, credentials=credentials, limits=few(16)) as port, AsyncExitStack() as stack:
+            reader, writer = await stack.enter_async_context(connected(port, tls))
+            writer.write(request("/large", closing()))
+            head = await reader.readuntil(b"\r\n\r\n")
+            for _ in range(13):
+                other, ask = await stack.enter_async_context(connected(port, tls))
+                ask.write(request())
+                await other.readuntil(b"xx")
+            assert head.startswith(b"HTTP/1.1 200") and len(await rest(reader)) == large
+
+    run(test())
+
+
 @pytest.mark.parametrize("credentials", [KEYS, None], ids=["keys", "no keys"])
 def test_request_gets_503_and_health_is_answered_if_all_connections_are_busy(credentials: Credentials | None) -> None:
     async def test() -> None:
@@ -575,6 +599,26 @@ def test_websocket_counts_until_its_end() -> None:
                 writer.write(b"\x81\x82\x00\x00\x00\x00hi")
                 assert await reader.readexactly(4) == b"\x81\x02hi"
             await until(lambda: Traffic.connections() == len(Traffic.clients) == 0)
+
+    run(test())
+
+
+def test_websocket_behind_a_request_that_is_being_answered_ends_the_connection() -> None:
+    """The request must be told that its client has left: nothing else would end it."""
+    seen: list[str] = []
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        for _ in range(2):
+            seen.append((await receive())["type"])
+
+    async def test() -> None:
+        async with served(application, credentials=KEYS) as port, connected(port) as (reader, writer):
+            writer.write(request())
+            await until(lambda: bool(seen))
+            writer.write(request("/v1/realtime", KEY + UPGRADE))
+            assert await rest(reader) == b""
+            await until(lambda: Traffic.connections() == len(Traffic.clients) == 0 and len(seen) == 2)
+        assert seen == ["http.request", "http.disconnect"]
 
     run(test())
 

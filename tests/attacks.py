@@ -247,6 +247,28 @@ def _execute(directory: str) -> str:
     return "executed"
 
 
+def _execute_memory() -> str:
+    """Execute a program in a file that is in no directory."""
+    program = os.memfd_create("program", 0)
+    try:
+        os.write(program, Path("/bin/true").read_bytes())
+        subprocess.run([f"/proc/{os.getpid()}/fd/{program}"], check=True)
+    finally:
+        os.close(program)
+    return "executed"
+
+
+def _load_memory() -> str:
+    """Map a file that is in no directory as a library's code is mapped."""
+    library = os.memfd_create("library", os.MFD_CLOEXEC)
+    try:
+        os.write(library, bytes(mmap.PAGESIZE))
+        mmap.mmap(library, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_EXEC).close()
+    finally:
+        os.close(library)
+    return "mapped"
+
+
 def _load(directory: str) -> str:
     """Map a file that this process has written as a library's code is mapped."""
     library = Path(directory, "library")
@@ -391,6 +413,8 @@ def on_host(name: str, limit: str, outside: str) -> dict[str, Callable[[], str]]
         "connect to a world-writable socket in /run/other": lambda: _connect(SOCKET),
         **{f"execute a file in {what}": partial(_execute, place) for what, place in writable.items()},
         **{f"load a library from {what}": partial(_load, place) for what, place in writable.items()},
+        "execute a file without a directory": _execute_memory,
+        "load a library without a directory": _load_memory,
         "write to the disk in /tmp": lambda: _write("/tmp/new"),
         "write to the disk in /var/tmp": lambda: _write("/var/tmp/new"),
         "more than 1 GiB in its temporary directory": lambda: _fill(temporary),

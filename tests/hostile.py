@@ -147,6 +147,7 @@ _LINE = re.compile(
             r"(?:BindPaths=-|Environment=RUNTIME_DIRECTORY=)/run(?:/[A-Za-z0-9._@+-]+)+",
             r"BindReadOnlyPaths=-/run/systemd/resolve -/run/resolvconf -/run/NetworkManager",
             r"BindReadOnlyPaths=-/run/nvidia-persistenced -/run/nvidia-fabricmanager",
+            r"SystemCallFilter=memfd_create",
             r"LoadCredential=(api-key|tls-cert|tls-key|hub-token):(?:/[A-Za-z0-9._@+-]+)+",
             r"SetCredential=(api-key|tls-cert|tls-key|hub-token):not there",
             rf"After={_MOUNT}(?: {_MOUNT})*",

@@ -8,7 +8,7 @@ from hxp_enterprise_llm.engine import flags
 from hxp_enterprise_llm.engine.model_directory import CACHE
 from hxp_enterprise_llm.engine.sizes import cache_gb, threads
 from hxp_enterprise_llm.settings.credential_files import HUB_TOKEN
-from hxp_enterprise_llm.settings.keys import GIBIBYTE, PASSED_THROUGH
+from hxp_enterprise_llm.settings.keys import GIBIBYTE, PASSED_THROUGH, is_loopback
 from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 
 EPHEMERAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
@@ -80,6 +80,10 @@ def environment(
         # The path instead of the token: other code than the downloader can read the environment.
         values["HF_TOKEN_PATH"] = f"{directory}/{HUB_TOKEN}"
     values["HF_HUB_OFFLINE"] = "0" if config.allow_download else "1"
+    if is_loopback(config.host) and not config.allow_download:
+        # gloo listens on the address of the host's name, which Debian's installer makes 127.0.1.1; the unit's packet
+        # filter lets only 127.0.0.1 through.
+        values["GLOO_SOCKET_IFNAME"] = "lo"
     if not config.gpu_devices:
         values["VLLM_TARGET_DEVICE"] = "cpu"
         # --enforce-eager stops vLLM from compiling the model, not torch from compiling small functions of vLLM:

@@ -183,6 +183,7 @@ def _service(settings: InstanceSettings, host: HostSettings) -> list[Directive]:
         service.append(Directive("PrivateDevices", "no", "GPU_DEVICES"))
         service += [Directive("DeviceAllow", rule, "GPU_DEVICES") for rule in gpu_rules(values["GPU_DEVICES"])]
         service.append(Directive("BindReadOnlyPaths", GPU_SOCKETS, "GPU_DEVICES"))
+        service.append(Directive("SystemCallFilter", "memfd_create", "GPU_DEVICES"))
     if dynamic or values["GPU_DEVICES"]:
         # The empty value removes the paths of the template.
         service.append(Directive("NoExecPaths", "", "VLLM_USER GPU_DEVICES"))

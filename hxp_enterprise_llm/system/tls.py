@@ -1,8 +1,8 @@
 """TLS for the API: validates a certificate and its key, and describes their errors."""
 
-import os
 import re
 import ssl
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -42,7 +42,7 @@ def server(certificate: str, private_key: str) -> ssl.SSLContext:
     context.set_alpn_protocols([PROTOCOL])
     try:
         # The library reads them from files only; these files never reach a disk.
-        with _in_memory(certificate) as first, _in_memory(private_key) as second:
+        with _in_file(certificate) as first, _in_file(private_key) as second:
             context.load_cert_chain(first, second, password=_ask)
     except _Encrypted:
         text = "is encrypted, but a service cannot ask for a pass phrase; openssl pkey -in OLD -out NEW removes it"
@@ -105,12 +105,9 @@ def _ask() -> NoReturn:
 
 
 @contextmanager
-def _in_memory(text: str) -> Iterator[str]:
-    """The path of a file in memory with the content `text`."""
-    descriptor = os.memfd_create("tls", os.MFD_CLOEXEC)
-    try:
-        with open(descriptor, "w", encoding="latin-1", closefd=False) as stream:
-            stream.write(text)
-        yield f"/proc/self/fd/{descriptor}"
-    finally:
-        os.close(descriptor)
+def _in_file(text: str) -> Iterator[str]:
+    """The path of a file with the content `text`, which has no name; in a unit it is in memory, as TMPDIR is."""
+    with tempfile.TemporaryFile("w", encoding="latin-1") as file:
+        file.write(text)
+        file.flush()
+        yield f"/proc/self/fd/{file.fileno()}"

@@ -15,7 +15,11 @@ import pathlib, struct, sys
 directory = pathlib.Path(sys.argv[1])
 deep, wide = b"[" * 50_000, b"[" + b"{}," * 5_000_000 + b"0]"
 numbers = b'{"a": {"data_offsets": [0, ' + b"9" * 4300 + b"]}}"
-for name, header in {"deep": deep, "wide": wide, "numbers": numbers}.items():
+# Almost as many parts as are parsed, each with a string of its own in memory.
+names = (chr(1024 + i % 250) + chr(1024 + i // 250 % 250) + chr(1024 + i // 62500) for i in range(1_990_000))
+keys = ",".join(f'"{name}":1' for name in names)
+headers = {"a-keys": f"{{{keys}}}".encode(), "a-list": b'{"a":[' + b"999," * 10_000_000 + b"0]}"}
+for name, header in {"deep": deep, "wide": wide, "numbers": numbers, **headers}.items():
     (directory / f"{name}.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
 for number in range(400):
     with (directory / f"large-{number:03}.safetensors").open("wb") as file:

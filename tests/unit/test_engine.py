@@ -52,7 +52,7 @@ def test_hidden_directories_match_the_unit_template() -> None:
     hidden |= {"/home", "/root"} if "\nProtectHome=yes\n" in template else set()
     own = {"/dev/shm", "/tmp", "/var/tmp"} if "\nPrivateTmp=yes\n" in template else {"/dev/shm"}
     assert {*PRIVATE} == own
-    assert {*model_directory.HIDDEN} == hidden - own - {"/tmp/instance"}
+    assert {*model_directory.HIDDEN} == hidden - own - {"/run/tmp"}
 
 
 def test_model_file_linking_to_hidden_directory_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,11 +159,12 @@ def test_environment_is_clean_and_settings_take_precedence(tmp_path: Path) -> No
     values = environment(environment={"OMP_NUM_THREADS": "7"})
     assert "SECRET" not in values
     assert values["LANG"] == "C.UTF-8"
-    assert values["HF_HUB_OFFLINE"] == "1"
+    assert (values["HF_HUB_OFFLINE"], values["GLOO_SOCKET_IFNAME"]) == ("1", "lo")
     assert values["VLLM_TARGET_DEVICE"] == "cpu"
     assert values["OMP_NUM_THREADS"] == "7"
     fetching = environment(allow_download=True, hub_token_file="/t")  # noqa: S106  a path
     assert (fetching["HF_HUB_OFFLINE"], fetching["HF_TOKEN_PATH"]) == ("0", "/run/c/hub-token")
+    assert "GLOO_SOCKET_IFNAME" not in fetching
     assert "HF_TOKEN_PATH" not in environment(hub_token_file="/t")  # noqa: S106  a path
     assert environment(gpu_devices="0,1")["CUDA_VISIBLE_DEVICES"] == "0,1"
     assert "OMP_NUM_THREADS" not in environment(start_method="spawn")

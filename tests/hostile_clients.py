@@ -359,6 +359,7 @@ WEBSOCKETS: Table = [
     ("an upgrade in HTTP/1.0", (head(*UPGRADE, NONCE, line=b"GET /v1/realtime HTTP/1.0"),), "400 or 401 or 403"),
     ("an upgrade with a body", (head(*UPGRADE, NONCE, b"Content-Length: 5000000000", line=REALTIME), Endless(BLOCK)), "400 or 401 or 403 or 413 or closed"),
     ("an upgrade of /health", (head(*UPGRADE, NONCE, line=b"GET /health HTTP/1.1"),), "400 or 401 or 403"),
+    ("half an upgrade of /health", (head(*UPGRADE, line=b"GET /health HTTP/1.1"),), "400 or 401 or 403"),
     ("an upgrade of a page, with a key", (head(*UPGRADE, NONCE, KEY),), "400 or 403 or 404"),
     ("endless frames before the answer", (head(*UPGRADE, NONCE, line=REALTIME), Endless(frame(0x82, b"x" * 125) * 500)), "401 or 403 or closed"),
     ("a frame of 2**63 bytes", (head(*UPGRADE, NONCE, KEY, line=REALTIME) + frame(0x82, b"", length=b"\xff" + b"\x7f" + b"\xff" * 7),), "403 or 404 or closed"),

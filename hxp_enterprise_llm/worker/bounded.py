@@ -169,8 +169,9 @@ class BoundedHttp(HttpToolsProtocol):
         """Pass the request to the application, unless its head is enough to refuse it."""
         path, method = self.url.partition(b"?")[0].decode("latin-1"), self.parser.get_method().decode("latin-1")
         length = int(next((value for name, value in self.headers if name == b"content-length"), 0))
-        if length or any(name == b"transfer-encoding" for name, _ in self.headers):
-            # A probe has no body. So no body without a key is parsed.
+        upgrade = self.parser.should_upgrade() and self._should_upgrade()
+        if length or upgrade or any(name == b"transfer-encoding" for name, _ in self.headers):
+            # A probe has no body and opens no WebSocket. So no body without a key is parsed, and no WebSocket logged.
             path = ""
         if not Traffic.may({"path": path, "method": method, "headers": self.headers}):
             self._answer(401, UNAUTHORIZED, (b"www-authenticate", b"Bearer"))

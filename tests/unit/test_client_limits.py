@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import socket
 import ssl
 import tracemalloc
@@ -601,6 +602,20 @@ def test_websocket_counts_until_its_end() -> None:
             await until(lambda: Traffic.connections() == len(Traffic.clients) == 0)
 
     run(test())
+
+
+def test_websocket_without_a_key_is_refused_and_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        application = Application()
+        async with served(application, credentials=KEYS) as port:
+            for path in ("/health", "/health?x=y", "/v1/realtime"):
+                for fields in (UPGRADE, UPGRADE.partition(b"Sec-WebSocket-Key")[0]):
+                    assert refusal(await say(port, request(path, fields))) == (401, "invalid_api_key")
+        assert application.called == 0
+
+    with caplog.at_level(logging.INFO):
+        run(test())
+    assert not [line for line in caplog.messages if "WebSocket" in line or "connection" in line]
 
 
 def test_websocket_behind_a_request_that_is_being_answered_ends_the_connection() -> None:

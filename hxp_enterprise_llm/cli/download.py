@@ -1,7 +1,8 @@
 """The process that downloads or verifies one model for `citadel-llm pull`: `python -m hxp_enterprise_llm.cli.download`.
 
-It runs without root's rights, in the unit of `sandbox`. It reads a Job from standard input, writes messages to standard
-output (`protocol.download`), and ends when standard input is closed: with the command, however that ends.
+It runs without root's rights, in the unit of `sandbox`, and isolates itself from models that run as the same user. It
+reads a Job from standard input, writes messages to standard output (`protocol.download`), and ends when standard input
+is closed: with the command, however that ends.
 """
 
 import logging
@@ -12,6 +13,7 @@ import threading
 from hxp_enterprise_llm.engine.model_directory import MODELS
 from hxp_enterprise_llm.protocol.download import LONGEST_TEXT, MOST_NAMES, Done, Failed, Job, Message
 from hxp_enterprise_llm.settings.errors import CitadelError
+from hxp_enterprise_llm.system import isolation
 from hxp_enterprise_llm.system.journal import LineFormatter
 
 INTERRUPTED = 130
@@ -19,12 +21,14 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Do the job, and send its result."""
-    job = Job.model_validate_json(sys.stdin.buffer.readline())
-    threading.Thread(target=_end_with_command, daemon=True).start()
-    os.environ.update(job.environment)
     handler = logging.StreamHandler()
     handler.setFormatter(LineFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    # Before there is a second thread. A download listens on no port.
+    isolation.enter(())
+    job = Job.model_validate_json(sys.stdin.buffer.readline())
+    threading.Thread(target=_end_with_command, daemon=True).start()
+    os.environ.update(job.environment)
     # Imported here: huggingface_hub reads the variables when it is imported.
     from hxp_enterprise_llm.cli import hub
 

@@ -20,12 +20,19 @@ STOP_SEC = 15.0
 PROPERTIES = (
     # Limits. Cached pages of the files count as memory of the unit; the kernel reclaims them.
     "MemoryMax=1G",
+    "MemorySwapMax=0",
     "TasksMax=32",
     "LimitCORE=0",
     "TimeoutStopSec=5s",
     # Files: the models' directory, and for the names of hosts the directories to which /etc/resolv.conf may be a link
     "ProtectSystem=strict",
     "TemporaryFileSystem=/var:ro /run:ro /opt:ro",
+    # PrivateTmp= alone puts both directories on the host's disk without a limit. Python wants a directory that it may
+    # write for temporary files, and one for semaphores.
+    "ReadOnlyPaths=/tmp /var/tmp",
+    "TemporaryFileSystem=/run/tmp:mode=1777,size=64M,nr_inodes=4k,nosuid,nodev,noexec",
+    "TemporaryFileSystem=/dev/shm:mode=1777,size=16M,nr_inodes=1k,nosuid,nodev,noexec",
+    "Environment=TMPDIR=/run/tmp",
     "BindReadOnlyPaths=-/opt/citadel -/run/systemd/resolve -/run/resolvconf -/run/NetworkManager -/run/nscd",
     "ProtectHome=yes",
     "InaccessiblePaths=-/etc/citadel-llm -/mnt -/media -/srv",
@@ -58,8 +65,10 @@ PROPERTIES = (
     # AF_UNIX: systemd-resolved and nscd.
     "RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX",
     "SystemCallArchitectures=native",
-    "SystemCallFilter=@system-service",
-    "SystemCallFilter=~@privileged @resources",
+    # With the last four, the process isolates itself from models of its user, see `system.isolation`.
+    "SystemCallFilter=@system-service landlock_create_ruleset landlock_add_rule landlock_restrict_self seccomp",
+    # Not memfd_create either: a file in memory can be executed, whatever NoExecPaths= says.
+    "SystemCallFilter=~@privileged @resources memfd_create",
     "SystemCallErrorNumber=EPERM",
 )
 """Properties of the unit (systemd.exec(5)), besides its user and the models' directory."""
@@ -69,7 +78,8 @@ DIRECT = "systemd is not running, so the download runs as {user} without a sandb
 def command(unit: str, user: str, models: Path, writable: bool) -> list[str]:
     """The command that runs PROGRAM in the transient unit `unit`, with its own standard input and output."""
     bind = "BindPaths" if writable else "BindReadOnlyPaths"
-    properties = [f"User={user}", *PROPERTIES, f"{bind}={models}"]
+    # NoExecPaths=: what the process writes, it cannot execute.
+    properties = [f"User={user}", *PROPERTIES, f"{bind}={models}", f"NoExecPaths={models}"]
     return [
         "systemd-run", "--quiet", "--collect", "--pipe", "--wait", "--service-type=exec", f"--unit={unit}",
         "--description=citadel-llm: download of a model", *(f"--property={each}" for each in properties),

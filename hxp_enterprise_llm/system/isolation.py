@@ -101,7 +101,7 @@ def enter(ports: Iterable[int] | None, kernel: Kernel | None = None) -> None:
         # First: libseccomp sets NoNewPrivileges, which Landlock requires; outside a unit nothing else sets it.
         kernel.refuse_limits_of_others()
     except OSError as error:
-        log.warning("Code in this model could change the limits of other models on this host: seccomp: %s", error)
+        log.warning("This process could change the limits of other models on this host: seccomp: %s", error)
     version = kernel.landlock_version()
     if version < SIGNALS_SINCE and kernel.user() not in DYNAMIC_UIDS:
         log.info(
@@ -112,7 +112,7 @@ def enter(ports: Iterable[int] | None, kernel: Kernel | None = None) -> None:
         )
     if ports is not None and version < PORTS_SINCE:
         log.info(
-            "Code in this model could listen on any free TCP port, also that of a stopped model, not only on %s: "
+            "This process could listen on any free TCP port, also that of a stopped model, not only on %s: "
             "this kernel has Landlock %d; version %d (Linux 6.7) refuses that",
             _ranges(ports),
             version,
@@ -123,7 +123,7 @@ def enter(ports: Iterable[int] | None, kernel: Kernel | None = None) -> None:
         kernel.restrict(scopes, ports if version >= PORTS_SINCE else None)
     except OSError as error:
         log.warning(
-            "Code in this model could send signals to other models on this host, and take the ports of stopped models: "
+            "This process could send signals to other models on this host, and take the ports of stopped models: "
             "Landlock: %s",
             error.strerror,
         )

@@ -321,9 +321,9 @@ def test_download_runs_in_a_sandbox(hub: Hub) -> None:
         last = machine.output("systemd-analyze", "security", "--no-pager", unit).splitlines()[-1]
         SUMMARY.append(last.removeprefix("→ "))
         assert float(last.split(": ")[1].split()[0]) <= EXPOSURE, last
-        shown = machine.show(unit, "MainPID", "User", "MemoryMax", "TasksMax")
+        shown = machine.show(unit, "MainPID", "User", "MemoryMax", "MemorySwapMax", "TasksMax")
         pid = shown.pop("MainPID")
-        assert shown == {"User": "agent0", "MemoryMax": str(1 << 30), "TasksMax": "32"}
+        assert shown == {"User": "agent0", "MemoryMax": str(1 << 30), "MemorySwapMax": "0", "TasksMax": "32"}
         status = dict(line.split(":\t", 1) for line in machine.output("cat", f"/proc/{pid}/status").splitlines())
         assert int(status["CapBnd"], 16) == 0 and (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
 
@@ -331,11 +331,25 @@ def test_download_runs_in_a_sandbox(hub: Hub) -> None:
             """Run a command as root with the view that the process has of the file system."""
             return machine.run("nsenter", f"--target={pid}", "--mount", "--", *command, check=False)
 
-        for place in ("/etc", "/usr", "/opt/citadel", "/var", "/var/lib/citadel-llm", "/run", "/srv"):
+        for place in (
+            "/etc",
+            "/usr",
+            "/opt/citadel",
+            "/var",
+            "/var/lib/citadel-llm",
+            "/run",
+            "/srv",
+            "/tmp",
+            "/var/tmp",
+        ):
             done = there("touch", f"{place}/written")
             assert done.returncode and re.search("Read-only file system|Permission denied", done.stderr), (place, done)
-        assert there("touch", f"{MODELS}/written").returncode == 0
-        machine.inside(f"{MODELS}/written").unlink()
+        for place in (MODELS, "/run/tmp", "/dev/shm"):
+            written = f"{place}/written"
+            assert there("cp", "/bin/true", written).returncode == 0, place
+            done = there(written)
+            assert done.returncode and "Permission denied" in done.stderr, (place, done)
+            assert there("rm", written).returncode == 0
         assert there("ls", "/var/lib").stdout == "citadel-llm\n"
         assert there("ls", "/opt").stdout == "citadel\n"
         for hidden in ("/home", "/root", "/etc/citadel-llm", "/var/log", "/run/dbus"):

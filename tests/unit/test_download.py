@@ -2,14 +2,16 @@
 
 import os
 import sys
+from collections.abc import Iterable
 
 import pytest
 
-from hxp_enterprise_llm.cli import sandbox
+from hxp_enterprise_llm.cli import download, sandbox
 from hxp_enterprise_llm.cli.pull import MOST_LINES, PASSED_ON, follow
 from hxp_enterprise_llm.engine.model_directory import MODELS
 from hxp_enterprise_llm.protocol.download import Arrived, Begun, Done, Failed, Job, Message, PullFailed
 from hxp_enterprise_llm.settings.errors import NotPermitted
+from hxp_enterprise_llm.system import isolation
 from hxp_enterprise_llm.system.processes import conversation
 
 
@@ -64,7 +66,21 @@ def test_unit_may_write_the_models_only_for_a_download() -> None:
         command = sandbox.command("x.service", "agent0", MODELS, writable)
         properties = [word.removeprefix("--property=") for word in command if word.startswith("--property=")]
         assert "User=agent0" in properties and "ProtectSystem=strict" in properties
-        assert [each for each in properties if str(MODELS) in each] == [expected]
+        assert [each for each in properties if str(MODELS) in each] == [expected, f"NoExecPaths={MODELS}"]
+
+
+def test_download_isolates_itself_before_it_does_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Isolated(Exception):
+        pass
+
+    def enter(ports: Iterable[int] | None) -> None:
+        assert ports is not None and not [*ports], "it listens on no port"
+        raise Isolated
+
+    monkeypatch.setattr(isolation, "enter", enter)
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(Isolated):
+        download.main()
 
 
 @pytest.mark.starts_processes

@@ -63,9 +63,13 @@ class BoundedHttp(HttpToolsProtocol):
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
+        connection = app_state.get(CONNECTION)
+        if not connection:
+            # uvicorn has accepted it on the private port, to which every process of the host can connect.
+            connection = Connection(Traffic.private)
+            app_state = {**app_state, CONNECTION: connection}
         super().__init__(config, server_state, app_state, _loop)
-        # None on the private port, to which only the main process connects.
-        self._connection: Connection | None = app_state.get(CONNECTION)
+        self._connection: Connection = connection
         self._part, self._entered = Part.NOTHING, False
         self._timer: asyncio.TimerHandle | None = None
         # Bytes since the head began, or since the last byte of the body; fields; bytes of the body, now and at the
@@ -91,8 +95,8 @@ class BoundedHttp(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for the first request, for a limited time."""
         super().connection_made(transport)
-        if self._connection:
-            self._connection.speaker = self
+        self._connection.speaker = self
+        self._connection.others.add(self._connection)
         self._enter(Part.HEAD)
         self._set_timer()
 
@@ -104,8 +108,7 @@ class BoundedHttp(HttpToolsProtocol):
             # the error logged.
             self._answering.disconnected = True
             self._answering.message_event.set()
-        if self._connection:
-            Traffic.clients.remove(self._connection)
+        self._connection.others.remove(self._connection)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -176,7 +179,7 @@ class BoundedHttp(HttpToolsProtocol):
         if not Traffic.may({"path": path, "method": method, "headers": self.headers}):
             self._answer(401, UNAUTHORIZED, (b"www-authenticate", b"Bearer"))
             raise Refused
-        if path != OPEN_PATH and self._connection and not Traffic.clients.admit(self._connection):
+        if path != OPEN_PATH and not self._connection.others.admit(self._connection):
             text = "clients have all connections of this server in use (MAX_CONNECTIONS); try again later"
             self._answer(503, error_body(text, "too_many_connections", "server_error"), (b"retry-after", b"1"))
             raise Refused
@@ -289,8 +292,7 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take over the connection."""
         super().connection_made(transport)
-        if CONNECTION in self.app_state:
-            self.app_state[CONNECTION].speaker = self
+        self.app_state[CONNECTION].speaker = self
 
     def data_received(self, data: bytes) -> None:
         """Close the connection if the request is malformed: uvicorn, which passes it in one piece, would keep it."""
@@ -307,6 +309,6 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Count the connection no longer."""
-        if CONNECTION in self.app_state:
-            Traffic.clients.remove(self.app_state[CONNECTION])
+        connection = self.app_state[CONNECTION]
+        connection.others.remove(connection)
         super().connection_lost(exc)

@@ -20,6 +20,11 @@ SHARE_WITHOUT_KEY = 4
 """One of so many connections is kept for those that have not sent a valid key."""
 HANDSHAKE_SEC = 10.0
 """How long a TLS handshake may take."""
+PRIVATE = 256
+"""Limit of the connections on the private port, where only the main process has something to ask."""
+PRIVATE_BACKLOG = 128
+"""Connections that wait on the private port, and so those accepted in one turn of the event loop. Being fewer than
+PRIVATE, they do not close a connection before its request is read."""
 AT_ONCE = 16
 """How many connections are accepted before the event loop serves those that there are."""
 AGAIN_SEC = 1.0
@@ -39,9 +44,10 @@ class Speaker(Protocol):
 
 
 class Connection:
-    """A connection of a client, from its acceptance to its end."""
+    """A connection of a client, from its acceptance to its end; one of `others`."""
 
-    def __init__(self) -> None:
+    def __init__(self, others: "Connections") -> None:
+        self.others = others
         self.speaker: Speaker | None = None
         self.handshake: asyncio.Task[None] | None = None
 
@@ -77,7 +83,7 @@ class Connections:
         return sum(connection.speaker is None for connection in self._without_key)
 
     def add(self, connection: Connection) -> None:
-        """Count a new connection; if there are too many, close the one that has been open longest without a key."""
+        """Count a new connection, once; if there are too many, close the one that has been open longest without a key."""
         self._without_key[connection] = None
         if len(self) > self._limit:
             self._close(next(iter(self._without_key)))
@@ -142,7 +148,7 @@ class Acceptor:
                 self._loop.remove_reader(self._listener)
                 self._again = self._loop.call_later(AGAIN_SEC, self._begin)
                 return
-            connection = Connection()
+            connection = Connection(self._connections)
             connection.handshake = self._loop.create_task(self._connect(accepted, connection))
             self._connections.add(connection)
 

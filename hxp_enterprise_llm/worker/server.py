@@ -15,6 +15,7 @@ from hxp_enterprise_llm.protocol.worker import Limits
 from hxp_enterprise_llm.settings.errors import ExitStatus
 from hxp_enterprise_llm.system import event_loop
 from hxp_enterprise_llm.worker.bounded import WEBSOCKET_MESSAGE_BYTES, BoundedHttp, BoundedWebSocket
+from hxp_enterprise_llm.worker.connections import PRIVATE_BACKLOG
 from hxp_enterprise_llm.worker.traffic import Traffic, outermost
 
 USAGE_STATUS = 2
@@ -60,6 +61,7 @@ def serve(
                 http=BoundedHttp,
                 ws=BoundedWebSocket,
                 ws_max_size=min(WEBSOCKET_MESSAGE_BYTES, limits.request_bytes),
+                backlog=PRIVATE_BACKLOG,
             )
         finally:
             beating.cancel()

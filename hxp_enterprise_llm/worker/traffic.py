@@ -16,7 +16,7 @@ from hxp_enterprise_llm.protocol.credentials import Credentials
 from hxp_enterprise_llm.protocol.worker import Limits
 from hxp_enterprise_llm.settings.api_keys import digest
 from hxp_enterprise_llm.system import tls
-from hxp_enterprise_llm.worker.connections import CONNECTION, Acceptor, Connection, Connections
+from hxp_enterprise_llm.worker.connections import CONNECTION, PRIVATE, Acceptor, Connection, Connections
 from hxp_enterprise_llm.worker.waiting import Engine
 
 OPEN_PATH = "/health"
@@ -95,6 +95,8 @@ class Traffic:
     is_open = False
     limits: Limits
     clients: Connections
+    private: Connections
+    """Connections on the private port, on which the main process asks whether the model is ready."""
     _talks: ClassVar[set[_Talk]] = set()
     _closing: ClassVar[set[asyncio.Task[None]]] = set()
     leaving = False
@@ -179,7 +181,7 @@ class Traffic:
     @classmethod
     def limit(cls, limits: Limits) -> None:
         """Set the limits on clients; call it before the server starts."""
-        cls.limits, cls.clients = limits, Connections(limits.connections)
+        cls.limits, cls.clients, cls.private = limits, Connections(limits.connections), Connections(PRIVATE)
 
     @classmethod
     def take(cls, credentials: Credentials) -> None:

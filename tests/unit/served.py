@@ -13,6 +13,7 @@ import uvicorn
 from hxp_enterprise_llm.protocol.credentials import Credentials
 from hxp_enterprise_llm.protocol.worker import Limits
 from hxp_enterprise_llm.worker.bounded import BoundedHttp, BoundedWebSocket
+from hxp_enterprise_llm.worker.connections import PRIVATE_BACKLOG
 from hxp_enterprise_llm.worker.traffic import Traffic
 
 LIMITS = Limits(request_bytes=100_000, connections=64)
@@ -31,16 +32,25 @@ UNUSED: dict[str, Any] = {
 
 @asynccontextmanager
 async def served(
-    application: Callable[..., Any], *, credentials: Credentials | None = None, limits: Limits = LIMITS
+    application: Callable[..., Any],
+    *,
+    credentials: Credentials | None = None,
+    limits: Limits = LIMITS,
+    is_open: bool = True,
 ) -> AsyncIterator[int]:
-    """Serve an ASGI application until the end of the block, and give the port that clients use."""
+    """Serve an ASGI application until the end of the block.
+
+    Gives the port that clients use, or the private port unless the server `is_open`.
+    """
     state = SimpleNamespace(state=SimpleNamespace(server=None, engine_client=None))
 
     async def with_app(scope: Any, receive: Any, send: Any) -> None:
         await Traffic(application)({**scope, "app": state}, receive, send)
 
     with mock.patch.multiple(Traffic, **UNUSED):
-        config = uvicorn.Config(with_app, http=BoundedHttp, ws=BoundedWebSocket, lifespan="off", log_config=None)
+        config = uvicorn.Config(
+            with_app, http=BoundedHttp, ws=BoundedWebSocket, lifespan="off", log_config=None, backlog=PRIVATE_BACKLOG
+        )
         config.load()
         server = uvicorn.Server(config)
         server.lifespan = config.lifespan_class(config)
@@ -50,9 +60,10 @@ async def served(
         private, listener = (socket.create_server(("127.0.0.1", 0)) for _ in range(2))
         with listener:
             await server.startup(sockets=[private])
-            await Traffic.open(listener)
+            if is_open:
+                await Traffic.open(listener)
             try:
-                yield listener.getsockname()[1]
+                yield (listener if is_open else private).getsockname()[1]
             finally:
                 for client in list(server.server_state.connections):
                     client.transport.abort()

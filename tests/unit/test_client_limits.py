@@ -583,6 +583,26 @@ def test_request_gets_503_and_health_is_answered_if_all_connections_are_busy(cre
     run(test())
 
 
+def test_connections_on_the_private_port_make_room_for_the_main_process() -> None:
+    async def test() -> None:
+        idle: list[Client] = []
+        async with served(Application(), credentials=KEYS, is_open=False) as port:
+            for _ in range(3):
+                await open_without_key(idle, port, connections.PRIVATE)
+                assert (await say(port, request(fields=closing()))).endswith(b"ok")
+                assert (await say(port, request("/health", b"Connection: close\r\n"))).endswith(b"ok")
+                assert len(Traffic.private) <= connections.PRIVATE and len(Traffic.clients) == 0
+            assert await idle[0][0].read() == b""
+            async with connected(port) as (reader, writer):
+                writer.write(request("/v1/realtime", KEY + UPGRADE))
+                assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
+            for _, writer in idle:
+                writer.transport.abort()
+            await until(lambda: Traffic.connections() == len(Traffic.private) == 0)
+
+    run(test())
+
+
 UPGRADE = (
     b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n"

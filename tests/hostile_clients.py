@@ -282,6 +282,8 @@ REQUESTS: Table = [
     ("the preface of HTTP/2", (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9),), "400 or closed"),
     ("an upgrade to HTTP/2", (head(b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABk"),), NO_KEY),
     ("CONNECT", (head(line=b"CONNECT 127.0.0.1:22 HTTP/1.1"),), "400 or 401"),
+    ("CONNECT after a request, with a key", (head(KEY), Deed.AWAIT_ANSWER, head(KEY, line=b"CONNECT 127.0.0.1:22 HTTP/1.1")), "200 400 or 200 405"),
+    ("HEAD", (head(line=b"HEAD /v1/models HTTP/1.1"),), NO_KEY),
     ("TRACE", (head(line=b"TRACE /v1/models HTTP/1.1"),), NO_KEY),
     ("OPTIONS *", (head(line=b"OPTIONS * HTTP/1.1"),), "400 or 401"),
     ("DELETE /health", (head(line=b"DELETE /health HTTP/1.1"),), "405"),

@@ -185,9 +185,10 @@ class BoundedHttp(HttpToolsProtocol):
             raise Refused
         if length > Traffic.limits.request_bytes:
             self._refuse_body()
+        # Fails for a CONNECT, whose target is no path; then the part is still the head.
+        super().on_headers_complete()
         self._enter(Part.BODY)
         self._body = self._body_before = 0
-        super().on_headers_complete()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._answering = cycle
@@ -265,6 +266,8 @@ class BoundedHttp(HttpToolsProtocol):
             (b"connection", b"close"),
         )
         head = b"".join(b"%b: %b\r\n" % field for field in fields)
+        if self.parser.get_method() == b"HEAD":
+            body = b""
         self.transport.write(STATUS_LINE[status] + head + b"\r\n" + body)
         self._end(LINGER_SEC)
 

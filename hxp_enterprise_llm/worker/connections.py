@@ -83,7 +83,7 @@ class Connections:
         return sum(connection.speaker is None for connection in self._without_key)
 
     def add(self, connection: Connection) -> None:
-        """Count a new connection, once; if there are too many, close the one that has been open longest without a key."""
+        """Count a connection, once; if there are too many, close the one that has been open longest without a key."""
         self._without_key[connection] = None
         if len(self) > self._limit:
             self._close(next(iter(self._without_key)))

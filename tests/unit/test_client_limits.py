@@ -435,6 +435,32 @@ def test_request_without_a_key_costs_no_more_than_its_head() -> None:
     run(test())
 
 
+def test_refusal_of_head_has_no_body() -> None:
+    async def test() -> None:
+        async with served(Application(), credentials=KEYS) as port:
+            head, _, body = (await say(port, request(fields=b"", method="HEAD"))).partition(b"\r\n\r\n")
+            got = await say(port, request(fields=b""))
+            assert head.startswith(b"HTTP/1.1 401") and body == b""
+            assert head == got.partition(b"\r\n\r\n")[0]
+
+    run(test())
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_connect_gets_400(before: int) -> None:
+    async def test() -> None:
+        application = Application()
+        async with served(application, credentials=KEYS) as port, connected(port) as (reader, writer):
+            for _ in range(before):
+                writer.write(request())
+                await reader.readuntil(b"ok")
+            writer.write(request("localhost:80", method="CONNECT"))
+            assert refusal(await rest(reader)) == (400, "invalid_request")
+        assert application.called == before
+
+    run(test())
+
+
 def test_requests_may_follow_one_another_without_waiting() -> None:
     async def test() -> None:
         async with served(Application()) as port:

@@ -16,7 +16,9 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,7 @@ _kept: list[Any] = []
 _used: list[Any] = []
 MESSAGE_DESCRIPTORS, EVENTS = 253, 1000
 """Descriptors in one message, the kernel's limit (SCM_MAX_FD), and descriptors that one epoll watches."""
+AGAIN_SEC = 0.01
 
 
 def _checked(result: int) -> int:
@@ -282,6 +285,11 @@ def _load(directory: str) -> str:
     return "mapped"
 
 
+def _inotify() -> str:
+    os.close(_checked(LIBC.inotify_init1(0)))
+    return "made"
+
+
 def _fill(directory: str) -> str:
     file = os.open(f"{directory}/large", os.O_WRONLY | os.O_CREAT)
     try:
@@ -319,41 +327,54 @@ QUOTAS = {"descriptors in flight": _pass_descriptor, "epoll watches": _watch}
 
 def use_up(quota: str) -> int:
     """Use all that the kernel allows this user, until this process ends; return how much it uses."""
-    return {"descriptors in flight": _all_descriptors, "epoll watches": _all_watches}[quota]()
+    uses = {"descriptors in flight": _all_descriptors, "epoll watches": _all_watches}[quota]()
+    used = next(uses)
+
+    def keep() -> None:
+        # Another process of the user, such as the API server, may give some back at any time.
+        for _ in uses:
+            time.sleep(AGAIN_SEC)
+
+    threading.Thread(target=keep, daemon=True).start()
+    return used
 
 
-def _all_descriptors() -> int:
+def _all_descriptors() -> Iterator[int]:
+    """Use descriptors in flight; yields their number whenever there are no more."""
     count = 0
     while True:
         here, there = socket.socketpair()
         _used.extend((here, there))
         here.setblocking(False)
-        try:
-            while True:
+        while True:
+            try:
                 socket.send_fds(here, [b"x"], [here.fileno()] * MESSAGE_DESCRIPTORS)
                 count += MESSAGE_DESCRIPTORS
-        except BlockingIOError:
-            continue  # this socket has no room for more
-        except OSError as error:
-            if error.errno != errno.ETOOMANYREFS:
-                raise
-            return count
+            except BlockingIOError:
+                break  # this socket has no room for more
+            except OSError as error:
+                if error.errno != errno.ETOOMANYREFS:
+                    raise
+                yield count
 
 
-def _all_watches() -> int:
+def _all_watches() -> Iterator[int]:
+    """Use epoll watches; yields their number whenever there are no more."""
     events = [os.eventfd(0) for _ in range(EVENTS)]
     count = 0
     while True:
         watches = select.epoll()
         _used.append(watches)
-        for event in events:
+        left = list(events)
+        while left:
             try:
-                watches.register(event, select.EPOLLIN)
+                watches.register(left[-1], select.EPOLLIN)
+                count += 1
+                left.pop()
             except OSError as error:
                 if error.errno != errno.ENOSPC:
                     raise
-                return count
-            count += 1
+                yield count
 
 
 def on_neighbour(name: str, port: int, held: str, pid: int, address: int) -> dict[str, Callable[[], str]]:
@@ -432,6 +453,8 @@ def on_host(name: str, limit: str, outside: str) -> dict[str, Callable[[], str]]
         "become root": _root,
         "bpf": lambda: _reached(BPF, 0, None, 0),
         "perf_event_open": lambda: _reached(PERF_EVENT_OPEN, None, 0, -1, -1, 0),
+        # The kernel counts them for root, who makes the user namespace of PrivateUsers=.
+        "take one of the host's inotify instances": _inotify,
         "writable, executable memory": _made_executable,
         # Must be last: if it succeeds, the process is nobody from then on.
         "user namespace": _user_namespace,

@@ -233,10 +233,10 @@ def attack_neighbour(pair: Pair, landlock: int, dynamic: bool = False) -> None:
 def attack_quotas(pair: Pair, allowed: dict[str, str]) -> None:
     """Use up in the thief what the kernel counts for each user, and observe the victim.
 
-    Where the attack is not `allowed`, the victim must keep serving and accept the revocation of a key.
+    The victim must keep serving and accept the revocation of a key, also where the attack is `allowed`.
     """
     machine, outcomes, itself = pair.machine, Outcomes(), Outcomes()
-    before = machine.show(f"citadel-llm@{VICTIM}", "MainPID", "NRestarts")
+    before = machine.show(f"citadel-llm@{VICTIM}", "MainPID", "NRestarts"), pair.host.server(VICTIM)
     for quota in attacks.QUOTAS:
 
         def seen_by(name: str, quota: str = quota) -> list[str]:
@@ -250,18 +250,17 @@ def attack_quotas(pair: Pair, allowed: dict[str, str]) -> None:
         used = pair.inside(THIEF, f"attacks.use_up({quota!r})")
         outcomes[quota], itself[quota] = seen_by(VICTIM), seen_by(THIEF)
         SUMMARY.append(f"{quota}: {used} used by one model; another model of its user gets {itself[quota][1]}")
-        if quota not in allowed:
-            key = machine.output("citadel-llm", "key", "add", VICTIM, "--name", "second")
-            machine.run("systemctl", "reload", f"citadel-llm@{VICTIM}")
-            assert pair.status(VICTIM, key) == "200"
-            machine.run("citadel-llm", "key", "revoke", VICTIM, "second")
-            assert pair.status(VICTIM, key) == "401"
-            assert pair.inside(VICTIM, "'serves'") == "serves"
+        key = machine.output("citadel-llm", "key", "add", VICTIM, "--name", "second")
+        machine.run("systemctl", "reload", f"citadel-llm@{VICTIM}")
+        assert pair.status(VICTIM, key) == "200"
+        machine.run("citadel-llm", "key", "revoke", VICTIM, "second")
+        assert pair.status(VICTIM, key) == "401"
+        assert pair.inside(VICTIM, "'serves'") == "serves"
         pair.restart(THIEF)
         until(lambda: seen_by(VICTIM)[0] == "refused", f"{quota} are free after the end of the attack")
     assert not judge("what the kernel counts for each user", outcomes, {"on itself": itself}, allowed)
-    assert machine.show(f"citadel-llm@{VICTIM}", "MainPID", "NRestarts") == before
-    until(lambda: pair.inside(VICTIM, "'serves'") == "serves", "the victim serves after the attacks")
+    after = machine.show(f"citadel-llm@{VICTIM}", "MainPID", "NRestarts"), pair.host.server(VICTIM)
+    assert after == before, "the main process or the server was replaced"
 
 
 def attack_host(pair: Pair, landlock: int) -> None:
@@ -298,7 +297,7 @@ def test_instance_cannot_attack_the_host(pair: Pair) -> None:
     attack_host(pair, landlock(pair))
 
 
-def test_instances_of_one_user_share_what_the_kernel_counts_for_it(pair: Pair) -> None:
+def test_instances_of_one_user_share_kernel_quotas(pair: Pair) -> None:
     attack_quotas(pair, QUOTAS_SHARED)
 
 

@@ -14,7 +14,7 @@ from .conftest import SUMMARY, TINY_MODEL, Host
 
 NAME, OTHER = "own", "Other.Model"
 PORTS = {NAME: 11571, OTHER: 11572}
-HOST_FILE = "/etc/default/citadel-llm"
+HOST_FILE, POLICY = "/etc/default/citadel-llm", "/usr/sbin/policy-rc.d"
 CACHE, MARK = f"/var/cache/citadel-llm/{NAME}", "mark"
 AS_NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
 EXPOSURE = 1.1
@@ -169,6 +169,13 @@ def test_package_is_upgraded_and_purged(versions: Versions) -> None:
         machine.run("apt-get", "-qy", *keep, "install", "/root/new.deb")
         assert machine.show(f"citadel-llm@{NAME}", "StatusText")["StatusText"].startswith(NEW_WORDS)
         assert user(machine, NAME) == before
+        # A model that a policy-rc.d keeps running keeps its directory.
+        machine.write(POLICY, "#!/bin/sh\nexit 101\n")
+        machine.run("chmod", "0755", POLICY)
+        machine.run("apt-get", "-qy", "remove", "citadel-llm")
+        assert (user(machine, NAME), phase(host)) == (before, "ready")
+        machine.inside(POLICY).unlink()
+        machine.run("apt-get", "-qy", *keep, "install", "/root/new.deb")
         machine.run("apt-get", "-qy", "remove", "citadel-llm")
         assert not list(machine.inside("/run/citadel-llm").iterdir())
         machine.run("apt-get", "-qy", "purge", "citadel-llm")

@@ -19,7 +19,7 @@ import secrets
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +166,24 @@ class Soak:
                 for what, value in figures.items():
                     self.series.setdefault(Figure(units[unit], role, what), []).append((at, value))
 
+    def run(self, steps: Iterable[Step], seconds: float) -> None:
+        """Take the steps, for as long as the run lasts. A step that fails ends the run; what was measured is kept."""
+        for step in steps:
+            # A fault may take longer than its minute.
+            if self.lasted() >= seconds:
+                break
+            try:
+                self.step(step)
+            except (AssertionError, MachineError, RuntimeError) as error:
+                self.wrong.append(f"ended early by {step.fault.name} in {step.victim.name}: {error}")
+                say(self.wrong[-1])
+                break
+
+    def write_samples(self, path: Path) -> None:
+        """Write all samples so far as JSON."""
+        samples = [{**figure._asdict(), "samples": points} for figure, points in self.series.items()]
+        path.write_text(json.dumps(samples), encoding="utf-8")
+
     def step(self, step: Step) -> None:
         """Inject a fault, do what follows it, and report."""
         victim = self._victims[step.victim.name]
@@ -274,30 +292,28 @@ def main() -> int:
         with hanging_engine(machine):
             soak = Soak(machine, chosen.fault_every)
             soak.set_up()
-            with soak.load():
-                say(f"load: {RATE:g} requests a second to each of {', '.join(one.name for one in SUBJECTS)}")
-                soak.wait(chosen.fault_every)
-                before = soak.rows()
-                for step in steps:
-                    # A fault may take longer than its minute.
-                    if soak.lasted() >= seconds:
-                        break
-                    soak.step(step)
+            try:
+                with soak.load():
+                    say(f"load: {RATE:g} requests a second to each of {', '.join(one.name for one in SUBJECTS)}")
+                    soak.wait(chosen.fault_every)
+                    before = soak.rows()
+                    soak.run(steps, seconds)
+            finally:
+                # First: whatever happens next, the samples of hours are not lost.
+                if chosen.samples:
+                    soak.write_samples(chosen.samples)
         load, after = soak.outcomes(), soak.rows()
         lasted = max(at for samples in soak.series.values() for at, _ in samples)
         trends = judge.trends(soak.series, lasted)
         days = (datetime.datetime.now(tz=datetime.UTC).date() - began).days + 1
         wrong = [*soak.wrong, *judge.store_grew(before, after, soak.changes, days)]
-        wrong += [*judge.lost(load, soak.windows), *judge.grown(trends)]
+        wrong += [*judge.lost(load, soak.windows), *judge.grown(trends), *judge.unknown(soak.series, lasted)]
         if wrong:
             print(f"the journal of {machine.name}: {machine.keep_journal()}", flush=True)
     facts = {**about(package), "hours": f"{lasted / 3600:.1f}", "seed": str(seed)}
     found = results(soak, load, trends, facts)
     print(report.section(found))
-    if chosen.samples:
-        samples = [{**figure._asdict(), "samples": points} for figure, points in soak.series.items()]
-        chosen.samples.write_text(json.dumps(samples), encoding="utf-8")
-    if not trends:
+    if lasted < judge.LEAST_SEC:
         print(f"growth: not compared, the run is shorter than {judge.LEAST_SEC / 60:.0f} minutes")
     for text in wrong:
         print(f"soak: {text}", file=sys.stderr)

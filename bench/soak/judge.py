@@ -158,20 +158,35 @@ def low(values: Sequence[float]) -> float:
 
 
 def trends(series: Series, seconds: float) -> list[Trend]:
-    """The trend of each figure in a run of this length; none if the run is too short.
+    """The trend of each figure in a run of this length that has samples in both times; none if the run is too short."""
+    return [
+        Trend(figure, low(earlier), low(later))
+        for figure, earlier, later in _compared(series, seconds)
+        if earlier and later
+    ]
 
-    Raises ValueError if a figure has no sample in one of the two times, for then nothing is known about it.
-    """
+
+def unknown(series: Series, seconds: float) -> list[str]:
+    """A message for each figure without a trend, because it has no sample in one of the two times."""
+    return [
+        f"{figure}: no samples in one of the times that are compared"
+        for figure, earlier, later in _compared(series, seconds)
+        if not (earlier and later)
+    ]
+
+
+def _compared(series: Series, seconds: float) -> list[tuple[Figure, list[float], list[float]]]:
+    """The values of each figure in the two times that are compared."""
     if seconds < LEAST_SEC:
         return []
-    found = []
-    for figure, samples in sorted(series.items()):
-        earlier = [value for at, value in samples if EARLIER_SEC[0] <= at < EARLIER_SEC[1]]
-        later = [value for at, value in samples if at >= seconds - LATER_SEC]
-        if not (earlier and later):
-            raise ValueError(f"{figure}: no samples in one of the times that are compared")
-        found.append(Trend(figure, low(earlier), low(later)))
-    return found
+    return [
+        (
+            figure,
+            [value for at, value in samples if EARLIER_SEC[0] <= at < EARLIER_SEC[1]],
+            [value for at, value in samples if at >= seconds - LATER_SEC],
+        )
+        for figure, samples in sorted(series.items())
+    ]
 
 
 def grown(found: Sequence[Trend]) -> list[str]:

@@ -3,12 +3,15 @@
 import json
 from collections import Counter
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from faults import FAULTS, Loses, Row
+from machine import Machine
 
 from bench.soak import report
+from bench.soak.__main__ import Soak
 from bench.soak.judge import (
     GRACE_SEC,
     TABLES,
@@ -23,6 +26,7 @@ from bench.soak.judge import (
     store_grew,
     trends,
     unexplained,
+    unknown,
 )
 from bench.soak.plan import MOST_FAILURES, WITHIN_SEC, Act, Step, Subject, plan
 
@@ -181,10 +185,35 @@ def test_files_where_there_were_none_have_grown() -> None:
     assert not grown(trends({Figure("open", "unit", "files in /tmp"): [(at, 0.0) for at, _ in samples]}, 2 * HOUR))
 
 
-def test_short_run_has_no_trend_and_missing_samples_are_an_error() -> None:
-    assert trends({MEMORY: rising(1)}, 0.5 * HOUR) == []
-    with pytest.raises(ValueError, match="engine: memory: no samples"):
-        trends({MEMORY: [(at, value) for at, value in rising(0) if at < HOUR]}, 2 * HOUR)
+def test_short_run_has_no_trend_and_missing_samples_are_reported() -> None:
+    assert not trends({MEMORY: rising(1)}, 0.5 * HOUR) and not unknown({MEMORY: rising(1)}, 0.5 * HOUR)
+    series = {MEMORY: [(at, value) for at, value in rising(0) if at < HOUR], DESCRIPTORS: rising(0)}
+    assert [trend.figure for trend in trends(series, 2 * HOUR)] == [DESCRIPTORS]
+    assert [message.startswith(f"{MEMORY}: no samples") for message in unknown(series, 2 * HOUR)] == [True]
+
+
+class Failing(Soak):
+    """A soak whose second step fails; it has no machine."""
+
+    def __init__(self) -> None:
+        super().__init__(cast("Machine", None), 60)
+        self.taken: list[Step] = []
+
+    def lasted(self) -> float:
+        return 60.0 * len(self.taken)
+
+    def step(self, step: Step) -> None:
+        self.taken.append(step)
+        assert len(self.taken) < 2, "open does not serve"
+
+
+def test_failed_step_ends_the_run_and_keeps_what_was_measured(tmp_path: Path) -> None:
+    soak = Failing()
+    soak.series[MEMORY] = [(5.0, 1.0)]
+    soak.run(plan(7, HOUR, 60, SUBJECTS), HOUR)
+    assert len(soak.taken) == 2 and len(soak.wrong) == 1 and "open does not serve" in soak.wrong[0]
+    soak.write_samples(tmp_path / "samples")
+    assert json.loads((tmp_path / "samples").read_text()) == [{**MEMORY._asdict(), "samples": [[5.0, 1.0]]}]
 
 
 def store(**more: int) -> dict[str, dict[str, int]]:

@@ -2,9 +2,11 @@
 
 import asyncio
 import os
+import pwd
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
@@ -19,9 +21,9 @@ from hxp_enterprise_llm.monitoring.health import MonitorHealth, Status
 from hxp_enterprise_llm.settings.address import authority
 from hxp_enterprise_llm.settings.errors import CitadelError
 from hxp_enterprise_llm.settings.keys import DYNAMIC_USER, GIBIBYTE
-from hxp_enterprise_llm.settings.units import MONITOR, unit_name
+from hxp_enterprise_llm.settings.units import MONITOR, instance_of, unit_name
 from hxp_enterprise_llm.settings.values import host_file, load_host, one_port_for_both
-from hxp_enterprise_llm.system.isolation import PORTS_SINCE, SIGNALS_SINCE, landlock_version
+from hxp_enterprise_llm.system.isolation import DYNAMIC_UIDS, PORTS_SINCE, SIGNALS_SINCE, landlock_version
 from hxp_enterprise_llm.system.processes import run
 
 OLDEST_SYSTEMD = 252  # that of Debian 12; older versions lack directives of the units
@@ -72,30 +74,65 @@ def control_groups(root: Path = Path("/sys/fs/cgroup")) -> Diagnosis:
     return Diagnosis("control groups", Verdict.WARNING, text)
 
 
-def users(root: str = "/", running: Callable[[], int] | None = None) -> Diagnosis:
-    """Whether models share a user, and so what the kernel counts for each user.
+def running_users() -> dict[str, int]:
+    """The UID of the main process of each running model. Raises CitadelError."""
 
-    `running` returns the number of running models.
-    """
-
-    async def ask() -> int:
+    async def ask() -> dict[str, int]:
         async with Systemd() as connection:
-            return len(await connection.active(unit_name("*")))
+            units = await connection.active(unit_name("*"))
+            return {unit: (await connection.properties(unit)).get("MainPID", 0) for unit in units}
 
+    found = {}
+    for unit, pid in asyncio.run(ask()).items():
+        # A unit that is starting or stopping may have no main process.
+        if pid and (name := instance_of(unit)):
+            with suppress(psutil.NoSuchProcess):
+                found[name] = psutil.Process(pid).uids().real
+    return found
+
+
+def users(root: str = "/", running: Callable[[], Mapping[str, int]] = running_users) -> Diagnosis:
+    """Which models share a user, and so what the kernel counts for each user.
+
+    A change of VLLM_USER takes effect with the next start of each model, so the processes count, not the setting.
+    """
     user = load_host(root).values["VLLM_USER"]
-    if user == DYNAMIC_USER:
-        return Diagnosis("users", Verdict.GOOD, "each model runs as a user of its own")
     try:
-        count = running() if running else asyncio.run(ask())
+        found = running()
     except CitadelError as error:
         return Diagnosis("users", Verdict.WARNING, str(error))
-    text = f"models run as {user}"
-    if count > 1:
+    sharing: dict[int, list[str]] = {}
+    for name, uid in sorted(found.items()):
+        if uid not in DYNAMIC_UIDS:
+            sharing.setdefault(uid, []).append(name)
+    if user == DYNAMIC_USER:
+        old = [name for names in sharing.values() for name in names]
+        if not old:
+            return Diagnosis("users", Verdict.GOOD, "each model runs as a user of its own")
         text = (
-            f"{count} models run as {user}, so one can use up what the kernel allows a user; if they do not trust each "
-            f"other, write VLLM_USER={DYNAMIC_USER} into {host_file()}, and restart them after systemctl daemon-reload"
+            f"VLLM_USER={DYNAMIC_USER} takes effect with the next start of {', '.join(old)}; "
+            f"systemctl daemon-reload && citadel-llm restart {' '.join(old)}"
+        )
+        return Diagnosis("users", Verdict.WARNING, text)
+    several = [
+        f"{len(names)} models run as {_user_name(uid)} ({', '.join(names)})"
+        for uid, names in sharing.items()
+        if len(names) > 1
+    ]
+    text = f"models run as {user}"
+    if several:
+        text = (
+            f"{'; '.join(several)}, so one can use up what the kernel allows a user; if they do not trust each other, "
+            f"write VLLM_USER={DYNAMIC_USER} into {host_file()}, and restart them after systemctl daemon-reload"
         )
     return Diagnosis("users", Verdict.GOOD, text)
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def isolation(version: Callable[[], int] = landlock_version, root: str = "/") -> Diagnosis:

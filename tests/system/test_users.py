@@ -152,7 +152,12 @@ def test_each_instance_has_another_user_and_the_exposure_stays(modes: Host) -> N
         setting(machine, "VLLM_PID_PATH", r"\/run\/citadel-llm")
     setting(machine, "VLLM_USER", "agent0")
     machine.run("systemctl", "restart", *(f"citadel-llm@{name}" for name in PORTS))
-    assert f"{len(PORTS)} models run as agent0" in machine.run("citadel-llm", "doctor", check=False).stdout
+    names = sorted(PORTS)
+    said = machine.run("citadel-llm", "doctor", check=False).stdout
+    assert f"{len(PORTS)} models run as agent0 ({', '.join(names)})" in said
+    # The setting is not in effect before a restart.
+    setting(machine, "VLLM_USER", "dynamic")
+    assert f"citadel-llm restart {' '.join(names)}" in machine.run("citadel-llm", "doctor", check=False).stdout
 
 
 def test_package_is_upgraded_and_purged(versions: Versions) -> None:

@@ -8,6 +8,8 @@ import pytest
 
 from hxp_enterprise_llm.cli import doctor
 from hxp_enterprise_llm.cli.doctor import Verdict
+from hxp_enterprise_llm.settings.errors import SystemdUnreachable
+from hxp_enterprise_llm.system.isolation import DYNAMIC_UIDS
 
 from .conftest import Root
 
@@ -27,12 +29,31 @@ def test_doctor_warns_about_kernel_without_full_isolation() -> None:
 
 
 def test_doctor_recommends_users_of_their_own_if_models_share_one(root: Root) -> None:
-    for running, words in ((1, "models run as agent0"), (2, "2 models run as agent0, so one can use up")):
+    own = {"own": DYNAMIC_UIDS[0], "other": DYNAMIC_UIDS[1]}
+    for running, words in (
+        ({}, "models run as agent0"),
+        ({"a": 0} | own, "models run as agent0"),
+        ({"b": 0, "a": 0, "c": 1} | own, "2 models run as root (a, b), so one can use up"),
+    ):
         found = doctor.users(str(root), lambda running=running: running)  # type: ignore[misc]
-        assert found.verdict is Verdict.GOOD and found.text.startswith(words)
-        assert ("write VLLM_USER=dynamic into /etc/default/citadel-llm" in found.text) == (running > 1)
+        assert found.verdict is Verdict.GOOD and found.text.startswith(words), found
+        shares = "a" in running and "b" in running
+        assert ("write VLLM_USER=dynamic into /etc/default/citadel-llm" in found.text) == shares
+
+
+def test_doctor_names_models_that_do_not_run_as_the_settings_say_yet(root: Root) -> None:
     root.host("VLLM_USER=dynamic\n")
-    assert doctor.users(str(root)).text == "each model runs as a user of its own"
+    own = {"own": DYNAMIC_UIDS[0], "other": DYNAMIC_UIDS[1]}
+    assert doctor.users(str(root), lambda: own)[1:] == (Verdict.GOOD, "each model runs as a user of its own")
+    found = doctor.users(str(root), lambda: {"b": 0, "a": 0} | own)
+    assert found.verdict is Verdict.WARNING and found.text.endswith("citadel-llm restart a b"), found
+
+
+def test_doctor_reports_that_users_are_unknown(root: Root) -> None:
+    def running() -> dict[str, int]:
+        raise SystemdUnreachable("no bus")
+
+    assert doctor.users(str(root), running) == doctor.Diagnosis("users", Verdict.WARNING, "no bus")
 
 
 def test_doctor_reports_nvidia_driver_version(tmp_path: Path) -> None:

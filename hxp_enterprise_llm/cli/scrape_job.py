@@ -1,7 +1,9 @@
 """The job with which Prometheus scrapes an instance that requires keys."""
 
+import json
+
 from hxp_enterprise_llm.settings.address import authority
-from hxp_enterprise_llm.settings.values import load_host
+from hxp_enterprise_llm.settings.values import load_host, load_instance
 
 JOB = """\
   - job_name: citadel-llm-model-{name}
@@ -14,6 +16,13 @@ JOB = """\
         refresh_interval: 15s"""
 """The monitor names the address of this instance only, so the key goes to no other."""
 
+TLS = """
+    tls_config:
+      ca_file: {certificate}
+      # If the certificate does not contain the address of the model, a name that it contains:
+      # server_name: llm.example.org"""
+"""For an instance with HTTPS. Its own certificate is enough as authority, and Prometheus reads a renewed one."""
+
 
 def key_file(name: str) -> str:
     """The file from which Prometheus reads the key of an instance."""
@@ -22,6 +31,9 @@ def key_file(name: str) -> str:
 
 def text(name: str, root: str = "/") -> str:
     """The job for an instance, as YAML below `scrape_configs:`."""
-    host = load_host(root).values
-    monitor = authority(host["SERVER_IP"], host["HEALTH_PORT"])
-    return JOB.format(name=name, key_file=key_file(name), monitor=monitor)
+    host = load_host(root)
+    monitor = authority(host.values["SERVER_IP"], host.values["HEALTH_PORT"])
+    job = JOB.format(name=name, key_file=key_file(name), monitor=monitor)
+    certificate = load_instance(name, host, root).understood["TLS_CERT_FILE"]
+    # A string of JSON is one of YAML.
+    return job + TLS.format(certificate=json.dumps(certificate)) if certificate else job

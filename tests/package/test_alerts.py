@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import certificates
 import pytest
 
 from hxp_enterprise_llm.cli import scrape_job
@@ -54,9 +55,16 @@ def test_alert_rules_pass_promtool_check() -> None:
     passes("check", "rules", "--lint=all", "--lint-fatal", RULES)
 
 
-def test_scrape_config_and_rules_pass_promtool_check(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tls", [False, True])
+def test_scrape_config_and_rules_pass_promtool_check(tmp_path: Path, tls: bool) -> None:
     whole = tmp_path / "prometheus.yml"
+    if tls:
+        certificate = tmp_path / "m.pem"
+        certificate.write_text(certificates.CERTIFICATE)
+        (tmp_path / "etc/default").mkdir(parents=True)
+        (tmp_path / "etc/default/citadel-llm-m").write_text(f"MODEL=/srv/m\nPORT=11500\nTLS_CERT_FILE={certificate}\n")
     keyed = scrape_job.text("m", str(tmp_path)).replace("/etc/prometheus/", f"{tmp_path}/")
+    assert ("tls_config:" in keyed) is tls
     (tmp_path / "citadel-llm-m.key").write_text("key\n")
     whole.write_text(f"rule_files: [{RULES}]\n{SCRAPE.read_text(encoding='utf-8')}\n{keyed}\n")
     passes("check", "config", "--lint=all", "--lint-fatal", whole)

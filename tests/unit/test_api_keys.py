@@ -213,6 +213,14 @@ def test_scrape_job_names_the_monitor_and_one_model(root: Root) -> None:
     assert f"```yaml\n{scrape_job.text('M', str(root))}\n```" in page.read_text(), "the page shows this job"
 
 
+@pytest.mark.parametrize("more", ["", "MEMORY_LIMIT_GB=much\n"])
+def test_scrape_job_of_a_model_with_https_names_its_certificate(root: Root, more: str) -> None:
+    root.instance("m", f"MODEL=/srv/m\nPORT=11500\nTLS_CERT_FILE=/etc/ssl/m.pem\nTLS_KEY_FILE=/etc/ssl/m.key\n{more}")
+    assert '    tls_config:\n      ca_file: "/etc/ssl/m.pem"\n' in scrape_job.text("m", str(root))
+    root.host("TLS_CERT_FILE=/etc/ssl/all.pem\nTLS_KEY_FILE=/etc/ssl/all.key\n")
+    assert 'ca_file: "/etc/ssl/all.pem"\n' in scrape_job.text("other", str(root))
+
+
 @pytest.mark.parametrize(("left", "refuses"), [([], "all requests;"), ([KeyKind.METRICS], "all requests but those")])
 def test_revoking_the_last_api_key_warns(monkeypatch: pytest.MonkeyPatch, left: list[KeyKind], refuses: str) -> None:
     monkeypatch.setattr(keys, "revoke", lambda *_: [ApiKey("a", "2026-01-01", "0" * 64, kind) for kind in left])

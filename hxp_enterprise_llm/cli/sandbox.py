@@ -67,8 +67,9 @@ PROPERTIES = (
     "SystemCallArchitectures=native",
     # With the last four, the process isolates itself from models of its user, see `system.isolation`.
     "SystemCallFilter=@system-service landlock_create_ruleset landlock_add_rule landlock_restrict_self seccomp",
-    # Not memfd_create either: a file in memory can be executed, whatever NoExecPaths= says.
-    "SystemCallFilter=~@privileged @resources memfd_create",
+    # Not memfd_create: a file in memory can be executed. Not inotify: the kernel counts its instances for root too.
+    # systemd/citadel-llm@.service has both reasons.
+    "SystemCallFilter=~@privileged @resources memfd_create inotify_init inotify_init1",
     "SystemCallErrorNumber=EPERM",
 )
 """Properties of the unit (systemd.exec(5)), besides its user and the models' directory."""

@@ -66,6 +66,8 @@ def test_unit_may_write_the_models_only_for_a_download() -> None:
         command = sandbox.command("x.service", "agent0", MODELS, writable)
         properties = [word.removeprefix("--property=") for word in command if word.startswith("--property=")]
         assert "User=agent0" in properties and "ProtectSystem=strict" in properties
+        refused = " ".join(each for each in properties if each.startswith("SystemCallFilter=~")).split()
+        assert {"memfd_create", "inotify_init", "inotify_init1"} <= {*refused}
         assert [each for each in properties if str(MODELS) in each] == [expected, f"NoExecPaths={MODELS}"]
 
 

@@ -24,7 +24,7 @@ NO_USER = -1
 
 
 class Reader(NamedTuple):
-    """Whom the kernel compares with the owner and the group of a file: a user and its groups; `name` for people."""
+    """The user and groups whose access is checked; `name` for people."""
 
     name: str
     uid: int

@@ -44,8 +44,8 @@ RESOLVERS = "-/run/systemd/resolve -/run/resolvconf -/run/NetworkManager"
 GPU_SOCKETS = "-/run/nvidia-persistenced -/run/nvidia-fabricmanager"
 """Directories of the sockets of NVIDIA's daemons."""
 PRIVATE_CACHES = "/var/cache/private/citadel-llm"
-"""Where systemd puts CacheDirectory= with DynamicUser=. Its link in /var/cache/citadel-llm would fail as a path of
-NoExecPaths=, with which a start then ends."""
+"""Where systemd puts CacheDirectory= with DynamicUser=. NoExecPaths= needs this path: with the symbolic link in
+/var/cache/citadel-llm the unit does not start."""
 IN_HOST = "+/usr/bin/nsenter --target=1 --mount"
 """Runs a command as root with the mounts of the host."""
 MAX_INSTANCES = 2048
@@ -214,11 +214,12 @@ def _user_of_its_own(run_time: str, group: str) -> list[Directive]:
     return [
         Directive("DynamicUser", "yes", "VLLM_USER"),
         Directive("RuntimeDirectory", "", "VLLM_USER"),
-        # systemd 252 gives a command with + the temporary file systems of the unit too: leave them.
+        # systemd 252 applies TemporaryFileSystem= to commands with + too; nsenter runs this one with the mounts of the
+        # host.
         Directive(
             "ExecStartPre", f"{IN_HOST} install -d -o root -g {group} -m 0775 {run_time}", "VLLM_USER VLLM_GROUP"
         ),
-        # With -: the command itself starts before there is a directory.
+        # -: the directory does not exist yet when ExecStartPre= starts.
         Directive("BindPaths", f"-{run_time}", "VLLM_USER VLLM_PID_PATH"),
         Directive("Environment", f"RUNTIME_DIRECTORY={run_time}", "VLLM_USER VLLM_PID_PATH"),
     ]
@@ -259,7 +260,7 @@ def log_drop_in(host: HostSettings) -> str:
     path = str(host.values["VLLM_LOG_PATH"])
     if not host.values["LOG_TO_FILE"] or path == HOST_KEYS["VLLM_LOG_PATH"].default:
         return ""
-    # With -: if the directory is missing, the unit itself reports it.
+    # -: if the directory is missing, the unit itself reports it.
     parts: Sections = {"Service": [Directive("BindPaths", f"-{path}", "VLLM_LOG_PATH")]}
     return _text("Made by citadel-llm-generator from VLLM_LOG_PATH of the host.", parts)
 

@@ -24,7 +24,7 @@ LONGEST_ANSWER = 65536
 RELOAD, KEYS = b"reload", b"keys"
 """The requests: read the settings again, with the credential files that they name; or replace the API keys only."""
 ROOT, NOBODY = 0, 65534
-"""NOBODY is the owner on the disk of what belongs to a dynamic user, where systemd mounts it with its own UID (257)."""
+"""systemd 257 keeps the files of a dynamic user as nobody (65534) and maps their owner at the mount."""
 ANSWER_SEC = 60.0
 """How long the answer may take (seconds): the main process gives a server 30 s to take its keys."""
 

@@ -1,18 +1,21 @@
 #!/bin/bash
-# Runs at both boots of the emulated host of test_kernel.py and prints its findings to the serial line, a name and a value
-# per line.
+# Runs at both boots of the emulated host of test_kernel.py and prints its findings to the serial line, a name and a
+# value per line.
 say() { printf '\ncitadel %s\n' "$*" >/dev/ttyS0; }
 
 # ask: the number of tokens of a completion. Requests wait while an engine is replaced; while the main process is
 # replaced, connections are refused.
 ask() {
-    curl -s --max-time 600 --retry 60 --retry-delay 2 --retry-connrefused http://127.0.0.1:11499/v1/completions -H 'Content-Type: application/json' \
-        -d '{"model": "test", "prompt": "Hello", "max_tokens": 4, "ignore_eos": true}' | grep -o '"completion_tokens":[0-9]*'
+    curl -s --max-time 600 --retry 60 --retry-delay 2 --retry-connrefused http://127.0.0.1:11499/v1/completions \
+        -H 'Content-Type: application/json' \
+        -d '{"model": "test", "prompt": "Hello", "max_tokens": 4, "ignore_eos": true}' |
+        grep -o '"completion_tokens":[0-9]*'
 }
 
 # failures KIND: the monitor's count of failures.
 failures() {
-    curl -s http://127.0.0.1:9090/metrics | sed -n "s/^citadel_llm_service_failures_total{result=\"$1\",service=\"test\"} //p"
+    curl -s http://127.0.0.1:9090/metrics |
+        sed -n "s/^citadel_llm_service_failures_total{result=\"$1\",service=\"test\"} //p"
 }
 
 if [ -e /root/before ]; then

@@ -31,9 +31,9 @@ from machine import Machine, MachineError
 from waiting import until
 
 from bench.about import about
-from bench.soak import judge, report
-from bench.soak.judge import Figure, Trend, Window
+from bench.soak import report, verdict
 from bench.soak.plan import Act, Step, Subject, plan
+from bench.soak.verdict import Figure, Trend, Window
 
 CLIENTS = Path(__file__).with_name("clients")
 FOLDER = "/root/soak"
@@ -138,14 +138,14 @@ class Soak:
     def _load_runs(self) -> bool:
         return self.machine.show("soak-load", "ActiveState")["ActiveState"] == "active"
 
-    def outcomes(self) -> judge.Load:
+    def outcomes(self) -> verdict.Load:
         """The requests that have finished."""
         with self.machine.inside(f"{FOLDER}/outcomes").open(encoding="utf-8") as lines:
-            return judge.read_load(lines)
+            return verdict.read_load(lines)
 
-    def rows(self) -> judge.Rows:
+    def rows(self) -> verdict.Rows:
         """The rows of the monitor's store."""
-        rows: judge.Rows = json.loads(self.machine.output("/usr/bin/python3", "-I", "-c", STORE))
+        rows: verdict.Rows = json.loads(self.machine.output("/usr/bin/python3", "-I", "-c", STORE))
         return rows
 
     def wait(self, at: float) -> None:
@@ -188,7 +188,7 @@ class Soak:
         """Inject a fault, do what follows it, and report."""
         victim = self._victims[step.victim.name]
         at = time.time()
-        # Each fault is judged on its own, as in docs/faults.md.
+        # Each fault counts on its own, as in docs/faults.md.
         self.machine.run("systemctl", "reset-failed", victim.unit, check=False)
         row = victim.inject(step.fault)
         self._note(step, at, row)
@@ -208,7 +208,7 @@ class Soak:
             f"{step.at / 60:3.0f} min: {step.victim.name}: {step.fault.name}: found {_seconds(row.found)}, "
             f"serving {_seconds(row.serving)}; {step.subject.name}: {step.act.value}; requests: "
             f"{sum(load.served.values())} answered, {len(load.failed)} failed, "
-            f"{len(judge.unexplained(load, self.windows))} lost; MiB: {memory}"
+            f"{len(verdict.unexplained(load, self.windows))} lost; MiB: {memory}"
         )
 
     def _note(self, step: Step, at: float, row: Row) -> None:
@@ -247,9 +247,9 @@ def _seconds(value: float | None) -> str:
     return "never" if value is None else f"after {value:.1f} s"
 
 
-def results(soak: Soak, load: judge.Load, trends: list[Trend], facts: dict[str, str]) -> dict[str, Any]:
+def results(soak: Soak, load: verdict.Load, trends: list[Trend], facts: dict[str, str]) -> dict[str, Any]:
     """The results for bench/soak.json."""
-    lost = Counter(request.instance for request in judge.unexplained(load, soak.windows))
+    lost = Counter(request.instance for request in verdict.unexplained(load, soak.windows))
     failed = Counter(request.instance for request in load.failed)
     return {
         "about": facts,
@@ -258,7 +258,7 @@ def results(soak: Soak, load: judge.Load, trends: list[Trend], facts: dict[str, 
             for name in load.sent
         },
         "happened": soak.happened,
-        "trends": [judge.as_json(trend) for trend in trends],
+        "trends": [verdict.as_json(trend) for trend in trends],
         "memory": report.curves(soak.series),
     }
 
@@ -304,17 +304,17 @@ def main() -> int:
                     soak.write_samples(chosen.samples)
         load, after = soak.outcomes(), soak.rows()
         lasted = max(at for samples in soak.series.values() for at, _ in samples)
-        trends = judge.trends(soak.series, lasted)
+        trends = verdict.trends(soak.series, lasted)
         days = (datetime.datetime.now(tz=datetime.UTC).date() - began).days + 1
-        wrong = [*soak.wrong, *judge.store_grew(before, after, soak.changes, days)]
-        wrong += [*judge.lost(load, soak.windows), *judge.grown(trends), *judge.unknown(soak.series, lasted)]
+        wrong = [*soak.wrong, *verdict.store_grew(before, after, soak.changes, days)]
+        wrong += [*verdict.lost(load, soak.windows), *verdict.grown(trends), *verdict.unknown(soak.series, lasted)]
         if wrong:
             print(f"the journal of {machine.name}: {machine.keep_journal()}", flush=True)
     facts = {**about(package), "hours": f"{lasted / 3600:.1f}", "seed": str(seed)}
     found = results(soak, load, trends, facts)
     print(report.section(found))
-    if lasted < judge.LEAST_SEC:
-        print(f"growth: not compared, the run is shorter than {judge.LEAST_SEC / 60:.0f} minutes")
+    if lasted < verdict.LEAST_SEC:
+        print(f"growth: not compared, the run is shorter than {verdict.LEAST_SEC / 60:.0f} minutes")
     for text in wrong:
         print(f"soak: {text}", file=sys.stderr)
     if not wrong and chosen.hours >= PUBLISHED_HOURS and chosen.fault_every == PUBLISHED_EVERY_SEC:

@@ -10,7 +10,7 @@ from typing import Any
 
 from base_tree import PROJECT
 
-from bench.soak.judge import EARLIER_SEC, MEMORY, MOST_GROWTH, Series
+from bench.soak.verdict import EARLIER_SEC, MEMORY, MOST_GROWTH, Series
 
 RESULTS, PLOT, PAGE = PROJECT / "bench/soak.json", PROJECT / "docs/soak.svg", PROJECT / "docs/faults.md"
 GNUPLOT = PROJECT / "bench/soak/plot.gnuplot"

@@ -12,7 +12,8 @@ from machine import Machine
 
 from bench.soak import report
 from bench.soak.__main__ import Soak
-from bench.soak.judge import (
+from bench.soak.plan import MOST_FAILURES, WITHIN_SEC, Act, Step, Subject, plan
+from bench.soak.verdict import (
     GRACE_SEC,
     TABLES,
     Figure,
@@ -28,7 +29,6 @@ from bench.soak.judge import (
     unexplained,
     unknown,
 )
-from bench.soak.plan import MOST_FAILURES, WITHIN_SEC, Act, Step, Subject, plan
 
 HANGS = {"VLLM_ARGS": "'--logits-processors hanging:Hanging'"}
 OPEN = Subject("open", {**HANGS, "MEMORY_LIMIT_GB": 2}, frozenset(Loses), frozenset({Act.RELOAD, Act.HOSTILE}))
@@ -156,7 +156,7 @@ def rising(per_hour: float, noise: float = 0.0, start: float = 1000.0) -> list[t
         (0.02, 5000.0, True),
     ],
 )
-def test_growth_is_judged_by_low_values(per_hour: float, noise: float, message: bool) -> None:
+def test_growth_compares_low_values(per_hour: float, noise: float, message: bool) -> None:
     found = trends({MEMORY: rising(per_hour, noise)}, 2 * HOUR)
     assert bool(grown(found)) is message
     assert len(found) == 1

@@ -26,6 +26,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "tests"))
 
 import certificates
+from base_tree import PROJECT
 from faults import HANGS, Loses, Row, Settings, Victim, hanging_engine
 from machine import Machine, MachineError
 from waiting import until
@@ -95,7 +96,7 @@ class Soak:
 
     def set_up(self) -> None:
         """Write the settings and start the instances."""
-        for file in CLIENTS.glob("*.py"):
+        for file in (*CLIENTS.glob("*.py"), PROJECT / "tests/hostile_clients.py"):
             self.machine.copy_in(file, f"{FOLDER}/{file.name}")
         for path, text in ((CERTIFICATE, certificates.CERTIFICATE), (PRIVATE_KEY, certificates.KEY)):
             self.machine.write(path, text)

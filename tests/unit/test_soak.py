@@ -12,6 +12,7 @@ from machine import Machine
 
 from bench.soak import report
 from bench.soak.__main__ import Soak
+from bench.soak.clients import hostile
 from bench.soak.plan import MOST_FAILURES, WITHIN_SEC, Act, Step, Subject, plan
 from bench.soak.verdict import (
     GRACE_SEC,
@@ -205,6 +206,12 @@ class Failing(Soak):
     def step(self, step: Step) -> None:
         self.taken.append(step)
         assert len(self.taken) < 2, "open does not serve"
+
+
+def test_hostile_clients_are_rows_of_the_corpus() -> None:
+    for row, number in hostile.rows():
+        assert 0 < len(hostile.data(row)) <= 1 << 20, row.name
+        assert number <= max(row.connections, 100)
 
 
 def test_failed_step_ends_the_run_and_keeps_what_was_measured(tmp_path: Path) -> None:

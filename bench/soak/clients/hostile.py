@@ -1,6 +1,7 @@
-"""A few hostile clients, one after another, for some seconds. hostile.py PORT PLAIN|TLS
+"""A few rows of the corpus of hostile connections, one after another, for some seconds. hostile.py PORT PLAIN|TLS
 
-Runs in the machine, with the distribution's Python. An error is expected: the server may close at any time.
+Runs in the machine, beside a copy of tests/hostile_clients.py, with the distribution's Python. The corpus itself is
+larger, and too long for a minute between two faults. An error is expected: the server may close at any time.
 """
 
 import contextlib
@@ -8,53 +9,57 @@ import socket
 import ssl
 import sys
 import time
-from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from hostile_clients import ROWS, Deed, Endless, Hostile, Layer
 
 PAUSE_SEC = 2.0
 """How long a connection stays open after its data are sent."""
 MOST_SEC = 40.0
 """When no further connection is opened: a busy server may let each of them wait."""
-HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-LONG = b'{"prompt": "x", "max_tokens": 1900, "ignore_eos": true, "stream": true, "n": 4}'
+CHOSEN = {
+    ("heads that do not end", "half a head"): 50,
+    ("oversized or malformed heads", "64 KiB in one field"): 1,
+    ("oversized or malformed heads", "10,000 fields at once"): 1,
+    ("bodies with a key", "half a body"): 10,
+    ("lengths and chunks", "Content-Length and chunked"): 1,
+    ("lengths and chunks", "endless extension, with a key"): 1,
+    ("methods, paths, protocols", "the preface of HTTP/2"): 1,
+    ("WebSockets", "an upgrade, then half a head"): 1,
+    ("TLS", "noise"): 1,
+    ("TLS", "half a handshake"): 1,
+    ("TLS", "a handshake, then closed"): 100,
+    ("readers that stop", "a long stream"): 2,
+}
+"""Number of connections of each row, by its group and name. The key in the rows is none; `open` needs none."""
 
 
-@dataclass(frozen=True)
-class Hostile:
-    """What the connections of a client send before they wait; `raw` ones send no TLS handshake."""
-
-    name: str
-    data: bytes
-    connections: int = 1
-    raw: bool = False
+def rows() -> list[tuple[Hostile, int]]:
+    """The chosen rows with their numbers of connections. Raises KeyError if the corpus has no such row."""
+    corpus = {(row.group, row.name): row for row in ROWS}
+    return [(corpus[key], number) for key, number in CHOSEN.items()]
 
 
-CLIENTS = (
-    Hostile("half heads", HEAD, connections=50),
-    Hostile("a header of 100 KiB", HEAD + b"X: " + b"x" * 102400 + b"\r\n\r\n"),
-    Hostile("500 headers", HEAD + b"".join(b"X-%d: x\r\n" % number for number in range(500)) + b"\r\n"),
-    Hostile("half a body", HEAD + b"Content-Length: 1000\r\n\r\n{", connections=10),
-    Hostile("two lengths", HEAD + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
-    Hostile("endless chunk", HEAD + b"Transfer-Encoding: chunked\r\n\r\nFFFFFFFF\r\n" + b"[" * 65536),
-    Hostile("HTTP/2 preface", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
-    Hostile("no HTTP", bytes(range(256)) * 16, raw=True),
-    Hostile("TLS garbage", b"\x16\x03\x01\x02\x00\x01" + b"\xff" * 512, raw=True),
-    Hostile("early close", b"", connections=100, raw=True),
-    Hostile("stream that is not read", HEAD + b"Content-Length: %d\r\n\r\n" % len(LONG) + LONG, connections=2),
-)
+def data(row: Hostile) -> bytes:
+    """What a row sends, with one block of what it sends endlessly."""
+    sent = [step.data if isinstance(step, Endless) else step for step in row.sends]
+    return b"".join(step for step in sent if isinstance(step, bytes))
 
 
-def attack(client: Hostile, port: int, tls: ssl.SSLContext | None, end: float) -> None:
-    """Open a client's connections until `end` (monotonic, seconds), send its data, wait, and close them."""
+def attack(row: Hostile, number: int, port: int, tls: ssl.SSLContext | None, end: float) -> None:
+    """Open the connections of a row until `end` (monotonic, seconds), send its data, wait, and close them."""
     with contextlib.ExitStack() as connections:
-        for _ in range(client.connections):
+        for _ in range(number):
             if time.monotonic() > end:
                 return
             with contextlib.suppress(OSError):
                 connection = connections.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5))
-                if tls and not client.raw:
+                if tls and row.layer is Layer.HTTP:
                     connection = connections.enter_context(tls.wrap_socket(connection))
-                connection.sendall(client.data)
-        if client.data:
+                connection.sendall(data(row))
+        if Deed.CLOSE not in row.sends:
             time.sleep(PAUSE_SEC)
 
 
@@ -64,8 +69,8 @@ def main(port: int, scheme: str) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     end = time.monotonic() + MOST_SEC
-    for client in CLIENTS:
-        attack(client, port, context, end)
+    for row, number in rows():
+        attack(row, number, port, context, end)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ ip address add 192.0.2.1/24 dev dummy0
 ip link set dummy0 up
 ip route add default via 192.0.2.254
 python3 -c 'import socket, time
-kept = [socket.create_server(a) for a in (("127.0.0.53", 53), ("127.0.0.1", 53), ("192.0.2.1", 53))]
+kept = [socket.create_server(a) for a in (("127.0.0.53", 53), ("127.0.1.1", 53), ("127.0.0.1", 53), ("192.0.2.1", 53))]
 time.sleep(3600)' &
 
 say kernel "$(uname -r)"
@@ -58,10 +58,14 @@ say start $? after $((SECONDS - begin)) s
 say answer "$(ask)"
 own=/sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup)
 group=/sys/fs/cgroup$(systemctl show --value -p ControlGroup citadel-llm@test)
-for address in 127.0.0.1 127.0.0.53 192.0.2.1; do
+for address in 127.0.0.1 127.0.0.53 127.0.1.1 192.0.2.1; do
     say "packets-$address" "$(refused_in "$group" $address 53)"
     say "packets-outside-$address" "$(refused_in "$own" $address 53)"
 done
+say ranks "$(
+    echo $BASHPID >"$group/cgroup.procs"
+    timeout 300 /opt/citadel/env/bin/python -I /root/ranks.py
+)"
 for file in memory.max memory.high memory.swap.max cpu.max pids.max; do say $file "$(cat "$group/$file")"; done
 # Longer than the interval of the monitor.
 sleep 5

@@ -19,7 +19,7 @@ from needs import PACKAGE
 from .conftest import SUMMARY
 
 KERNEL = ("linux-image-amd64", "initramfs-tools", "apparmor")
-GUEST = Path(__file__).with_name("guest.sh")
+GUEST, RANKS = (Path(__file__).with_name(name) for name in ("guest.sh", "ranks.py"))
 UNIT = """\
 [Unit]
 After=multi-user.target
@@ -36,10 +36,13 @@ def make_host(folder: Path) -> None:
     """Make the disk of a host with the package, its kernel and its initrd."""
     with Machine.unbooted("kernel", KERNEL) as root:
         shutil.copy(PACKAGE, root / "root")
-        shutil.copy(GUEST, root / "root/guest.sh")
+        for file in (GUEST, RANKS):
+            shutil.copy(file, root / "root")
         (root / "etc/systemd/system/guest.service").write_text(UNIT)
         (root / "etc/fstab").write_text("/dev/vda / ext4 defaults 0 1\n")
-        (root / "etc/hosts").write_text("127.0.0.1 localhost\n")
+        # As Debian's installer writes them.
+        (root / "etc/hostname").write_text("guest\n")
+        (root / "etc/hosts").write_text("127.0.0.1 localhost\n127.0.1.1 guest\n")
         for command in (
             ["apt-get", "-qy", "install", f"/root/{PACKAGE.name}"],
             ["rm", f"/root/{PACKAGE.name}"],
@@ -90,9 +93,12 @@ def test_package_works_on_debian_kernel_with_cgroup_version_2() -> None:
     assert {name: said[name] for name in limits} == limits
     assert 3.7 * GIB < int(said["memory.high"]) < 4 * GIB
     sent, refused = "tcp-sent udp-sent", "tcp-refused udp-refused"
-    packets = {address: said[f"packets-{address}"].strip() for address in ("127.0.0.1", "127.0.0.53", "192.0.2.1")}
-    assert packets == {"127.0.0.1": sent, "127.0.0.53": refused, "192.0.2.1": refused}
+    expected = {"127.0.0.1": sent, "127.0.0.53": refused, "127.0.1.1": refused, "192.0.2.1": refused}
+    packets = {address: said[f"packets-{address}"].strip() for address in expected}
+    assert packets == expected
     assert {said[f"packets-outside-{address}"].strip() for address in packets} == {sent}
+    # Several processes of one model connect, although the host's name is an address that the filter refuses.
+    assert said["ranks"] == "127.0.1.1 2"
     health = json.loads(said["health"])
     assert (health["state"], health["ready"], health["memory_limit_bytes"]) == ("ready", True, 4 * GIB)
     assert 2e8 < health["memory_bytes"] < 4 * GIB and health["tasks"] > 3

@@ -1,7 +1,7 @@
 """Connections that try to harm a model's API server, as a table: what each sends, and how it must end.
 
-`{key}` and `{model}` in what is sent stand for a valid key and the model's name. A connection whose steps are over waits
-until the server closes it. `tests/hostile_run.py` makes these connections. Standard library only.
+`{key}` and `{model}` in what is sent stand for a valid key and the model's name. A connection whose steps are over
+waits until the server closes it. `tests/hostile_run.py` makes these connections. Standard library only.
 """
 
 import gzip
@@ -77,7 +77,8 @@ class Hostile(NamedTuple):
     """A row of the table.
 
     `expects` lists the outcomes that the server may choose from, separated by "or": the statuses of its answers, equal
-    neighbours once, or "closed" if it closes without an answer. `within`: the time from connecting to the close (seconds).
+    neighbours once, or "closed" if it closes without an answer. `within`: the time from connecting to the close
+    (seconds).
     """
 
     group: str

@@ -411,6 +411,8 @@ BODIES_WITH_KEY: Table = [
     ("an exponent of 400,000", (keyed(b'{"prompt": "x", "temperature": 1e400000}'),), "400 or 422"),
     ("NaN", (keyed(b'{"prompt": "x", "temperature": NaN}'),), "400 or 422"),
     ("a prompt of a megabyte", (keyed(completion(prompt="x" * 10**6)),), "400 or 413 or 422"),
+    ("a prompt of 2 MB, truncated", (keyed(completion(prompt="a b " * 500_000, truncate_prompt_tokens=1)),), "400 or 413 or 422"),
+    ("2 MB of text for /tokenize", (keyed(json.dumps({"prompt": "a b " * 500_000}).encode(), path=b"/tokenize"),), "400 or 413"),
     ("10,000 prompts", (keyed(completion(prompt=[""] * 10_000)),), "400 or 413 or 422"),
     ("a negative number of tokens", (keyed(completion(max_tokens=-1)),), "400 or 422"),
     ("a billion answers", (keyed(completion(n=10**9)),), "400 or 422"),

@@ -49,7 +49,7 @@ def serve(
     from vllm.entrypoints.launchers.api_server.entry import run_server_worker
     from vllm.platforms import current_platform
 
-    from hxp_enterprise_llm.worker import access_log, failures, heartbeat
+    from hxp_enterprise_llm.worker import access_log, failures, heartbeat, long_texts
 
     async def run() -> None:
         beating = asyncio.create_task(heartbeat.beat(channel, listener))
@@ -75,6 +75,7 @@ def serve(
     heartbeat.tell_reasons(channel, gpu=gpu)
     try:
         access_log.limit()
+        long_texts.limit()
         Traffic.limit(limits)
         Traffic.take(credentials)
         # Not vLLM's uvloop, which aborts this process when the kernel refuses to watch a connection.

@@ -8,10 +8,14 @@ from typing import Any
 
 
 class Engine:
-    """The engine as its client, an AsyncLLM, sees it; `outputs` counts how often it has sent tokens or results."""
+    """The engine as its client, an AsyncLLM, sees it.
+
+    `outputs` counts how often it has sent tokens or results; `longest_prompt` is a number of tokens.
+    """
 
     def __init__(self, client: Any) -> None:
         self.outputs = 0
+        self.longest_prompt: int = client.model_config.max_model_len
         self._processor, self._core = client.output_processor, client.engine_core
         process = self._processor.process_outputs
 

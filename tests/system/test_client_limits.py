@@ -1,4 +1,4 @@
-"""Clients without a key can neither fill a server's memory nor its connections; with the real vLLM."""
+"""Clients can neither fill a server's memory nor its connections; with the real vLLM."""
 
 import json
 from collections.abc import Iterator
@@ -75,6 +75,26 @@ else:
 print(json.dumps(said))
 """
 
+TEXTS = """
+import json, sys, httpx
+
+def ask(text):
+    said = {
+        "/tokenize": {"prompt": text},
+        "/v1/completions": {"prompt": text, "max_tokens": 1, "truncate_prompt_tokens": 1},
+        "/v1/chat/completions": {
+            "messages": [{"role": "user", "content": text}],
+            "max_tokens": 1,
+            "chat_template_kwargs": {"tokenize": True},
+        },
+    }
+    server = f"http://127.0.0.1:{sys.argv[1]}"
+    return {path: httpx.post(server + path, json=body, timeout=120).status_code for path, body in said.items()}
+
+print(json.dumps(ask("The quick brown fox jumps over the lazy dog. " * int(sys.argv[2]))))
+"""
+"""Long texts on paths where vLLM itself does not bound them."""
+
 
 @pytest.fixture
 def key(host: Host) -> Iterator[str]:
@@ -128,3 +148,32 @@ def test_clients_without_a_key_cost_no_more_than_connections(host: Host, key: st
         )
     SUMMARY.append(f"half requests that were not replaced were closed after {late:.1f} s")
     assert host.server("guarded") == server and use(host, server)[1] <= descriptors + 4
+
+
+def memory(host: Host, pid: str, field: str = "VmHWM") -> float:
+    """A field of a process's status (MB); VmHWM is the most memory that it has had."""
+    return int(host.machine.output("grep", field, f"/proc/{pid}/status").split()[1]) * 1024 / 1e6
+
+
+def test_text_that_the_model_could_not_take_is_not_tokenized(host: Host) -> None:
+    host.settings("texts", MODEL=TINY_MODEL, PORT=PORT + 1, KV_CACHE_GB=0.25)
+    host.machine.run("systemctl", "start", "citadel-llm@texts")
+    server = host.server("texts")
+
+    def asked(sentences: int) -> tuple[dict[str, int], float]:
+        """The statuses of the answers, and the growth of the server meanwhile (MB)."""
+        before = memory(host, server, "VmRSS")
+        # Let VmHWM begin from now (proc_pid_clear_refs(5)).
+        host.machine.run("sh", "-c", f"echo 5 > /proc/{server}/clear_refs")
+        statuses: dict[str, int] = json.loads(host.python(TEXTS, str(PORT + 1), str(sentences), timeout=400))
+        return statuses, memory(host, server) - before
+
+    # The first requests import modules.
+    short, _ = asked(1)
+    assert short["/tokenize"] == short["/v1/completions"] == 200
+    long, grown = asked(45_000)
+    SUMMARY.append(f"three texts of 2 MB: {long}; memory of the API server {grown:+.0f} MB")
+    assert set(long.values()) == {400}
+    assert grown < 150, "tokenizing one of them takes 500 MB"
+    assert host.server("texts") == server
+    assert asked(10_000)[0]["/tokenize"] == 200, "a text of 450 kB is tokenized"

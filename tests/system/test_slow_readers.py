@@ -33,13 +33,6 @@ ASK = (
     f'-d \'{{"prompt": "x", "max_tokens": 1}}\' http://127.0.0.1:{PORT}/v1/completions'
 )
 
-TOKENIZE = f"""
-import sys, httpx
-text = "The quick brown fox jumps over the lazy dog. " * (int(sys.argv[1]) * 1_000_000 // 45)
-answer = httpx.post("http://127.0.0.1:{PORT}/tokenize", json={{"prompt": text}}, timeout=600)
-print(answer.status_code, answer.elapsed.total_seconds())
-"""
-
 
 class Stalled:
     """An instance with clients that have stopped reading."""
@@ -111,21 +104,6 @@ def test_clients_that_read_nothing_are_no_hang(stalled: Stalled) -> None:
         f"{CLIENTS} clients that read nothing: the engine worked {worked:.0f} s for them; {unsent} bytes unsent; "
         f"the same engine {SETTINGS['HANG_TIMEOUT_SEC']} + 10 s later"
     )
-
-
-def test_text_that_is_tokenized_for_long_is_no_hang(stalled: Stalled) -> None:
-    """The engine has nothing to do meanwhile."""
-    stalled.host.settings("unread", **SETTINGS, MEMORY_LIMIT_GB=10)
-    stalled.machine.run("systemctl", "restart", UNIT)
-    engine, counters = stalled.engine(), stalled.counters()
-    # As much text as this host tokenizes in more than both limits of a hang, if MAX_REQUEST_MB allows it.
-    for megabytes in (6, 12, 24, 48):
-        status, took = stalled.host.python(TOKENIZE, str(megabytes), timeout=600).split()
-        assert status == "200"
-        if float(took) > float(SETTINGS["HANG_TIMEOUT_SEC"]) + 3:
-            break
-    assert (stalled.engine(), stalled.counters()) == (engine, counters)
-    SUMMARY.append(f"{megabytes} MB of text: tokenized for {float(took):.0f} s by the same server")
 
 
 def test_client_that_reads_nothing_is_disconnected_and_its_request_aborted(stalled: Stalled) -> None:

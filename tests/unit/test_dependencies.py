@@ -11,8 +11,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "hxp_enterprise_llm"
 DISTRIBUTIONS = {"dotenv": "python-dotenv"}
 """Modules whose distribution has another name."""
-NOT_DECLARED = {"vllm"}
-"""Its distribution differs by flavour; requirements/ pins it."""
+NOT_DECLARED = {"transformers", "vllm"}
+"""vLLM depends on transformers; its own distribution differs by flavour. requirements/ pins both."""
 
 
 def imported() -> Iterator[str]:

@@ -15,7 +15,12 @@ def state(request: str, streaming: bool = False, chunks: Any = None) -> SimpleNa
 def engine(*states: SimpleNamespace, calls: int = 0) -> waiting.Engine:
     processor = SimpleNamespace(request_states=dict(enumerate(states)), process_outputs=lambda outputs: outputs)
     core = SimpleNamespace(utility_results=dict.fromkeys(range(calls)))
-    return waiting.Engine(SimpleNamespace(output_processor=processor, engine_core=core))
+    return client(processor, core)
+
+
+def client(processor: Any, core: Any) -> waiting.Engine:
+    model = SimpleNamespace(max_model_len=2048)
+    return waiting.Engine(SimpleNamespace(output_processor=processor, engine_core=core, model_config=model))
 
 
 def test_answers_to_one_request_count_once() -> None:
@@ -36,7 +41,7 @@ def test_only_what_the_engine_sends_is_progress() -> None:
     """Requests that arrive or leave are not: the clients of a hung engine give up and ask again."""
     states: dict[str, SimpleNamespace] = {}
     processor = SimpleNamespace(request_states=states, process_outputs=lambda outputs: outputs)
-    found = waiting.Engine(SimpleNamespace(output_processor=processor, engine_core=SimpleNamespace(utility_results={})))
+    found = client(processor, SimpleNamespace(utility_results={}))
     states["a"] = state("a")
     assert (found.waiting(), found.outputs) == (1, 0)
     assert processor.process_outputs(["token"]) == ["token"]

@@ -420,6 +420,9 @@ BODIES_WITH_KEY: Table = [
     ("10,000 equal keys", (keyed(b"{" + b'"prompt": "x", ' * 10_000 + b'"max_tokens": -1}'),), "400 or 422"),
     ("a form without an end", (post(KEY, CHUNKED, b"Content-Type: multipart/form-data; boundary=x", path=b"/v1/audio/transcriptions") + b"2\r\n--\r\n0\r\n\r\n",), "400 or 404 or 422"),
 ]  # fmt: skip
+HELD_BODIES: Table = [
+    ("100 bodies of 63 MB of 64", (post(KEY, b"Content-Length: %d" % 2**26), Repeated(BLOCK, 63 * 16)), "503 or 408 or closed", 2 * BODY_SEC, 100),
+]  # fmt: skip
 PIPELINES: Table = [
     ("100 requests at once", (REQUEST * 100,), NO_KEY),
     ("10,000 requests at once", (REQUEST * 10_000,), "401 or 431 or 400 or closed"),
@@ -497,6 +500,7 @@ def _rows() -> list[Hostile]:
         *rows("WebSockets", WEBSOCKETS),
         *rows("bodies without a key", BODIES),
         *rows("bodies with a key", BODIES_WITH_KEY),
+        *rows("bodies that are held", HELD_BODIES),
         *rows("pipelines", PIPELINES),
         *rows("readers that stop", readers),
         *rows("TLS", TLS, Layer.INSTEAD_OF_TLS),

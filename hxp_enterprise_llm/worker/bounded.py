@@ -25,6 +25,10 @@ HEAD_BYTES, HEAD_FIELDS, HEAD_SEC = 64 * 1024, 100, 10.0
 """Limits of a request's head. The bytes are also those that may come without a byte of the body: framing, trailers."""
 BODY_WINDOW_SEC, BODY_WINDOW_BYTES = 20.0, 10_000
 """In each such time so much of a body must arrive, until it is complete. Apache's floor is 500 bytes a second too."""
+BODIES, BODIES_LEAST = 4, 64 * MEBIBYTE
+"""A server holds bodies of so many times MAX_REQUEST_MB, or of so many bytes if that is more."""
+SMALL_BODY = 64 * 1024
+"""A body of this size is always accepted, so that clients with large bodies do not keep others out."""
 PIPELINED = 16
 """How many requests may wait on a connection while the one before them is being answered."""
 PIECE_BYTES = 16 * 1024
@@ -80,6 +84,8 @@ class BoundedHttp(HttpToolsProtocol):
         self._ignored = 0
         # uvicorn's `cycle` is the last request that has arrived; this is the request that is being answered.
         self._answering: RequestResponseCycle | None = None
+        # Bytes of the bodies of requests that the application has not finished.
+        self._held: dict[RequestResponseCycle, int] = {}
 
     @property
     def idle(self) -> bool:
@@ -109,6 +115,9 @@ class BoundedHttp(HttpToolsProtocol):
             self._answering.disconnected = True
             self._answering.message_event.set()
         self._connection.others.remove(self._connection)
+        for cycle, _ in self.pipeline:
+            # The application never gets these.
+            self._release(cycle)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -191,8 +200,14 @@ class BoundedHttp(HttpToolsProtocol):
         self._body = self._body_before = 0
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        async def releasing(*arguments: Any) -> None:
+            try:
+                await app(*arguments)
+            finally:
+                self._release(cycle)
+
         self._answering = cycle
-        super()._start_asgi_task(cycle, app)
+        super()._start_asgi_task(cycle, releasing)
 
     def on_body(self, body: bytes) -> None:
         """Count a part of the body."""
@@ -200,7 +215,23 @@ class BoundedHttp(HttpToolsProtocol):
         self._body += len(body)
         if self._body > Traffic.limits.request_bytes:
             self._refuse_body()
+        if self.cycle and not self.cycle.response_complete:
+            # uvicorn ignores what comes after the answer.
+            self._hold(self.cycle, len(body))
         super().on_body(body)
+
+    def _hold(self, cycle: RequestResponseCycle, size: int) -> None:
+        """Count a part of a body, from its arrival until the application has finished the request."""
+        most = max(BODIES * Traffic.limits.request_bytes, BODIES_LEAST)
+        if self._body > SMALL_BODY and Traffic.body_bytes + size > most:
+            text = "requests with large bodies use all the memory for them (MAX_REQUEST_MB); try again later"
+            self._answer(503, error_body(text, "too_many_bodies", "server_error"), (b"retry-after", b"1"))
+            raise Refused
+        self._held[cycle] = self._held.get(cycle, 0) + size
+        Traffic.body_bytes += size
+
+    def _release(self, cycle: RequestResponseCycle) -> None:
+        Traffic.body_bytes -= self._held.pop(cycle, 0)
 
     def on_message_complete(self) -> None:
         """End the request; its answer may take any time."""

@@ -92,6 +92,8 @@ class Traffic:
     """How often the server has been given credentials."""
     _tls: ssl.SSLContext | None = None
     requests = 0
+    body_bytes = 0
+    """Size of the bodies of all requests that the application has not finished."""
     is_open = False
     limits: Limits
     clients: Connections

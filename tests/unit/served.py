@@ -19,6 +19,7 @@ from hxp_enterprise_llm.worker.traffic import Traffic
 LIMITS = Limits(request_bytes=100_000, connections=64)
 UNUSED: dict[str, Any] = {
     "requests": 0,
+    "body_bytes": 0,
     "taken": 0,
     "leaving": False,
     "key_digests": (),

@@ -57,6 +57,8 @@ class Application:
         while more:
             message = await receive()
             self.seen.append(message["type"])
+            if message["type"] == "http.disconnect":
+                return
             self.body += len(message.get("body", b""))
             more = message.get("more_body", False)
         if self.hold and scope["path"] != "/health":
@@ -324,6 +326,52 @@ def test_body_of_the_largest_size_is_served(chunked: bool) -> None:
                 fields, body = b"Transfer-Encoding: chunked\r\n", b"186a0\r\n" + body + b"\r\n0\r\n\r\n"
             answer = await say(port, request("/v1/completions", closing(fields), "POST"), body)
             assert answer.startswith(b"HTTP/1.1 200") and application.body == LIMITS.request_bytes
+
+    run(test())
+
+
+def test_bodies_of_all_requests_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounded, "BODIES_LEAST", 0)
+    full, small = b"x" * LIMITS.request_bytes, b"x" * bounded.SMALL_BODY
+
+    def post(body: bytes) -> bytes:
+        return request("/v1/completions", closing(b"Content-Length: %d\r\n" % len(body)), "POST") + body
+
+    async def test() -> None:
+        application = Application()
+        application.hold = asyncio.Event()
+        async with served(application, credentials=KEYS) as port:
+            waiting = [asyncio.create_task(say(port, post(full))) for _ in range(bounded.BODIES)]
+            await until(lambda: Traffic.body_bytes == application.body == bounded.BODIES * len(full))
+            answer = await say(port, post(full))
+            assert refusal(answer) == (503, "too_many_bodies") and b"\r\nretry-after: 1\r\n" in answer
+            waiting.append(asyncio.create_task(say(port, post(small))))
+            await until(lambda: Traffic.body_bytes == bounded.BODIES * len(full) + len(small))
+            application.hold.set()
+            assert all(answer.endswith(b"ok") for answer in await asyncio.gather(*waiting))
+            assert Traffic.body_bytes == 0
+            assert (await say(port, post(full))).endswith(b"ok")
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    "body", [b"x" * 10, b"{}" + request("/v1/completions", KEY + b"Content-Length: 2\r\n", "POST") + b"{}"]
+)
+def test_body_of_a_client_that_leaves_is_forgotten(body: bytes) -> None:
+    """One has not sent all of its body, another has sent the next request too."""
+
+    async def test() -> None:
+        application = Application()
+        application.hold = asyncio.Event()
+        async with served(application, credentials=KEYS) as port:
+            async with connected(port) as (_, writer):
+                length = b"Content-Length: 2\r\n" if body.startswith(b"{}") else b"Content-Length: 100\r\n"
+                writer.write(request("/v1/completions", KEY + length, "POST") + body)
+                await until(lambda: Traffic.body_bytes == (4 if body.startswith(b"{}") else 10))
+            await until(lambda: Traffic.connections() == 0)
+            application.hold.set()
+            await until(lambda: Traffic.body_bytes == 0)
 
     run(test())
 

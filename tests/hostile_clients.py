@@ -467,6 +467,7 @@ TLS: Table = [
     ("endless empty records", (Endless(record(22, b"") * 1000),), "closed"),
     ("endless alerts", (Endless(record(21, b"\1\x5a") * 1000),), "closed"),
     ("data before the handshake", (record(23, BLOCK[:1000]),), "closed"),
+    ("1,000 handshakes that do not end", (HELLO,), "closed", HEAD_SEC, 1000),
     ("1,000 half handshakes", (HELLO[:100],), "closed", HEAD_SEC, 1000),
     ("an oversized heartbeat", (HELLO, Deed.AWAIT_ANSWER, record(24, b"\1\x40\0")), "closed"),
 ]  # fmt: skip

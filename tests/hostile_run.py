@@ -31,6 +31,8 @@ from hostile_clients import LEFT, ROWS, Deed, Endless, Hostile, Layer, Pause, Re
 
 SLACK_SEC = 20.0
 """A busy machine may close connections this much later than promised."""
+LATE_SEC = 2.0
+"""The median of a row's connections may be this much later."""
 WINDOW_SEC = 5.0
 """Shortest duration of a group; connections that end sooner are made again."""
 SAMPLES = 15
@@ -375,9 +377,11 @@ async def run(target: Target, name: str, rows: Sequence[Hostile], client: KeyedC
     begin = time.monotonic()
 
     async def again(row: Hostile) -> None:
+        took: list[float] = []
         while True:
             for ending in await asyncio.gather(*(Talk(target, row).play() for _ in range(row.connections))):
                 group.connections += 1
+                took.append(ending.seconds)
                 group.longest = max(group.longest, ending.seconds)
                 group.endings[ending.outcome] = group.endings.get(ending.outcome, 0) + 1
                 if ending.outcome not in row.expects.split(" or "):
@@ -388,6 +392,11 @@ async def run(target: Target, name: str, rows: Sequence[Hostile], client: KeyedC
             if time.monotonic() - begin > WINDOW_SEC:
                 break
             await asyncio.sleep(0.2)
+        # The time of a client that does not read begins when the buffers of the kernel are full.
+        if Deed.STOP_READING not in row.sends and statistics.median(took) > row.within + LATE_SEC:
+            said = f"{row.name}: ended after {statistics.median(took):.1f} s instead of {row.within:g} s"
+            group.wrong.append(said)
+            print(f"  {said}", file=sys.stderr, flush=True)
 
     await asyncio.gather(*map(again, rows))
     await client.samples()

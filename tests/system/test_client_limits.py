@@ -147,6 +147,7 @@ def test_clients_without_a_key_cost_no_more_than_connections(host: Host, key: st
             f"{what}: {1000 * took[0]:.0f} ms; beside up to 1050 half requests at most {1000 * max(took):.0f} ms"
         )
     SUMMARY.append(f"half requests that were not replaced were closed after {late:.1f} s")
+    assert late < 20, "a head has 10 s"
     assert host.server("guarded") == server and use(host, server)[1] <= descriptors + 4
 
 

@@ -29,8 +29,9 @@ FACTOR = 2
 MEMORY_MB = 160
 """Bound of the server's growth while the connections of a group are made: 1,024 connections with a head of 64 KiB, or
 with the buffers of TLS."""
-MEMORY_WITH_KEY_MB = {"bodies with a key": 300, "bodies that are held": 600}
-"""The same for bodies with a key: two at a time grow to MAX_REQUEST_MB, or four beside the buffers of a hundred."""
+MEMORY_WITH_KEY_MB = {"bodies with a key": 300, "bodies that are held": 1200}
+"""The same for bodies with a key: two at a time grow to MAX_REQUEST_MB, or a hundred to four times that together, of
+which the application and the allocator make some 900 MB."""
 LONGEST_LINE = 2000
 """Bound of the length of a line in the journal (characters)."""
 

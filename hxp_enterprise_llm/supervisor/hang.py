@@ -26,10 +26,11 @@ STILL_SHARE = 0.02
 STOPPED_SEC = 3.0
 """How long a signal may have stopped a process."""
 STALE_SEC = 5.0
-"""How long a heartbeat tells which requests wait."""
+"""Age up to which a heartbeat's number of waiting requests is used."""
 SILENT_SEC = 30.0
-"""How long the API server's event loop may be blocked while its process is idle; it sends a heartbeat a second. A loop
-that works, for example on the tool calls of a long answer, may be blocked for HANG_TIMEOUT_SEC."""
+"""How long the API server's event loop may be blocked while its process uses no more than 0.02 s of CPU time in all; it
+sends a heartbeat a second. A loop that works, for example on the tool calls of a long answer, may be blocked for
+HANG_TIMEOUT_SEC."""
 
 
 async def watch(config: ServiceConfigSchema, server: ServerProcess, feed: Callable[[], None]) -> NoReturn:

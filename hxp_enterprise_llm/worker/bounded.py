@@ -24,7 +24,8 @@ from hxp_enterprise_llm.worker.traffic import OPEN_PATH, UNAUTHORIZED, Traffic
 HEAD_BYTES, HEAD_FIELDS, HEAD_SEC = 64 * 1024, 100, 10.0
 """Limits of a request's head. The bytes are also those that may come without a byte of the body: framing, trailers."""
 BODY_WINDOW_SEC, BODY_WINDOW_BYTES = 20.0, 10_000
-"""In each such time so much of a body must arrive, until it is complete. Apache's floor is 500 bytes a second too."""
+"""A body must bring this many bytes in each window until it is complete. Apache's default minimum is 500 bytes a second
+too."""
 BODIES, BODIES_LEAST = 4, 64 * MEBIBYTE
 """A server holds bodies of so many times MAX_REQUEST_MB, or of so many bytes if that is more."""
 SMALL_BODY = 64 * 1024
@@ -32,7 +33,7 @@ SMALL_BODY = 64 * 1024
 PIPELINED = 16
 """How many requests may wait on a connection while the one before them is being answered."""
 PIECE_BYTES = 16 * 1024
-"""How much is parsed at once: a limit may be exceeded by less than that, where requests follow one another."""
+"""Bytes that are parsed at once. A head behind another request can exceed its limit by less than this."""
 LINGER_SEC, LINGER_BYTES = 2.0, MEBIBYTE
 """How long a refused client stays connected, and how much of what it still sends is read and ignored. If its connection
 closed at once, the client might lose the answer."""
@@ -41,7 +42,7 @@ WEBSOCKET_MESSAGE_BYTES = 16 * MEBIBYTE
 
 
 class Part(Enum):
-    """What of a request a connection waits for."""
+    """The part of a request that a connection waits for."""
 
     NOTHING = auto()
     HEAD = auto()

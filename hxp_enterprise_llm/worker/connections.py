@@ -26,7 +26,7 @@ PRIVATE_BACKLOG = 128
 """Connections that wait on the private port, and so those accepted in one turn of the event loop. Being fewer than
 PRIVATE, they do not close a connection before its request is read."""
 AT_ONCE = 16
-"""How many connections are accepted before the event loop serves those that there are."""
+"""Connections accepted in one turn of the event loop."""
 AGAIN_SEC = 1.0
 """Pause after a failure to accept a connection, for lack of memory or descriptors."""
 # A connection holds this much from before its TLS handshake on; with asyncio's 256 KiB, a thousand would be 256 MB.
@@ -114,10 +114,10 @@ class Connections:
 
 
 class Acceptor:
-    """Accepts connections from a listener until `close`, to uvicorn what asyncio's server is.
+    """Accepts connections from a listener until `close`, with the methods of asyncio.Server that uvicorn calls.
 
-    `speak` makes the protocol of a connection. asyncio's server would not tell of connections in their TLS handshake,
-    so they could neither be counted nor closed.
+    `make_protocol` makes the protocol of a connection. asyncio's server does not report connections before their TLS
+    handshake has ended, so they could neither be counted nor closed.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
 """What the API server waits for: requests that the engine has been given and has not finished.
 
-A request that is being tokenized, or whose client does not read its answer, waits for somebody else.
+A request that is being tokenized, or whose client does not read its answer, does not wait for the engine.
 The names are those of vLLM 0.32: AsyncLLM (vllm/v1/engine/async_llm.py) and its output processor.
 """
 

@@ -38,7 +38,7 @@ class Pause(NamedTuple):
     seconds: float
 
 
-class Deed(Enum):
+class Action(Enum):
     """What a client does besides sending."""
 
     AWAIT_ANSWER = "wait for the first bytes of an answer"
@@ -56,7 +56,7 @@ class Layer(Enum):
     INSTEAD_OF_TLS = "on the TCP connection, without a handshake"
 
 
-Step = bytes | Endless | Repeated | Slowly | Pause | Deed
+Step = bytes | Endless | Repeated | Slowly | Pause | Action
 AT_ONCE_SEC = 10.0
 """For connections that the server can refuse or answer at once; includes its wait for another request."""
 HEAD_SEC = 10.0
@@ -181,7 +181,7 @@ HEADS: Table = [
     ("a path of 64 KiB", (head(line=b"GET /" + BLOCK + b" HTTP/1.1"),), HEAD_TOO_LARGE),
     ("a path of 60 KB", (head(line=b"GET /" + BLOCK[:60_000] + b" HTTP/1.1"),), NO_KEY),
     ("60 fields of 1,000 bytes", (head(*[b"a: " + BLOCK[:1000]] * 60),), NO_KEY),
-    ("a small head, then a large one", (GET_HEALTH, Deed.AWAIT_ANSWER, HALF, Endless(BLOCK)), "200 431 or 200 400 or 200"),
+    ("a small head, then a large one", (GET_HEALTH, Action.AWAIT_ANSWER, HALF, Endless(BLOCK)), "200 431 or 200 400 or 200"),
     ("a large head behind a small one", (GET_HEALTH + HALF, Endless(BLOCK)), "200 431 or 200 400 or 200 or 431 or closed"),
     ("endless trailers", (post(CHUNKED) + b"0\r\n", Endless(b"a: b\r\n" * 1000)), "401 or 401 431 or 401 400 or 431 or closed"),
     ("endless trailers, with a key", (post(KEY, CHUNKED) + b"0\r\n", Endless(b"a: b\r\n" * 1000)), HEAD_TOO_LARGE),
@@ -212,21 +212,21 @@ UNFINISHED: Table = [
     ("a path byte by byte", (b"GET /", Slowly(b"x")), TOO_SLOW),
     ("a field every second", (b"GET / HTTP/1.1\r\n", *(b"a: b\r\n", Pause(1)) * 60), TOO_SLOW),
     ("an empty line every second", (b"\r\n", Pause(1)) * 60, TOO_SLOW),
-    ("half a head, half closed", (HALF, Deed.HALF_CLOSE), "400 or 408 or closed"),
-    ("nothing, half closed", (Deed.HALF_CLOSE,), TOO_SLOW),
+    ("half a head, half closed", (HALF, Action.HALF_CLOSE), "400 or 408 or closed"),
+    ("nothing, half closed", (Action.HALF_CLOSE,), TOO_SLOW),
     ("an answered request, then nothing", (GET_HEALTH,), "200"),
-    ("an answered request, then half a head", (GET_HEALTH, Deed.AWAIT_ANSWER, HALF), "200 or 200 408"),
-    ("an answered request, then a head byte by byte", (GET_HEALTH, Deed.AWAIT_ANSWER, Slowly(HALF)), "200 or 200 408"),
-    ("an answered request, then empty lines", (GET_HEALTH, Deed.AWAIT_ANSWER, Slowly(b"\r\n")), "200 or 200 408"),
-    ("an answered request with a key, then half a head", (head(KEY), Deed.AWAIT_ANSWER, HALF), "200 or 200 408"),
+    ("an answered request, then half a head", (GET_HEALTH, Action.AWAIT_ANSWER, HALF), "200 or 200 408"),
+    ("an answered request, then a head byte by byte", (GET_HEALTH, Action.AWAIT_ANSWER, Slowly(HALF)), "200 or 200 408"),
+    ("an answered request, then empty lines", (GET_HEALTH, Action.AWAIT_ANSWER, Slowly(b"\r\n")), "200 or 200 408"),
+    ("an answered request with a key, then half a head", (head(KEY), Action.AWAIT_ANSWER, HALF), "200 or 200 408"),
     ("a request and a half", (GET_HEALTH + HALF,), "200 or 200 408"),
 ]  # fmt: skip
 FLOODS: Table = [
     ("3,000 half requests", (HALF,), "408 or closed", HEAD_SEC, 3000),
     ("2,000 silent connections", (), "408 or closed", HEAD_SEC, 2000),
     ("500 heads byte by byte", (Slowly(HALF),), "408 or closed", HEAD_SEC, 500),
-    ("1,000 connections closed at once", (Deed.CLOSE,), "left or closed", AT_ONCE_SEC, 1000),
-    ("1,000 connections reset at once", (Deed.RESET,), "left or closed", AT_ONCE_SEC, 1000),
+    ("1,000 connections closed at once", (Action.CLOSE,), "left or closed", AT_ONCE_SEC, 1000),
+    ("1,000 connections reset at once", (Action.RESET,), "left or closed", AT_ONCE_SEC, 1000),
     ("1,000 requests without a key", (REQUEST,), "401 or 503 or closed", AT_ONCE_SEC, 1000),
 ]  # fmt: skip
 LENGTHS: Table = [
@@ -283,7 +283,7 @@ REQUESTS: Table = [
     ("the preface of HTTP/2", (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9),), "400 or closed"),
     ("an upgrade to HTTP/2", (head(b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABk"),), NO_KEY),
     ("CONNECT", (head(line=b"CONNECT 127.0.0.1:22 HTTP/1.1"),), "400 or 401"),
-    ("CONNECT after a request, with a key", (head(KEY), Deed.AWAIT_ANSWER, head(KEY, line=b"CONNECT 127.0.0.1:22 HTTP/1.1")), "200 400 or 200 405"),
+    ("CONNECT after a request, with a key", (head(KEY), Action.AWAIT_ANSWER, head(KEY, line=b"CONNECT 127.0.0.1:22 HTTP/1.1")), "200 400 or 200 405"),
     ("HEAD", (head(line=b"HEAD /v1/models HTTP/1.1"),), NO_KEY),
     ("TRACE", (head(line=b"TRACE /v1/models HTTP/1.1"),), NO_KEY),
     ("OPTIONS *", (head(line=b"OPTIONS * HTTP/1.1"),), "400 or 401"),
@@ -329,24 +329,24 @@ REQUESTS: Table = [
 ]  # fmt: skip
 EARLY: dict[int, Table] = {  # by the number of connections
     20: [
-        ("closed after one byte", (b"G", Deed.CLOSE)),
-        ("closed in the head", (HALF, Deed.CLOSE)),
-        ("reset in the head", (HALF, Deed.RESET)),
-        ("closed before the answer", (REQUEST, Deed.CLOSE)),
-        ("reset before the answer", (REQUEST, Deed.RESET)),
-        ("closed before the body", (post(b"Content-Length: 100"), Deed.CLOSE)),
-        ("closed in the body, with a key", (post(KEY, b"Content-Length: 100") + b"{", Pause(0.1), Deed.CLOSE)),
-        ("reset in the body, with a key", (post(KEY, b"Content-Length: 100") + b"{", Pause(0.1), Deed.RESET)),
-        ("closed in a chunk, with a key", (post(KEY, CHUNKED) + b"64\r\n{", Pause(0.1), Deed.CLOSE)),
-        ("closed between two requests", (GET_HEALTH, Deed.AWAIT_ANSWER, Deed.CLOSE)),
-        ("closed with answers to come", (GET_HEALTH * 50, Deed.CLOSE)),
+        ("closed after one byte", (b"G", Action.CLOSE)),
+        ("closed in the head", (HALF, Action.CLOSE)),
+        ("reset in the head", (HALF, Action.RESET)),
+        ("closed before the answer", (REQUEST, Action.CLOSE)),
+        ("reset before the answer", (REQUEST, Action.RESET)),
+        ("closed before the body", (post(b"Content-Length: 100"), Action.CLOSE)),
+        ("closed in the body, with a key", (post(KEY, b"Content-Length: 100") + b"{", Pause(0.1), Action.CLOSE)),
+        ("reset in the body, with a key", (post(KEY, b"Content-Length: 100") + b"{", Pause(0.1), Action.RESET)),
+        ("closed in a chunk, with a key", (post(KEY, CHUNKED) + b"64\r\n{", Pause(0.1), Action.CLOSE)),
+        ("closed between two requests", (GET_HEALTH, Action.AWAIT_ANSWER, Action.CLOSE)),
+        ("closed with answers to come", (GET_HEALTH * 50, Action.CLOSE)),
     ],
     # Clients share the model's speed.
     2: [
-        ("closed while the model works", (keyed(SHORT_STREAM), Deed.CLOSE)),
-        ("reset while the model works", (keyed(SHORT_STREAM), Deed.RESET)),
-        ("closed in a stream", (keyed(SHORT_STREAM), Deed.AWAIT_ANSWER, Deed.CLOSE)),
-        ("reset in a stream", (keyed(SHORT_STREAM), Deed.AWAIT_ANSWER, Deed.RESET)),
+        ("closed while the model works", (keyed(SHORT_STREAM), Action.CLOSE)),
+        ("reset while the model works", (keyed(SHORT_STREAM), Action.RESET)),
+        ("closed in a stream", (keyed(SHORT_STREAM), Action.AWAIT_ANSWER, Action.CLOSE)),
+        ("reset in a stream", (keyed(SHORT_STREAM), Action.AWAIT_ANSWER, Action.RESET)),
     ],
 }  # fmt: skip
 WEBSOCKETS: Table = [
@@ -397,7 +397,7 @@ BODIES_WITH_KEY: Table = [
     ("half a chunk", (post(KEY, CHUNKED) + b"64\r\n{",), TOO_SLOW, BODY_SEC),
     ("a body byte by byte", (post(KEY, b"Content-Length: 1000"), Slowly(b"x")), TOO_SLOW, BODY_SEC),
     ("a chunk of one byte every second", (post(KEY, CHUNKED), *(b"1\r\nx\r\n", Pause(1)) * 90), TOO_SLOW, BODY_SEC),
-    ("half a body, half closed", (post(KEY, b"Content-Length: 100") + b"{", Deed.HALF_CLOSE), "400 or 408 or closed", BODY_SEC),
+    ("half a body, half closed", (post(KEY, b"Content-Length: 100") + b"{", Action.HALF_CLOSE), "400 or 408 or closed", BODY_SEC),
     ("a body that expands a thousandfold", (keyed(BOMB, b"Content-Encoding: gzip"),), "400 or 415 or 422"),
     ("an unknown encoding", (keyed(b"{}", b"Content-Encoding: br"),), "400 or 415 or 422"),
     ("no JSON", (keyed(NOISE),), "400 or 422"),
@@ -437,12 +437,12 @@ PIPELINES: Table = [
     ("a stream with a key, then an upgrade", (keyed(LONG_STREAM) + head(*UPGRADE, NONCE, KEY, line=REALTIME),), "200 or closed"),
 ]  # fmt: skip
 READERS: Table = [
-    ("a long stream", (keyed(LONG_STREAM), Deed.STOP_READING), "closed"),
-    ("a long stream, after its first token", (keyed(LONG_STREAM), Deed.AWAIT_ANSWER, Deed.STOP_READING), "200"),
-    ("3,000 pages of metrics", (Deed.STOP_READING, Repeated(head(KEY, line=b"GET /metrics HTTP/1.1"), 3000)), "closed"),
-    ("3,000 descriptions of the API", (Deed.STOP_READING, Repeated(head(KEY, line=b"GET /openapi.json HTTP/1.1"), 3000)), "closed"),
-    ("endless probes", (Deed.STOP_READING, Endless(GET_HEALTH * 10)), "closed"),
-    ("endless requests without a key", (Deed.STOP_READING, Endless(REQUEST * 10)), "closed"),
+    ("a long stream", (keyed(LONG_STREAM), Action.STOP_READING), "closed"),
+    ("a long stream, after its first token", (keyed(LONG_STREAM), Action.AWAIT_ANSWER, Action.STOP_READING), "200"),
+    ("3,000 pages of metrics", (Action.STOP_READING, Repeated(head(KEY, line=b"GET /metrics HTTP/1.1"), 3000)), "closed"),
+    ("3,000 descriptions of the API", (Action.STOP_READING, Repeated(head(KEY, line=b"GET /openapi.json HTTP/1.1"), 3000)), "closed"),
+    ("endless probes", (Action.STOP_READING, Endless(GET_HEALTH * 10)), "closed"),
+    ("endless requests without a key", (Action.STOP_READING, Endless(REQUEST * 10)), "closed"),
 ]  # fmt: skip
 TLS: Table = [
     ("plain HTTP", (REQUEST,), "400 or closed"),
@@ -453,11 +453,11 @@ TLS: Table = [
     ("half a handshake", (HELLO[:100],), "closed"),
     ("a handshake, then nothing", (HELLO,), "closed"),
     ("a handshake byte by byte", (Slowly(HELLO),), "closed"),
-    ("a handshake, half closed", (HELLO, Deed.HALF_CLOSE), "closed"),
-    ("a handshake, then closed", (HELLO, Deed.CLOSE), LEFT),
-    ("a handshake, then reset", (HELLO, Deed.AWAIT_ANSWER, Deed.RESET), LEFT),
+    ("a handshake, half closed", (HELLO, Action.HALF_CLOSE), "closed"),
+    ("a handshake, then closed", (HELLO, Action.CLOSE), LEFT),
+    ("a handshake, then reset", (HELLO, Action.AWAIT_ANSWER, Action.RESET), LEFT),
     ("a handshake twice", (HELLO + HELLO,), "closed"),
-    ("a handshake, then noise", (HELLO, Deed.AWAIT_ANSWER, NOISE), "closed"),
+    ("a handshake, then noise", (HELLO, Action.AWAIT_ANSWER, NOISE), "closed"),
     ("a handshake in records of one byte", (b"".join(record(22, bytes([byte])) for byte in HELLO[5:]),), "closed"),
     ("SSL 2", (b"\x80\x2e\x01\x00\x02\x00\x15\x00\x00\x00\x10" + bytes(37),), "closed"),
     ("SSL 3", (OLD_HELLO.replace(b"\3\3", b"\3\0", 1),), "closed"),
@@ -469,7 +469,7 @@ TLS: Table = [
     ("data before the handshake", (record(23, BLOCK[:1000]),), "closed"),
     ("1,000 handshakes that do not end", (HELLO,), "closed", HEAD_SEC, 1000),
     ("1,000 half handshakes", (HELLO[:100],), "closed", HEAD_SEC, 1000),
-    ("an oversized heartbeat", (HELLO, Deed.AWAIT_ANSWER, record(24, b"\1\x40\0")), "closed"),
+    ("an oversized heartbeat", (HELLO, Action.AWAIT_ANSWER, record(24, b"\1\x40\0")), "closed"),
 ]  # fmt: skip
 BELOW_TLS: Table = [
     ("then nothing", (), TOO_SLOW),
@@ -479,7 +479,7 @@ BELOW_TLS: Table = [
     ("then half a record", (record(23, BLOCK[:1000])[:500],), TOO_SLOW),
     ("then an endless empty record", (Endless(record(23, b"") * 1000),), "closed"),
     ("then endless warnings", (Endless(record(21, b"\1\x5a") * 1000),), "closed"),
-    ("then an end without a goodbye", (Deed.HALF_CLOSE,), "closed"),
+    ("then an end without a goodbye", (Action.HALF_CLOSE,), "closed"),
 ]  # fmt: skip
 
 

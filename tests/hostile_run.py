@@ -27,7 +27,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 
-from hostile_clients import LEFT, ROWS, Deed, Endless, Hostile, Layer, Pause, Repeated, Slowly, Step
+from hostile_clients import LEFT, ROWS, Action, Endless, Hostile, Layer, Pause, Repeated, Slowly, Step
 
 SLACK_SEC = 20.0
 """A busy machine may close connections this much later than promised."""
@@ -97,7 +97,7 @@ def unverified() -> ssl.SSLContext:
     return context
 
 
-class Talk:
+class Client:
     """A connection of one row. asyncio's streams hide resets, half closed connections and the bytes below TLS."""
 
     def __init__(self, target: Target, row: Hostile) -> None:
@@ -105,7 +105,7 @@ class Talk:
         self.loop = asyncio.get_running_loop()
         self.socket = socket.socket(socket.AF_INET6 if ":" in target.host else socket.AF_INET)
         self.socket.setblocking(False)
-        if Deed.STOP_READING in row.sends:
+        if Action.STOP_READING in row.sends:
             # Otherwise the kernel reads megabytes for the client.
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -200,7 +200,7 @@ class Talk:
             await asyncio.wait({steps, self._reading}, return_when=asyncio.FIRST_COMPLETED)
             if steps.done() and not steps.cancelled() and steps.exception() is None and steps.result():
                 return True
-            if Deed.STOP_READING in self.row.sends:
+            if Action.STOP_READING in self.row.sends:
                 await self._until_dropped()
             else:
                 await self._reading
@@ -230,25 +230,25 @@ class Talk:
                             await asyncio.sleep(1)
                 case Pause(seconds):
                     await asyncio.sleep(seconds)
-                case Deed() if await self._do(step):
+                case Action() if await self._do(step):
                     return True
         return False
 
-    async def _do(self, deed: Deed) -> bool:
+    async def _do(self, action: Action) -> bool:
         """Return whether the connection is over."""
         assert self._reading
-        match deed:
-            case Deed.AWAIT_ANSWER:
+        match action:
+            case Action.AWAIT_ANSWER:
                 await self.answered.wait()
-            case Deed.STOP_READING:
+            case Action.STOP_READING:
                 self._reading.cancel()
                 # The task must be over, or its last read takes what comes next.
                 await asyncio.wait({self._reading})
-            case Deed.HALF_CLOSE:
+            case Action.HALF_CLOSE:
                 self.socket.shutdown(socket.SHUT_WR)
-            case Deed.RESET:
+            case Action.RESET:
                 self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        return deed in (Deed.CLOSE, Deed.RESET)
+        return action in (Action.CLOSE, Action.RESET)
 
     async def _until_dropped(self) -> None:
         """Wait until the server has closed a connection from which this client does not read."""
@@ -379,7 +379,7 @@ async def run(target: Target, name: str, rows: Sequence[Hostile], client: KeyedC
     async def again(row: Hostile) -> None:
         took: list[float] = []
         while True:
-            for ending in await asyncio.gather(*(Talk(target, row).play() for _ in range(row.connections))):
+            for ending in await asyncio.gather(*(Client(target, row).play() for _ in range(row.connections))):
                 group.connections += 1
                 took.append(ending.seconds)
                 group.longest = max(group.longest, ending.seconds)
@@ -393,7 +393,7 @@ async def run(target: Target, name: str, rows: Sequence[Hostile], client: KeyedC
                 break
             await asyncio.sleep(0.2)
         # The time of a client that does not read begins when the buffers of the kernel are full.
-        if Deed.STOP_READING not in row.sends and statistics.median(took) > row.within + LATE_SEC:
+        if Action.STOP_READING not in row.sends and statistics.median(took) > row.within + LATE_SEC:
             said = f"{row.name}: ended after {statistics.median(took):.1f} s instead of {row.within:g} s"
             group.wrong.append(said)
             print(f"  {said}", file=sys.stderr, flush=True)

@@ -75,11 +75,11 @@ class BoundedHttp(HttpToolsProtocol):
             app_state = {**app_state, CONNECTION: connection}
         super().__init__(config, server_state, app_state, _loop)
         self._connection: Connection = connection
-        self._part, self._entered = Part.NOTHING, False
+        self._part, self._timer_is_due = Part.NOTHING, False
         self._timer: asyncio.TimerHandle | None = None
         # Bytes since the head began, or since the last byte of the body; fields; bytes of the body, now and at the
         # begin of the window.
-        self._silent = self._fields = self._body = self._body_before = 0
+        self._bytes_without_body = self._fields = self._body = self._body_before = 0
         # The request was refused, and what follows is ignored; it is a WebSocket's, which has another protocol now.
         self._ending = self._upgraded = False
         self._ignored = 0
@@ -102,7 +102,7 @@ class BoundedHttp(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for the first request, for a limited time."""
         super().connection_made(transport)
-        self._connection.speaker = self
+        self._connection.protocol = self
         self._connection.others.add(self._connection)
         self._enter(Part.HEAD)
         self._set_timer()
@@ -133,13 +133,13 @@ class BoundedHttp(HttpToolsProtocol):
         while rest and not (self._ending or self._upgraded or self.transport.is_closing()):
             if self._part is Part.NOTHING:
                 self._enter(Part.HEAD)
-            size = min(PIECE_BYTES, HEAD_BYTES - self._silent)
+            size = min(PIECE_BYTES, HEAD_BYTES - self._bytes_without_body)
             piece, rest = rest[:size], rest[size:]
-            self._silent += len(piece)
+            self._bytes_without_body += len(piece)
             self._parse(piece)
-            if self._silent >= HEAD_BYTES:
+            if self._bytes_without_body >= HEAD_BYTES:
                 self._refuse(431, f"the head of a request may have {HEAD_BYTES >> 10} KiB", "head_too_large")
-        if self._entered and not (self._ending or self._upgraded):
+        if self._timer_is_due and not (self._ending or self._upgraded):
             self._set_timer()
 
     def _parse(self, piece: memoryview) -> None:
@@ -186,7 +186,7 @@ class BoundedHttp(HttpToolsProtocol):
         if length or upgrade or any(name == b"transfer-encoding" for name, _ in self.headers):
             # A probe has no body and opens no WebSocket. So no body without a key is parsed, and no WebSocket logged.
             path = ""
-        if not Traffic.may({"path": path, "method": method, "headers": self.headers}):
+        if not Traffic.is_allowed({"path": path, "method": method, "headers": self.headers}):
             self._answer(401, UNAUTHORIZED, (b"www-authenticate", b"Bearer"))
             raise Refused
         if path != OPEN_PATH and not self._connection.others.admit(self._connection):
@@ -212,7 +212,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """Count a part of the body."""
-        self._silent = 0
+        self._bytes_without_body = 0
         self._body += len(body)
         if self._body > Traffic.limits.request_bytes:
             self._refuse_body()
@@ -240,30 +240,30 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_message_complete()
 
     def _enter(self, part: Part) -> None:
-        self._part, self._entered, self._silent = part, True, 0
+        self._part, self._timer_is_due, self._bytes_without_body = part, True, 0
 
     def _set_timer(self) -> None:
         """Limit the time of the part that has begun. Most requests arrive at once and need no timer."""
         self._stop_timer()
-        self._entered = False
+        self._timer_is_due = False
         if self._part is Part.HEAD:
-            self._timer = self.loop.call_later(HEAD_SEC, self._head_due)
+            self._timer = self.loop.call_later(HEAD_SEC, self._head_timed_out)
         elif self._part is Part.BODY:
-            self._timer = self.loop.call_later(BODY_WINDOW_SEC, self._body_due)
+            self._timer = self.loop.call_later(BODY_WINDOW_SEC, self._body_timed_out)
 
     def _stop_timer(self) -> None:
         if self._timer:
             self._timer.cancel()
             self._timer = None
 
-    def _head_due(self) -> None:
+    def _head_timed_out(self) -> None:
         if not self.idle:
             # Some clients send an empty line after a body: that must not end the answer.
             self._set_timer()
         else:
             self._end()
 
-    def _body_due(self) -> None:
+    def _body_timed_out(self) -> None:
         if self._body - self._body_before < BODY_WINDOW_BYTES and not self.flow.read_paused:
             self._end()
         else:
@@ -327,7 +327,7 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take over the connection."""
         super().connection_made(transport)
-        self.app_state[CONNECTION].speaker = self
+        self.app_state[CONNECTION].protocol = self
 
     def data_received(self, data: bytes) -> None:
         """Close the connection if the request is malformed: uvicorn, which passes it in one piece, would keep it."""

@@ -27,13 +27,13 @@ PRIVATE_BACKLOG = 128
 PRIVATE, they do not close a connection before its request is read."""
 AT_ONCE = 16
 """Connections accepted in one turn of the event loop."""
-AGAIN_SEC = 1.0
+RETRY_SEC = 1.0
 """Pause after a failure to accept a connection, for lack of memory or descriptors."""
 # A connection holds this much from before its TLS handshake on; with asyncio's 256 KiB, a thousand would be 256 MB.
 sslproto.SSLProtocol.max_size = 32 * 1024
 
 
-class Speaker(Protocol):
+class ClientProtocol(Protocol):
     """The protocol of a connection, from the end of its TLS handshake on."""
 
     transport: asyncio.Transport
@@ -48,18 +48,18 @@ class Connection:
 
     def __init__(self, others: "Connections") -> None:
         self.others = others
-        self.speaker: Speaker | None = None
+        self.protocol: ClientProtocol | None = None
         self.handshake: asyncio.Task[None] | None = None
 
     @property
     def idle(self) -> bool:
         """Whether the connection waits for its client: the model works on nothing that the client has asked."""
-        return self.speaker is not None and self.speaker.idle
+        return self.protocol is not None and self.protocol.idle
 
     def close(self) -> None:
         """Close the connection at once."""
-        if self.speaker:
-            self.speaker.transport.abort()
+        if self.protocol:
+            self.protocol.transport.abort()
         elif self.handshake:
             self.handshake.cancel()
 
@@ -80,7 +80,7 @@ class Connections:
     @property
     def in_handshake(self) -> int:
         """The number of connections in their TLS handshake."""
-        return sum(connection.speaker is None for connection in self._without_key)
+        return sum(connection.protocol is None for connection in self._without_key)
 
     def add(self, connection: Connection) -> None:
         """Count a connection, once; if there are too many, close the one that has been open longest without a key."""
@@ -125,12 +125,12 @@ class Acceptor:
         listener: socket.socket,
         certificate: ssl.SSLContext | None,
         connections: Connections,
-        speak: Callable[[Connection], asyncio.Protocol],
+        make_protocol: Callable[[Connection], asyncio.Protocol],
     ) -> None:
         self._listener, self._certificate = listener, certificate
-        self._connections, self._speak = connections, speak
+        self._connections, self._make_protocol = connections, make_protocol
         self._loop = asyncio.get_running_loop()
-        self._again: asyncio.TimerHandle | None = None
+        self._retry: asyncio.TimerHandle | None = None
         listener.setblocking(False)
         listener.listen(BACKLOG)
         self._begin()
@@ -146,7 +146,7 @@ class Acceptor:
                 return
             except OSError:
                 self._loop.remove_reader(self._listener)
-                self._again = self._loop.call_later(AGAIN_SEC, self._begin)
+                self._retry = self._loop.call_later(RETRY_SEC, self._begin)
                 return
             connection = Connection(self._connections)
             connection.handshake = self._loop.create_task(self._connect(accepted, connection))
@@ -155,7 +155,7 @@ class Acceptor:
     async def _connect(self, accepted: socket.socket, connection: Connection) -> None:
         try:
             await self._loop.connect_accepted_socket(
-                lambda: self._speak(connection),
+                lambda: self._make_protocol(connection),
                 accepted,
                 ssl=self._certificate,
                 ssl_handshake_timeout=HANDSHAKE_SEC if self._certificate else None,
@@ -165,15 +165,15 @@ class Acceptor:
             pass
         finally:
             connection.handshake = None
-            if connection.speaker is None:
+            if connection.protocol is None:
                 self._connections.remove(connection)
                 with suppress(OSError):
                     accepted.close()
 
     def close(self) -> None:
         """Accept no more connections; those accepted stay open."""
-        if self._again:
-            self._again.cancel()
+        if self._retry:
+            self._retry.cancel()
         if self._listener.fileno() >= 0:
             self._loop.remove_reader(self._listener)
             self._listener.close()

@@ -113,7 +113,7 @@ class Traffic:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        if not self.may(scope):
+        if not self.is_allowed(scope):
             await self._refuse(scope, send)
             return
         if scope["type"] != "http":
@@ -133,7 +133,7 @@ class Traffic:
 
         async def received() -> Any:
             message = await receive()
-            if message["type"] == "http.request" and not self.may(scope):
+            if message["type"] == "http.request" and not self.is_allowed(scope):
                 # The key was revoked after the request's headers arrived; nothing has been computed yet.
                 return {"type": "http.disconnect"}
             # The model cannot work on an incomplete request.
@@ -154,7 +154,7 @@ class Traffic:
                 work.end()
 
     @staticmethod
-    def may(scope: Any) -> bool:
+    def is_allowed(scope: Any) -> bool:
         """Whether a request carries a key for its path. vLLM's --api-key protects only some paths, not /metrics."""
         if not Traffic.key_digests or scope.get("path") == OPEN_PATH:
             return True
@@ -194,7 +194,7 @@ class Traffic:
         cls.key_digests, cls.metrics_digests = credentials.key_digests, credentials.metrics_digests
         cls._tls = tls.server(credentials.certificate, credentials.private_key) if credentials.certificate else None
         cls.taken += 1
-        for talk in [talk for talk in cls._talks if not cls.may(talk.scope)]:
+        for talk in [talk for talk in cls._talks if not cls.is_allowed(talk.scope)]:
             # In the background: a client that does not read must not delay the caller.
             task = asyncio.get_running_loop().create_task(talk.close())
             cls._closing.add(task)
@@ -211,7 +211,7 @@ class Traffic:
         if server.should_exit:
             return
 
-        def speak(connection: Connection) -> asyncio.Protocol:
+        def make_protocol(connection: Connection) -> asyncio.Protocol:
             made: asyncio.Protocol = server.config.http_protocol_class(
                 config=server.config,
                 server_state=server.server_state,
@@ -220,7 +220,7 @@ class Traffic:
             return made
 
         # A duplicate, because uvicorn closes it at the end: waiting connections stay in the listener's queue.
-        accepting = Acceptor(listener.dup(), cls._tls, cls.clients, speak)
+        accepting = Acceptor(listener.dup(), cls._tls, cls.clients, make_protocol)
         for before in server.servers:
             before.close()
         # uvicorn closes these when it ends.

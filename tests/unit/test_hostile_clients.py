@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import hostile_run
 import pytest
-from hostile_clients import LEFT, REQUEST, ROWS, Deed, Endless, Hostile, Slowly, Step
+from hostile_clients import LEFT, REQUEST, ROWS, Action, Endless, Hostile, Slowly, Step
 
 OUTCOME = re.compile(rf"(?:\d\d\d(?: \d\d\d)*|closed|{LEFT})")
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
@@ -23,7 +23,7 @@ def test_every_row_expects_outcomes_that_the_runner_can_report() -> None:
     for row in ROWS:
         assert all(map(OUTCOME.fullmatch, row.expects.split(" or "))), row.name
         # Only a client that ends its connection reports so.
-        assert (LEFT in row.expects) == bool({Deed.CLOSE, Deed.RESET} & {*row.sends}), row.name
+        assert (LEFT in row.expects) == bool({Action.CLOSE, Action.RESET} & {*row.sends}), row.name
 
 
 def test_nothing_comes_behind_an_endless_step() -> None:
@@ -68,9 +68,9 @@ async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
     ("handler", "sends", "outcome"),
     [
         (answer, (REQUEST,), "200 401"),
-        (answer, (REQUEST, Deed.AWAIT_ANSWER, Deed.CLOSE), LEFT),
+        (answer, (REQUEST, Action.AWAIT_ANSWER, Action.CLOSE), LEFT),
         (close, (Endless(REQUEST),), "closed"),
-        (answer_for_ever, (REQUEST, Deed.STOP_READING), "closed"),
+        (answer_for_ever, (REQUEST, Action.STOP_READING), "closed"),
         (hold, (Endless(REQUEST),), "open"),
         (hold, (), "open"),
     ],
@@ -84,7 +84,7 @@ def test_outcome_of_a_connection_is_reported(
         async with await asyncio.start_server(handler, "127.0.0.1", 0) as server:
             port = server.sockets[0].getsockname()[1]
             target = hostile_run.Target("127.0.0.1", port, tls=False, key="key", model="model", pid=0)
-            ending = await hostile_run.Talk(target, Hostile("group", "row", sends, outcome, within=0)).play()
+            ending = await hostile_run.Client(target, Hostile("group", "row", sends, outcome, within=0)).play()
             return ending.outcome
 
     assert asyncio.run(test()) == outcome

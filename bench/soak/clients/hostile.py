@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from hostile_clients import ROWS, Deed, Endless, Hostile, Layer
+from hostile_clients import ROWS, Action, Endless, Hostile, Layer
 
 PAUSE_SEC = 2.0
 """How long a connection stays open after its data are sent."""
@@ -59,7 +59,7 @@ def attack(row: Hostile, number: int, port: int, tls: ssl.SSLContext | None, end
                 if tls and row.layer is Layer.HTTP:
                     connection = connections.enter_context(tls.wrap_socket(connection))
                 connection.sendall(data(row))
-        if Deed.CLOSE not in row.sends:
+        if Action.CLOSE not in row.sends:
             time.sleep(PAUSE_SEC)
 
 

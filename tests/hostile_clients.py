@@ -77,8 +77,8 @@ class Hostile(NamedTuple):
     """A row of the table.
 
     `expects` lists the outcomes that the server may choose from, separated by "or": the statuses of its answers, equal
-    neighbours once, or "closed" if it closes without an answer. `within`: the time from connecting to the close
-    (seconds).
+    neighbours once, or "closed" if it closes without an answer. `within`: the time from the end of the handshake
+    to the close (seconds).
     """
 
     group: str

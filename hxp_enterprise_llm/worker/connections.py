@@ -53,7 +53,7 @@ class Connection:
 
     @property
     def idle(self) -> bool:
-        """Whether the connection waits for its client: the model works on nothing that the client has asked."""
+        """As its protocol says; a connection in its TLS handshake has none and is not idle."""
         return self.protocol is not None and self.protocol.idle
 
     def close(self) -> None:

@@ -14,6 +14,11 @@ from typing import TypeVar
 
 import setproctitle
 
+from hxp_enterprise_llm.worker import fork_requests
+
+# Before anything that may fail: the fork server ignores an import that fails.
+fork_requests.accept_from_parent_only()
+
 # Imported modules are never freed, and garbage collection would take a fifth of the time of the import.
 gc.disable()
 

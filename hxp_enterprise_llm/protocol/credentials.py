@@ -40,6 +40,10 @@ class Credentials:
         """The same with one more accepted key, if requests need a key."""
         return replace(self, key_digests=(*self.key_digests, digest)) if self.key_digests else self
 
+    def without_certificate(self) -> "Credentials":
+        """The same without the certificate and its private key."""
+        return replace(self, certificate="", private_key="")
+
     def with_keys_of(self, other: "Credentials") -> "Credentials":
         """The same with the keys of `other`."""
         return replace(self, key_digests=other.key_digests, metrics_digests=other.metrics_digests)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.context import ForkServerContext, SpawnContext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -87,7 +87,10 @@ class ServerProcess:
         self._private = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._private.getsockname()[1]}"
         self._channel, self._far_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # For the reasons of a failure only. The engine has the other end too, so nothing is sent there.
+        self._failures, self._failed = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._channel.setblocking(False)
+        self._failures.setblocking(False)
         self._process = context.Process(
             target=target,
             name="APIServer",
@@ -96,7 +99,9 @@ class ServerProcess:
                 "private": self._private,
                 "listener": listener,
                 "channel": self._far_end,
-                "credentials": credentials,
+                "failed": self._failed,
+                # The engine is a fork of the server: the private key follows when the engine runs.
+                "credentials": credentials.without_certificate(),
                 "limits": limits,
             },
         )
@@ -110,7 +115,7 @@ class ServerProcess:
         # The number of times that it was given credentials, its start included.
         self._given, self._giving = 1, asyncio.Lock()
         # Credentials that it takes before it opens.
-        self._due: Credentials | None = None
+        self._due = credentials if credentials.certificate else None
         self.heartbeat: Heartbeat | None = None
         self.failure: Failure | None = None
         # Why the server sends no more heartbeats, though it runs.
@@ -122,11 +127,12 @@ class ServerProcess:
         Raises OSError or EOFError if the server cannot be started.
         """
         asyncio.get_running_loop().add_reader(self._channel, self._hear)
+        asyncio.get_running_loop().add_reader(self._failures, self._hear_failure)
         self._starting = asyncio.ensure_future(asyncio.to_thread(self._process.start))
         await asyncio.shield(self._starting)
         self._fork_server = fork_server.pid()
-        self._far_end.close()
-        self._private.close()
+        for end in (self._far_end, self._failed, self._private):
+            end.close()
         with suppress(ProcessLookupError):
             self._handle = os.pidfd_open(self._process.pid or 0)
 
@@ -290,7 +296,8 @@ class ServerProcess:
         await asyncio.shield(self._killing)
 
     async def _kill(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._channel)
+        for end in (self._channel, self._failures):
+            asyncio.get_running_loop().remove_reader(end)
         begin = time.monotonic()
         await self._end_start()
         if self._process.pid is not None:
@@ -302,7 +309,7 @@ class ServerProcess:
             os.close(descriptor)
         self._engines.clear()
         self._handle = -1
-        for end in (self._channel, self._far_end, self._private):
+        for end in (self._channel, self._far_end, self._failures, self._failed, self._private):
             end.close()
         fork_server.end_stopped()
 
@@ -347,30 +354,29 @@ class ServerProcess:
         return self._handle >= 0 and not processes.has_ended(self._handle)
 
     def _hear(self) -> None:
-        try:
-            text = self._channel.recv(LARGEST_MESSAGE)
-        except BlockingIOError:
-            return
-        except OSError:
-            text = b""
-        if not text:
-            # The server has closed its end.
-            asyncio.get_running_loop().remove_reader(self._channel)
+        message = _received(self._channel)
+        if message is None:
             return
         try:
-            message = json.loads(text)
             if "silent" in message:
                 self._silence = str(message["silent"])
                 self._silent.set()
-            elif "failed" in message:
-                failure = Failure(**message["failed"])
-                # The first failure is the cause of later ones, unless a later one is recognised as final.
-                if self.failure is None or (failure.final and not self.failure.final):
-                    self.failure = failure
             else:
                 self.heartbeat = Heartbeat(at=time.monotonic(), **message)
-        except (ValueError, TypeError) as error:
+        except TypeError as error:
             log.warning("The server sent an invalid message: %s", error)
+
+    def _hear_failure(self) -> None:
+        # All of them at once: the end of a process may be noticed next, and the last failure may be the final one.
+        while (message := _received(self._failures)) is not None:
+            try:
+                failure = Failure(**message["failed"])
+            except (KeyError, TypeError) as error:
+                log.warning("The server sent an invalid message: %s", error)
+                continue
+            # The first failure is the cause of later ones, unless a later one is recognised as final.
+            if self.failure is None or (failure.final and not self.failure.final):
+                self.failure = failure
 
     async def _how(self) -> str:
         """How the server ended, in words, as far as the fork server has reported it."""
@@ -386,3 +392,22 @@ class ServerProcess:
         """Whether the fork server that this server comes from still runs."""
         now = fork_server.pid()
         return now is not None and now == self._fork_server and processes.how_child_ended(now) == "still runs"
+
+
+def _received(end: socket.socket) -> dict[str, Any] | None:
+    """The next message on a socket of the server; None if there is none. An invalid message is empty."""
+    try:
+        text = end.recv(LARGEST_MESSAGE)
+    except BlockingIOError:
+        return None
+    except OSError:
+        text = b""
+    if not text:
+        # The server has closed its end.
+        asyncio.get_running_loop().remove_reader(end)
+        return None
+    with suppress(ValueError):
+        message = json.loads(text)
+        if isinstance(message, dict):
+            return message
+    return {}

@@ -29,6 +29,7 @@ def serve(
     private: socket.socket,
     listener: socket.socket,
     channel: socket.socket,
+    failed: socket.socket,
     credentials: Credentials,
     limits: Limits,
 ) -> None:
@@ -36,7 +37,9 @@ def serve(
 
     `arguments` are flags of `vllm serve`; `--host` and `--port` only appear in messages. The server first accepts
     connections on `private`, where the main process probes the model over plain HTTP, and after the main process's
-    command on `listener`, with TLS if `credentials` have a certificate.
+    command on `listener`, with TLS if the main process has given it a certificate. `failed` carries the reasons of a
+    failure to the main process, also those of the engine, which has no other socket of the server. So `credentials`
+    have no certificate: the server gets it once its engine runs.
     """
     # Until vLLM installs its own handler, a stop ends the process at once.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -69,10 +72,10 @@ def serve(
             await asyncio.gather(beating, return_exceptions=True)
 
     gpu = not current_platform.is_cpu()
-    options = _parse(arguments, channel)
+    options = _parse(arguments, failed)
     # Here and not among the flags: nothing in VLLM_ARGS can come after it.
     options.middleware = outermost(options.middleware)
-    heartbeat.tell_reasons(channel, gpu=gpu)
+    heartbeat.tell_reasons(failed, gpu=gpu)
     try:
         access_log.limit()
         long_texts.limit()
@@ -82,14 +85,14 @@ def serve(
         with asyncio.Runner(loop_factory=event_loop.new) as runner:
             runner.run(run())
     except Exception as error:
-        heartbeat.tell_failure(channel, error, gpu=gpu)
+        heartbeat.tell_failure(failed, error, gpu=gpu)
         if not failures.is_final(error, gpu=gpu):
             # The main process logs an error in the settings in one line; any other may need its traceback.
             traceback.print_exc()
         sys.exit(ExitStatus.SOFTWARE)
 
 
-def _parse(arguments: Sequence[str], channel: socket.socket) -> Namespace:
+def _parse(arguments: Sequence[str], failed: socket.socket) -> Namespace:
     """The options of vLLM's server. If vLLM refuses the flags, tell the main process the reason and exit."""
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
     from vllm.entrypoints.launchers.launcher import validate_api_server_args
@@ -112,10 +115,10 @@ def _parse(arguments: Sequence[str], channel: socket.socket) -> Namespace:
     except SystemExit as end:
         # argparse has printed the reason.
         if end.code == USAGE_STATUS:
-            heartbeat.tell_end(channel, "wrong flags; the lines above name them", final=True)
+            heartbeat.tell_end(failed, "wrong flags; the lines above name them", final=True)
         raise
     except (ValueError, TypeError, KeyError, VLLMError) as error:
         # The main process logs this reason, in one line.
-        heartbeat.tell_end(channel, failures.description(error), final=True)
+        heartbeat.tell_end(failed, failures.description(error), final=True)
         sys.exit(ExitStatus.SOFTWARE)
     return options

@@ -20,8 +20,8 @@ from hxp_enterprise_llm.supervisor.server_process import Heartbeat, ServerProces
 class Server(ServerProcess):
     """A server without a process. `told` has the commands that it receives; it has no room for more than `room`."""
 
-    def __init__(self) -> None:
-        super().__init__("spawn", [], socket.socket(), Credentials(), Limits(1, 1))
+    def __init__(self, credentials: Credentials | None = None) -> None:
+        super().__init__("spawn", [], socket.socket(), credentials or Credentials(), Limits(1, 1))
         self.signals: list[int] = []
         self.told: list[Any] = []
         self.room = 1000
@@ -64,6 +64,19 @@ def test_loading_server_receives_keys_before_it_opens(one_server: Server) -> Non
     assert json.loads(part["part"])["key_digests"] == ["k"]
     assert commands == ["take", "open"]
     assert one_server.signals == []
+
+
+def test_private_key_follows_when_the_engine_runs() -> None:
+    """The engine, a fork of the server, must not have it in memory."""
+    given = Credentials(("k",), "the certificate", "the private key", 1.0, ("m",))
+    server = Server(given)
+    server.heartbeat = heartbeat(2)
+    assert not server.told
+    asyncio.run(server.open(asyncio.Event()))
+    part, *commands = server.told
+    assert json.loads(part["part"])["private_key"] == "the private key"
+    assert commands == ["take", "open"]
+    assert given.without_certificate() == Credentials(("k",), "", "", 1.0, ("m",))
 
 
 def test_server_that_does_not_confirm_keys_is_killed(one_server: Server) -> None:

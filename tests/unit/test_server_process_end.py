@@ -26,13 +26,13 @@ from hxp_enterprise_llm.worker.traffic import Traffic
 pytestmark = pytest.mark.starts_processes
 
 
-def server(arguments: list[str], _forked: bool, *, channel: socket.socket, **_: Any) -> None:
+def server(arguments: list[str], _forked: bool, *, channel: socket.socket, failed: socket.socket, **_: Any) -> None:
     """Send messages, then live on with a child as an engine would."""
     os.setpgid(0, 0)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     for message in arguments:
-        channel.send(message.encode())
+        (failed if "failed" in json.loads(message) else channel).send(message.encode())
     time.sleep(600)
 
 
@@ -99,7 +99,7 @@ def test_a_server_that_ignores_its_end_is_given_up_as_the_plan_says() -> None:
 
 def test_the_first_failure_is_the_cause_unless_a_later_one_is_final() -> None:
     async def test(one: ServerProcess) -> None:
-        while one.heartbeat is None:
+        while one.heartbeat is None or one.failure is None or not one.failure.final:
             await asyncio.sleep(0.01)
         assert one.failure == Failure("ValueError: too long", True)
 

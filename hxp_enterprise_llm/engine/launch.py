@@ -74,6 +74,8 @@ def environment(
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
+        # Otherwise Python would import modules from the cache.
+        "PYTHONNOUSERSITE": "1",
     }
     directory = unit.get("CREDENTIALS_DIRECTORY")
     if directory and config.allow_download and config.hub_token_file:

@@ -52,7 +52,7 @@ def serve(
     from vllm.entrypoints.launchers.api_server.entry import run_server_worker
     from vllm.platforms import current_platform
 
-    from hxp_enterprise_llm.worker import access_log, failures, heartbeat, long_texts
+    from hxp_enterprise_llm.worker import access_log, engine, failures, heartbeat, long_texts
 
     async def run() -> None:
         beating = asyncio.create_task(heartbeat.beat(channel, listener))
@@ -76,6 +76,7 @@ def serve(
     # Here and not among the flags: nothing in VLLM_ARGS can come after it.
     options.middleware = outermost(options.middleware)
     heartbeat.tell_reasons(failed, gpu=gpu)
+    engine.install(private, listener, channel)
     try:
         access_log.limit()
         long_texts.limit()

@@ -1,5 +1,6 @@
 import logging
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,10 +64,10 @@ class FakeKernel(isolation.Kernel):
             raise PermissionError(1, "Operation not permitted")
         self.done.append("limits")
 
-    def restrict(self, scopes: int, ports: Iterable[int] | None) -> None:
+    def restrict(self, scopes: int, ports: Iterable[int] | None, files: isolation.Files | None = None) -> None:
         if self.refuses_landlock:
             raise PermissionError(1, "Operation not permitted")
-        self.done.append((scopes, ports))
+        self.done.append(files or (scopes, ports))
 
 
 def test_refused_isolation_is_logged_and_the_rest_is_applied(caplog: pytest.LogCaptureFixture) -> None:
@@ -114,3 +115,37 @@ def test_listen_ports_are_limited_unless_settings_need_others(settings: dict[str
     if ports:
         assert ports[:2] == [0, 11500]
         assert 11501 not in ports and 8000 not in ports
+
+
+def test_confined_process_has_no_right_to_hidden_files(tmp_path: Path) -> None:
+    for place in ("run/hidden/key", "run/other", "usr", "own"):
+        (tmp_path / place).mkdir(parents=True)
+    (tmp_path / "link").symlink_to("run/hidden")
+    kernel = FakeKernel(2)
+    assert isolation.confine(str(tmp_path / "run/hidden"), [tmp_path / "own"], kernel)
+    (files,) = kernel.done
+    assert isinstance(files, isolation.Files)
+    below = {place.removeprefix(f"{tmp_path}/"): rights for place, rights in files.allowed.items()}
+    assert below["usr"] == below["run/other"] == isolation.READ_ONLY
+    assert "/usr" in below and not {"/", "run", "run/hidden", "link"} & below.keys()
+    assert not any(str(tmp_path).startswith(place) for place in files.allowed), "no directory above it"
+    rename, truncate, ioctl = 1 << 13, isolation.TRUNCATE, 1 << 15
+    assert below["own"] & rename and not below["own"] & isolation.EXECUTE
+    assert files.refused & rename and not files.refused & truncate
+    kernel = FakeKernel(7)
+    isolation.confine(str(tmp_path / "run/hidden"), [], kernel)
+    (files,) = kernel.done
+    assert isinstance(files, isolation.Files) and files.refused & truncate and not files.refused & ioctl
+
+
+def test_old_kernel_cannot_confine_and_others_must(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    kernel = FakeKernel(1)
+    assert not isolation.confine("/run/hidden", [], kernel)
+    assert not kernel.done
+    isolation.enter(None, kernel)
+    assert "could read the TLS private key and the hub token of this model: this kernel has Landlock 1" in caplog.text
+    kernel = FakeKernel(2)
+    kernel.refuses_landlock = True
+    with pytest.raises(PermissionError):
+        isolation.confine("/run/hidden", [], kernel)

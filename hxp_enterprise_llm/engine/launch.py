@@ -7,6 +7,7 @@ from pathlib import Path
 from hxp_enterprise_llm.engine import flags
 from hxp_enterprise_llm.engine.model_directory import CACHE
 from hxp_enterprise_llm.engine.sizes import cache_gb, threads
+from hxp_enterprise_llm.protocol.worker import HUB_TOKEN_PATH
 from hxp_enterprise_llm.settings.credential_files import HUB_TOKEN
 from hxp_enterprise_llm.settings.keys import GIBIBYTE, PASSED_THROUGH, is_loopback
 from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
@@ -79,9 +80,9 @@ def environment(
     }
     directory = unit.get("CREDENTIALS_DIRECTORY")
     if directory and config.allow_download and config.hub_token_file:
-        # The path instead of the token: other code than the downloader can read the environment.
-        values["HF_TOKEN_PATH"] = f"{directory}/{HUB_TOKEN}"
-    values["HF_HUB_OFFLINE"] = "0" if config.allow_download else "1"
+        # Only the process that fetches the model gets the token, and the others work offline.
+        values[HUB_TOKEN_PATH] = f"{directory}/{HUB_TOKEN}"
+    values["HF_HUB_OFFLINE"] = "0" if config.allow_download and HUB_TOKEN_PATH not in values else "1"
     if is_loopback(config.host) and not config.allow_download:
         # gloo listens on the address of the host's name, which Debian's installer makes 127.0.1.1; the unit's packet
         # filter lets only 127.0.0.1 through.

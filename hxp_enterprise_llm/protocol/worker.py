@@ -11,6 +11,9 @@ PRELOAD = "hxp_enterprise_llm.worker.preload"
 BACKLOG = 2048
 """How many connections may wait while no server accepts them; the kernel limits it to net.core.somaxconn."""
 
+HUB_TOKEN_PATH = "CITADEL_HUB_TOKEN_PATH"  # noqa: S105  a name, no token
+"""Variable with the path of the hub's token. Not HF_TOKEN_PATH, of which huggingface_hub would read the token into the
+memory of every process."""
 LARGEST_COMMAND_BYTES = 1 << 16
 """Length of the longest message from the main process to a server."""
 

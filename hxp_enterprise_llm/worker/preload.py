@@ -66,6 +66,7 @@ import vllm.v1.executor.uniproc_executor
 # Our own modules too: an upgrade of the package may move or change them before the next fork.
 import hxp_enterprise_llm.protocol.worker
 import hxp_enterprise_llm.worker.engine
+import hxp_enterprise_llm.worker.fetch
 import hxp_enterprise_llm.worker.heartbeat
 import hxp_enterprise_llm.worker.long_texts
 import hxp_enterprise_llm.worker.server  # noqa: F401

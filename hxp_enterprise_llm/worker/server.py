@@ -1,6 +1,7 @@
 """vLLM's OpenAI server on a socket that the main process owns: what a newly started process runs."""
 
 import asyncio
+import os
 import signal
 import socket
 import sys
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 import setproctitle
 
 from hxp_enterprise_llm.protocol.credentials import Credentials
-from hxp_enterprise_llm.protocol.worker import Limits
+from hxp_enterprise_llm.protocol.worker import HUB_TOKEN_PATH, Limits
 from hxp_enterprise_llm.settings.errors import ExitStatus
 from hxp_enterprise_llm.system import event_loop
 from hxp_enterprise_llm.worker.bounded import WEBSOCKET_MESSAGE_BYTES, BoundedHttp, BoundedWebSocket
@@ -52,7 +53,7 @@ def serve(
     from vllm.entrypoints.launchers.api_server.entry import run_server_worker
     from vllm.platforms import current_platform
 
-    from hxp_enterprise_llm.worker import access_log, engine, failures, heartbeat, long_texts
+    from hxp_enterprise_llm.worker import access_log, engine, failures, fetch, heartbeat, long_texts
 
     async def run() -> None:
         beating = asyncio.create_task(heartbeat.beat(channel, listener))
@@ -72,6 +73,13 @@ def serve(
             await asyncio.gather(beating, return_exceptions=True)
 
     gpu = not current_platform.is_cpu()
+    token_file = os.environ.pop(HUB_TOKEN_PATH, "")
+    if token_file:
+        fetch.fetch(
+            token_file,
+            lambda: _parse(arguments, failed),
+            lambda error: heartbeat.tell_failure(failed, error, gpu=gpu),
+        )
     options = _parse(arguments, failed)
     # Here and not among the flags: nothing in VLLM_ARGS can come after it.
     options.middleware = outermost(options.middleware)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from hxp_enterprise_llm.engine import launch, model_directory, model_files, sizes
+from hxp_enterprise_llm.protocol.worker import HUB_TOKEN_PATH
 from hxp_enterprise_llm.settings.errors import ModelMissing, SettingsRefused
 from hxp_enterprise_llm.settings.schema import ServiceConfigSchema
 
@@ -163,9 +164,11 @@ def test_environment_is_clean_and_settings_take_precedence(tmp_path: Path) -> No
     assert values["VLLM_TARGET_DEVICE"] == "cpu"
     assert values["OMP_NUM_THREADS"] == "7"
     fetching = environment(allow_download=True, hub_token_file="/t")  # noqa: S106  a path
-    assert (fetching["HF_HUB_OFFLINE"], fetching["HF_TOKEN_PATH"]) == ("0", "/run/c/hub-token")
+    assert (fetching["HF_HUB_OFFLINE"], fetching[HUB_TOKEN_PATH]) == ("1", "/run/c/hub-token")
+    assert "HF_TOKEN_PATH" not in fetching, "every process would read it"
+    assert HUB_TOKEN_PATH not in environment(hub_token_file="/t")  # noqa: S106  a path
+    assert environment(allow_download=True)["HF_HUB_OFFLINE"] == "0"
     assert "GLOO_SOCKET_IFNAME" not in fetching
-    assert "HF_TOKEN_PATH" not in environment(hub_token_file="/t")  # noqa: S106  a path
     assert environment(gpu_devices="0,1")["CUDA_VISIBLE_DEVICES"] == "0,1"
     assert "OMP_NUM_THREADS" not in environment(start_method="spawn")
     for cache in ("VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR", "HOME"):

@@ -4,11 +4,15 @@
 returns what it obtained or raises OSError. Standard library only.
 """
 
+import contextlib
 import ctypes
 import errno
+import glob
+import hashlib
 import json
 import mmap
 import os
+import pickle
 import resource
 import select
 import shutil
@@ -16,6 +20,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -395,7 +400,7 @@ def on_neighbour(name: str, port: int, held: str, pid: int, address: int) -> dic
         "CPU affinity of it": lambda: _slow_down(pid),
         "list its cache": lambda: _list(f"/var/cache/citadel-llm/{name}"),
         "read a file in its cache": lambda: _read(f"/var/cache/citadel-llm/{name}/secret"),
-        "write into its cache": lambda: _write(f"/var/cache/citadel-llm/{name}/new"),
+        "write into its cache": lambda: _write(f"/var/cache/citadel-llm/{name}/engine/new"),
         "read its run-time directory": lambda: _list(f"/run/citadel-llm/{name}"),
         "write its state": lambda: _write(f"/run/citadel-llm/{name}/state.json"),
         "read its credential": lambda: _read(f"/run/credentials/citadel-llm@{name}.service/api-key"),
@@ -408,6 +413,173 @@ def on_neighbour(name: str, port: int, held: str, pid: int, address: int) -> dic
     }
 
 
+PIECE_BYTES = 1 << 24
+"""How much of a process's memory is read at once."""
+
+
+class Payload:
+    """What an attacker has another process run: it writes its PID to the first descriptor that was sent along."""
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+        """Run this code."""
+        descriptor = "__import__('multiprocessing.forkserver').forkserver.get_inherited_fds()[0]"
+        return eval, (f"__import__('os').write({descriptor}, b'ran')",)
+
+
+def have_fork_server() -> str:
+    """Start multiprocessing's fork server as it is; returns the path of its socket."""
+    from multiprocessing import forkserver
+
+    forkserver.set_forkserver_preload([])
+    forkserver.ensure_running()
+    return str(forkserver._forkserver._forkserver_address)  # type: ignore[attr-defined]
+
+
+def _sockets_of_fork_server() -> list[str]:
+    """Sockets where multiprocessing puts them: in the temporary directory of the main process."""
+    places = {tempfile.gettempdir(), str(Path(tempfile.gettempdir()).parent)}
+    found = [file for place in places for file in glob.glob(f"{place}/pymp-*/listener-*")]
+    if not found:
+        raise FileNotFoundError(errno.ENOENT, "no socket of a fork server")
+    return found
+
+
+def run_by_fork_server() -> str:
+    """Have a fork server start a process that runs a function, as multiprocessing does."""
+    from multiprocessing import reduction
+
+    for address in _sockets_of_fork_server():
+        pipes = [os.pipe() for _ in range(4)]
+        (child_r, parent_w), (parent_r, child_w), (_, alive), (result, told) = pipes
+        try:
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(address)
+                reduction.sendfds(client, [child_r, child_w, alive, os.dup(alive), told])
+            for end in (child_r, child_w, told):
+                os.close(end)
+            with contextlib.suppress(BrokenPipeError), os.fdopen(parent_w, "wb") as process:
+                process.write(pickle.dumps({}) + pickle.dumps(Payload()))
+            # Ends at once if the server has closed its copies.
+            if os.read(result, 3) == b"ran":
+                return "a process has run it"
+        finally:
+            for end in (parent_r, result):
+                os.close(end)
+    raise ConnectionAbortedError(errno.ECONNABORTED, "no process was started")
+
+
+def replace_socket() -> str:
+    """Put a socket of this process in the place of a fork server's, and that back."""
+    (address, *_) = _sockets_of_fork_server()
+    with socket.socket(socket.AF_UNIX) as own:
+        own.bind(f"{address}.new")
+        os.link(address, f"{address}.old")
+        os.rename(f"{address}.new", address)
+        os.rename(f"{address}.old", address)
+    return "replaced"
+
+
+def find(pid: int | str, begin: str, digest: str) -> str:
+    """Find a secret of 64 characters in a process's memory, from its begin and a digest of all of it."""
+    maps = Path(f"/proc/{pid}/maps").read_text(encoding="ascii", errors="replace").splitlines()
+    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        for line in maps:
+            place, rights, *_ = line.split()
+            if "r" not in rights or "[v" in line:
+                continue
+            at, end = (int(number, 16) for number in place.split("-"))
+            while at < end:
+                try:
+                    memory.seek(at)
+                    piece = memory.read(min(PIECE_BYTES, end - at))
+                except (OSError, ValueError, OverflowError):
+                    # Not backed by memory, such as a file beyond its end.
+                    break
+                if not piece:
+                    break
+                found = piece.find(begin.encode())
+                while found >= 0:
+                    if hashlib.sha256(piece[found : found + 64]).hexdigest() == digest:
+                        return "found"
+                    found = piece.find(begin.encode(), found + 1)
+                at += len(piece) if len(piece) < 100 or at + len(piece) >= end else len(piece) - 100
+    raise FileNotFoundError(errno.ENOENT, "not found")
+
+
+def _own_sockets(matches: Callable[[socket.socket], bool]) -> int:
+    """Number of open sockets of this process that match."""
+    count = 0
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            with socket.socket(fileno=os.dup(int(name))) as found:
+                count += matches(found)
+        except OSError:
+            # It is no socket, or was that of the listing.
+            continue
+    return count
+
+
+def accept(port: int) -> str:
+    """Have the socket on which clients connect to this port."""
+
+    def matches(found: socket.socket) -> bool:
+        return found.family == socket.AF_INET and found.getsockname()[1] == port
+
+    if not _own_sockets(matches):
+        raise FileNotFoundError(errno.ENOENT, "no such socket")
+    return "inherited"
+
+
+def hear_commands() -> str:
+    """Have the socket on which commands and keys come, besides the one for the reasons of failures."""
+    count = _own_sockets(lambda found: found.family == socket.AF_UNIX and found.type == socket.SOCK_SEQPACKET)
+    if count < 2:
+        raise FileNotFoundError(errno.ENOENT, "no such socket")
+    return "inherited"
+
+
+def on_server(
+    name: str, port: int, *, pids: dict[str, int], address: int, key: tuple[str, str], token: tuple[str, str]
+) -> dict[str, Callable[[], str]]:
+    """Attacks of the engine of instance `name` on the processes of its own server, for their secrets.
+
+    `pids` has their PIDs by their names, `address` a readable address of the API server. `key` and `token` are the
+    begin and the digest of a line of the private key, and of the token of the hub.
+    """
+    credentials = f"/run/credentials/citadel-llm@{name}.service"
+    key_file = f"{credentials}/tls-key"
+    server, main, fork_server = pids["API server"], pids["main process"], pids["fork server"]
+    whose = {f"of the {who}": pid for who, pid in pids.items()}
+    return {
+        "read the private key": lambda: _read(key_file),
+        "read the token of the hub": lambda: _read(f"{credentials}/hub-token"),
+        "list the credentials": lambda: _list(credentials),
+        **{
+            f"/proc/PID/root {of}": partial(_read, f"/proc/{pid}/root{credentials}/tls-key")
+            for of, pid in whose.items()
+        },
+        **{f"/proc/PID/fd {of}": partial(_list, f"/proc/{pid}/fd") for of, pid in whose.items()},
+        **{f"/proc/PID/environ {of}": partial(_read, f"/proc/{pid}/environ") for of, pid in whose.items()},
+        **{f"a file that is open in the {who}": partial(_take_file, pid) for who, pid in pids.items()},
+        "/proc/PID/mem of the API server": lambda: _read_memory(server, address),
+        "process_vm_readv of the API server": lambda: _read_vector(server, address),
+        "ptrace of the API server": lambda: _trace(server),
+        "ptrace of the main process": lambda: _trace(main),
+        "ptrace of the fork server": lambda: _trace(fork_server),
+        "find the private key in the memory of the main process": lambda: find(main, *key),
+        "find the private key in its own memory": lambda: find("self", *key),
+        "find the token in its own memory": lambda: find("self", *token),
+        "have the socket of its server's clients": lambda: accept(port),
+        "have the socket of the main process's commands": hear_commands,
+        "have the fork server run a function": run_by_fork_server,
+        "replace the socket of the fork server": replace_socket,
+        "write into the cache of the API server": lambda: _write(f"/var/cache/citadel-llm/{name}/new"),
+        "write into its temporary directory": lambda: _write("/tmp/instance/new"),
+        "write its state": lambda: _write(f"/run/citadel-llm/{name}/state.json"),
+        "signal 0 to it": lambda: _kill(server, 0),
+    }
+
+
 def on_host(name: str, limit: str, outside: str) -> dict[str, Callable[[], str]]:
     """Attacks on the host from instance `name`.
 
@@ -415,7 +587,7 @@ def on_host(name: str, limit: str, outside: str) -> dict[str, Callable[[], str]]
     """
     temporary = os.environ.get("TMPDIR", "/tmp")
     writable = {
-        "its cache": f"/var/cache/citadel-llm/{name}",
+        "its cache": f"/var/cache/citadel-llm/{name}/engine",
         "its run-time directory": f"/run/citadel-llm/{name}",
         "its temporary directory": temporary,
         "/dev/shm": "/dev/shm",

@@ -23,7 +23,7 @@ from hxp_enterprise_llm.settings.errors import CitadelError
 from hxp_enterprise_llm.settings.keys import DYNAMIC_USER, GIBIBYTE
 from hxp_enterprise_llm.settings.units import MONITOR, instance_of, unit_name
 from hxp_enterprise_llm.settings.values import host_file, load_host, one_port_for_both
-from hxp_enterprise_llm.system.isolation import DYNAMIC_UIDS, PORTS_SINCE, SIGNALS_SINCE, landlock_version
+from hxp_enterprise_llm.system.isolation import DYNAMIC_UIDS, FILES_SINCE, PORTS_SINCE, SIGNALS_SINCE, landlock_version
 from hxp_enterprise_llm.system.processes import run
 
 OLDEST_SYSTEMD = 252  # that of Debian 12; older versions lack directives of the units
@@ -149,6 +149,8 @@ def isolation(version: Callable[[], int] = landlock_version, root: str = "/") ->
         f"models cannot read each other, but can {' and '.join(can)}: the kernel has Landlock {found}; version "
         f"{wanted} (Linux {linux}) prevents that; install a newer kernel, such as the distribution's backport"
     )
+    if found < FILES_SINCE:
+        text += f"; code in an engine can read its model's TLS private key and hub token before version {FILES_SINCE}"
     return Diagnosis("isolation", Verdict.WARNING, text)
 
 

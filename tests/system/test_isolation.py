@@ -6,9 +6,7 @@ SECURITY.md contains the tables that these tests print.
 """
 
 import contextlib
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import attacks
@@ -16,10 +14,10 @@ import pytest
 from waiting import until
 
 from .conftest import SUMMARY, TINY_MODEL, Host
+from .running import Outcomes, add_modules, inside, judge, outside, remove_modules
 
 THIEF, VICTIM = "thief", "victim"
 PORTS = {THIEF: 11586, VICTIM: 11587}
-PACKAGES = "/opt/citadel/env/lib/python3.11/site-packages"
 BEYOND = "192.0.2.1"
 OPEN = {
     "CPU affinity of it": "slows it down; it keeps its CPU_CORES",
@@ -39,36 +37,6 @@ BY_USER = (SIGNALS - {"abstract socket"}) | {"CPU affinity of it"}
 PORTS_OF_OTHERS = {"listen on an unused port"}
 """Attacks that only Landlock 4 (Linux 6.7) refuses."""
 
-RUNNER = """
-import json, os
-from vllm.v1.sample.logits_processor import LogitsProcessor
-
-class Running(LogitsProcessor):
-    def __init__(self, vllm_config, device, is_pin_memory):
-        self.task, self.answer = (os.path.join(os.environ["HOME"], name) for name in ("task", "answer"))
-
-    def is_argmax_invariant(self):
-        return False
-
-    def update_state(self, batch_update):
-        pass
-
-    def apply(self, logits):
-        if os.path.exists(self.task):
-            with open(self.task) as file:
-                task = file.read()
-            os.unlink(self.task)
-            with open(self.answer + ".part", "w") as file:
-                json.dump(eval(task, {"attacks": __import__("attacks")}), file)
-            os.rename(self.answer + ".part", self.answer)
-        return logits
-"""
-OUTSIDE = """
-import json, sys
-sys.path.insert(0, "/opt/citadel/env/lib/python3.11/site-packages")
-import attacks
-print(json.dumps(eval(sys.argv[1])))
-"""
 NO_LANDLOCK = "[Service]\nSystemCallFilter=~landlock_create_ruleset\n"
 LISTENERS = f"""
 import os, socket, time
@@ -81,7 +49,6 @@ time.sleep(600)
 """
 QUOTAS_SHARED = dict.fromkeys(attacks.QUOTAS, "the kernel counts them for each user; VLLM_USER=dynamic prevents it")
 PACKET = "import socket; socket.create_connection(('192.0.2.1', 9), 3)"
-Outcomes = dict[str, list[str]]
 
 
 class Pair:
@@ -129,18 +96,7 @@ class Pair:
 
     def inside(self, name: str, expression: str) -> Any:
         """Evaluate a Python expression in the engine of an instance."""
-        cache = f"/var/cache/citadel-llm/{name}"
-        self.machine.write(f"{cache}/task", expression)
-        ask = ["-H", f"Authorization: Bearer {self.keys[name]}", "-H", "Content-Type: application/json"]
-        body = json.dumps({"prompt": "x", "max_tokens": 1, "ignore_eos": True})
-        self.machine.run(
-            "curl", "-s", "--max-time", "60", *ask, "-d", body, f"http://127.0.0.1:{PORTS[name]}/v1/completions"
-        )
-        answer = self.machine.inside(f"{cache}/answer")
-        until(answer.exists, f"the engine of {name} has answered")
-        found = json.loads(answer.read_text())
-        answer.unlink()
-        return found
+        return inside(self.machine, name, f"http://127.0.0.1:{PORTS[name]}", self.keys[name], expression)
 
     def status(self, name: str, key: str) -> str:
         """The HTTP status of an instance's list of models."""
@@ -149,20 +105,16 @@ class Pair:
 
     def outside(self, expression: str, user: str = "agent0") -> Any:
         """Evaluate a Python expression in a process of `user` outside the sandbox."""
-        group = "agent0" if user.isdecimal() else user
-        words = ["setpriv", f"--reuid={user}", f"--regid={group}", "--clear-groups", "/usr/bin/python3", "-c", OUTSIDE]
-        return json.loads(self.machine.output(*words, expression))
+        return outside(self.machine, expression, user)
 
 
 @pytest.fixture(scope="module")
 def pair(machine: Any) -> Iterator[Pair]:
     """Both instances, running; they and their files are removed afterwards."""
     host = Host(machine)
-    source = Path(__file__).parent.parent / "attacks.py"
-    machine.write(f"{PACKAGES}/runner.py", RUNNER)
-    machine.write(f"{PACKAGES}/attacks.py", source.read_text(encoding="utf-8"))
     pair = Pair(host)
     try:
+        add_modules(machine)
         pair.start()
         yield pair
     finally:
@@ -171,29 +123,12 @@ def pair(machine: Any) -> Iterator[Pair]:
         machine.run("rm", "-r", *attacks.FOR_ALL)
         for name in PORTS:
             machine.inside(f"/etc/citadel-llm/{name}.keys").unlink(missing_ok=True)
-        for module in ("runner", "attacks"):
-            machine.inside(f"{PACKAGES}/{module}.py").unlink()
+        remove_modules(machine)
 
 
 def landlock(pair: Pair) -> int:
     code = "from hxp_enterprise_llm.system.isolation import landlock_version as version"
     return int(pair.host.python(f"{code}; print(version())"))
-
-
-def judge(what: str, outcomes: Outcomes, controls: dict[str, Outcomes], allowed: dict[str, str]) -> list[str]:
-    """Print and keep a table; return its lines with an unexpected outcome or without a successful control."""
-    lines = [f"| {what} | outcome | the same attack succeeds |", "|---|---|---|"]
-    wrong = []
-    for attack, (outcome, detail) in outcomes.items():
-        shown = [who for who, tried in controls.items() if tried.get(attack, ["none"])[0] == "got"]
-        expected = "got" if attack in allowed else "refused"
-        said = f"refused: {detail}" if outcome == "refused" else f"**possible**: {allowed.get(attack, 'unexpected')}"
-        lines.append(f"| {attack} | {said} | {', '.join(shown) or 'nowhere'} |")
-        if outcome != expected or not shown:
-            wrong.append(lines[-1])
-    SUMMARY.extend(lines)
-    print("\n".join(lines))
-    return wrong
 
 
 def open_without(landlock: int, dynamic: bool = False) -> dict[str, str]:

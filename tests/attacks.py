@@ -574,7 +574,7 @@ def on_server(
         "have the fork server run a function": run_by_fork_server,
         "replace the socket of the fork server": replace_socket,
         "write into the cache of the API server": lambda: _write(f"/var/cache/citadel-llm/{name}/new"),
-        "write into its temporary directory": lambda: _write("/tmp/instance/new"),
+        "write into its temporary directory": lambda: _write("/run/tmp/new"),
         "write its state": lambda: _write(f"/run/citadel-llm/{name}/state.json"),
         "signal 0 to it": lambda: _kill(server, 0),
     }

@@ -175,7 +175,7 @@ class Victim:
 
         The instance needs the settings HANGS, and `hanging_engine`.
         """
-        mark = f"/var/cache/citadel-llm/{self.name}/hang"
+        mark = f"/var/cache/citadel-llm/{self.name}/engine/hang"
         begin = f"echo {how} >{mark}; chmod 666 {mark}"
         self.machine.run("sh", "-c", f"{begin}; {self.completion(60, 5)} >/dev/null 2>&1 & sleep 1")
 
@@ -186,7 +186,7 @@ from vllm.v1.sample.logits_processor import LogitsProcessor
 
 class Hanging(LogitsProcessor):
     def __init__(self, vllm_config, device, is_pin_memory):
-        # The engine's home is the cache directory of its instance.
+        # The engine's home is its own directory in the cache of its instance.
         self.mark = os.path.expanduser("~/hang")
 
     def is_argmax_invariant(self):

@@ -55,6 +55,7 @@ def run(name: str, notifier: Notifier, state: StateFile, run_time: Path) -> None
     given = credentials.validate(config, credentials.handed_over(config))
     # Before any other process starts.
     isolation.enter(launch.ports(config))
+    isolation.report_confinement()
     unit = dict(os.environ)
     pid_file = run_time / "pid"
     pid_file.write_text(f"{os.getpid()}\n", encoding="ascii")

@@ -144,13 +144,6 @@ def enter(ports: Iterable[int] | None, kernel: Kernel | None = None) -> None:
             version,
             PORTS_SINCE,
         )
-    if version < FILES_SINCE:
-        log.info(
-            "Code in the engine could read the TLS private key and the hub token of this model: this kernel has "
-            "Landlock %d; version %d (Linux 5.19) refuses that",
-            version,
-            FILES_SINCE,
-        )
     scopes = ABSTRACT_SOCKETS | SIGNALS if version >= SIGNALS_SINCE else 0
     try:
         kernel.restrict(scopes, ports if version >= PORTS_SINCE else None)
@@ -159,6 +152,18 @@ def enter(ports: Iterable[int] | None, kernel: Kernel | None = None) -> None:
             "This process could send signals to other models on this host, and take the ports of stopped models: "
             "Landlock: %s",
             error.strerror,
+        )
+
+
+def report_confinement(kernel: Kernel | None = None) -> None:
+    """Log what engines could do if this kernel cannot confine them (`confine`)."""
+    version = (kernel or Kernel()).landlock_version()
+    if version < FILES_SINCE:
+        log.info(
+            "Code in the engine could read the TLS private key and the hub token of this model: this kernel has "
+            "Landlock %d; version %d (Linux 5.19) refuses that",
+            version,
+            FILES_SINCE,
         )
 
 

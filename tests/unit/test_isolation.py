@@ -144,9 +144,12 @@ def test_old_kernel_cannot_confine_and_others_must(caplog: pytest.LogCaptureFixt
     kernel = FakeKernel(1)
     assert not isolation.confine("/run/hidden", [], kernel)
     assert not kernel.done
-    isolation.enter(None, kernel)
+    isolation.report_confinement(kernel)
     assert "could read the TLS private key and the hub token of this model: this kernel has Landlock 1" in caplog.text
+    caplog.clear()
     kernel = FakeKernel(2)
+    isolation.report_confinement(kernel)
+    assert not caplog.records
     kernel.refuses_landlock = True
     with pytest.raises(PermissionError):
         isolation.confine("/run/hidden", [], kernel)

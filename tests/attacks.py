@@ -413,6 +413,8 @@ def on_neighbour(name: str, port: int, held: str, pid: int, address: int) -> dic
     }
 
 
+PROCESSES = ("API server", "main process", "fork server")
+"""The processes that may have the secrets of a server, or start processes that may."""
 PIECE_BYTES = 1 << 24
 """How much of a process's memory is read at once."""
 
@@ -426,7 +428,7 @@ class Payload:
         return eval, (f"__import__('os').write({descriptor}, b'ran')",)
 
 
-def have_fork_server() -> str:
+def _have_fork_server() -> str:
     """Start multiprocessing's fork server as it is; returns the path of its socket."""
     from multiprocessing import forkserver
 
@@ -444,7 +446,7 @@ def _sockets_of_fork_server() -> list[str]:
     return found
 
 
-def run_by_fork_server() -> str:
+def _run_by_fork_server() -> str:
     """Have a fork server start a process that runs a function, as multiprocessing does."""
     from multiprocessing import reduction
 
@@ -468,7 +470,7 @@ def run_by_fork_server() -> str:
     raise ConnectionAbortedError(errno.ECONNABORTED, "no process was started")
 
 
-def replace_socket() -> str:
+def _replace_socket() -> str:
     """Put a socket of this process in the place of a fork server's, and that back."""
     (address, *_) = _sockets_of_fork_server()
     with socket.socket(socket.AF_UNIX) as own:
@@ -548,8 +550,9 @@ def on_server(
     """
     credentials = f"/run/credentials/citadel-llm@{name}.service"
     key_file = f"{credentials}/tls-key"
-    server, main, fork_server = pids["API server"], pids["main process"], pids["fork server"]
+    server, main = pids["API server"], pids["main process"]
     whose = {f"of the {who}": pid for who, pid in pids.items()}
+    assert {*pids} == {*PROCESSES}
     return {
         "read the private key": lambda: _read(key_file),
         "read the token of the hub": lambda: _read(f"{credentials}/hub-token"),
@@ -563,20 +566,33 @@ def on_server(
         **{f"a file that is open in the {who}": partial(_take_file, pid) for who, pid in pids.items()},
         "/proc/PID/mem of the API server": lambda: _read_memory(server, address),
         "process_vm_readv of the API server": lambda: _read_vector(server, address),
-        "ptrace of the API server": lambda: _trace(server),
-        "ptrace of the main process": lambda: _trace(main),
-        "ptrace of the fork server": lambda: _trace(fork_server),
+        **{f"ptrace {of}": partial(_trace, pid) for of, pid in whose.items()},
         "find the private key in the memory of the main process": lambda: find(main, *key),
         "find the private key in its own memory": lambda: find("self", *key),
         "find the token in its own memory": lambda: find("self", *token),
         "have the socket of its server's clients": lambda: accept(port),
         "have the socket of the main process's commands": hear_commands,
-        "have the fork server run a function": run_by_fork_server,
-        "replace the socket of the fork server": replace_socket,
+        "have the fork server run a function": _run_by_fork_server,
+        "replace the socket of the fork server": _replace_socket,
         "write into the cache of the API server": lambda: _write(f"/var/cache/citadel-llm/{name}/new"),
         "write into its temporary directory": lambda: _write("/run/tmp/new"),
         "write its state": lambda: _write(f"/run/citadel-llm/{name}/state.json"),
         "signal 0 to it": lambda: _kill(server, 0),
+    }
+
+
+def without_sandbox(key: str, token: str) -> dict[str, Callable[[], str]]:
+    """Attacks of `on_server` where nothing refuses them: on processes outside the sandbox, of this process's user."""
+    _have_fork_server()
+    other = hold("outside")["pid"]
+    begin_and_digest = {text: (text[:16], hashlib.sha256(text.encode()).hexdigest()) for text in (key, token)}
+    return {
+        **{f"a file that is open in the {who}": partial(_take_file, other) for who in PROCESSES},
+        **{f"ptrace of the {who}": partial(_trace, other) for who in PROCESSES},
+        "find the private key in its own memory": lambda: find("self", *begin_and_digest[key]),
+        "find the token in its own memory": lambda: find("self", *begin_and_digest[token]),
+        "have the fork server run a function": _run_by_fork_server,
+        "replace the socket of the fork server": _replace_socket,
     }
 
 

@@ -7,6 +7,7 @@ within a model") has the list of what it could do otherwise.
 import logging
 import os
 import socket
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ log = logging.getLogger(__name__)
 
 CREDENTIALS = "/run/credentials"
 """Where systemd puts the credentials of units."""
+WITH_LOCKS = "vllm.model_executor.model_loader.weight_utils"
 OWN = "engine"
 """Name of the engine's own directories, in the cache and in the directory of temporary files."""
 IN_CACHE = {
@@ -77,8 +79,10 @@ def give_up_secrets() -> None:
     """
     temporary = _own(tempfile.gettempdir())
     os.environ["TMPDIR"] = str(temporary)
-    # Python has remembered the directory.
+    # Python has remembered the directory, and so has a module of vLLM, imported in the fork server, for locks.
     tempfile.tempdir = None
+    if WITH_LOCKS in sys.modules:
+        vars(sys.modules[WITH_LOCKS])["temp_dir"] = str(temporary)
     writable = [Path("/dev"), Path("/proc"), temporary]
     home = Path(os.environ["HOME"])
     if os.environ.get("VLLM_TARGET_DEVICE") == "cpu":

@@ -139,20 +139,8 @@ def test_engine_cannot_get_the_secrets_of_its_server(secret: Secret) -> None:
     outcomes = secret.inside(secret.attacks())
     assert secret.inside("'serves'") == "serves"
     controls["API server"] = secret.inside(secret.attacks(), server=True)
-    plain = {
-        "find the private key in its own memory": LINE,
-        "find the token in its own memory": TOKEN,
-    }
-    found = ", ".join(
-        f"{what!r}: lambda: [{text!r}, attacks.find('self', *{found_by(text)!r})][1]" for what, text in plain.items()
-    )
-    forks = (
-        "'have the fork server run a function': attacks.run_by_fork_server, "
-        "'replace the socket of the fork server': attacks.replace_socket"
-    )
-    controls["outside"] = outside(
-        secret.machine, f"[attacks.have_fork_server(), attacks.attempt({{{found}, {forks}}})][1]"
-    )
+    without = f"attacks.attempt(attacks.without_sandbox({LINE!r}, {TOKEN!r}))"
+    controls["outside"] = outside(secret.machine, without)
     assert not judge("the engine to its own server", outcomes, controls, OPEN)
 
 

@@ -428,13 +428,12 @@ class Payload:
         return eval, (f"__import__('os').write({descriptor}, b'ran')",)
 
 
-def _have_fork_server() -> str:
-    """Start multiprocessing's fork server as it is; returns the path of its socket."""
+def _have_fork_server() -> None:
+    """Start multiprocessing's fork server as it is."""
     from multiprocessing import forkserver
 
     forkserver.set_forkserver_preload([])
     forkserver.ensure_running()
-    return str(forkserver._forkserver._forkserver_address)  # type: ignore[attr-defined]
 
 
 def _sockets_of_fork_server() -> list[str]:

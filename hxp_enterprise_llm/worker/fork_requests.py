@@ -29,6 +29,5 @@ class FromParent(socket.socket):
 
 def accept_from_parent_only() -> None:
     """Make multiprocessing's fork server, in this process, use such a socket; it continues after ECONNABORTED."""
-    forkserver.socket = SimpleNamespace(  # type: ignore[attr-defined]  # its name of the module
-        socket=FromParent, AF_UNIX=socket.AF_UNIX
-    )
+    # Its name for the module `socket`.
+    forkserver.socket = SimpleNamespace(**vars(socket) | {"socket": FromParent})  # type: ignore[attr-defined]

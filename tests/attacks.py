@@ -400,7 +400,7 @@ def on_neighbour(name: str, port: int, held: str, pid: int, address: int) -> dic
         "CPU affinity of it": lambda: _slow_down(pid),
         "list its cache": lambda: _list(f"/var/cache/citadel-llm/{name}"),
         "read a file in its cache": lambda: _read(f"/var/cache/citadel-llm/{name}/secret"),
-        "write into its cache": lambda: _write(f"/var/cache/citadel-llm/{name}/engine/new"),
+        "write into its cache": lambda: _write(f"/var/cache/citadel-llm/{name}/new"),
         "read its run-time directory": lambda: _list(f"/run/citadel-llm/{name}"),
         "write its state": lambda: _write(f"/run/citadel-llm/{name}/state.json"),
         "read its credential": lambda: _read(f"/run/credentials/citadel-llm@{name}.service/api-key"),
@@ -602,7 +602,7 @@ def on_host(name: str, limit: str, outside: str) -> dict[str, Callable[[], str]]
     """
     temporary = os.environ.get("TMPDIR", "/tmp")
     writable = {
-        "its cache": f"/var/cache/citadel-llm/{name}/engine",
+        "its cache": f"/var/cache/citadel-llm/{name}",
         "its run-time directory": f"/run/citadel-llm/{name}",
         "its temporary directory": temporary,
         "/dev/shm": "/dev/shm",

@@ -1,8 +1,8 @@
 """Attacks of a compromised instance on another running instance and on the host.
 
-The attacks (tests/attacks.py) run in the engine of one instance, inside the unit's own sandbox. As a control, each also
-runs where it is allowed, on the instance's own processes or outside the sandbox, and must succeed there.
-SECURITY.md contains the tables that these tests print.
+The attacks (tests/attacks.py) run in the API server of one instance, inside the unit's own sandbox; an engine can do
+less (test_engine_secrets.py). As a control, each also runs where it is allowed, on the instance's own processes or
+outside the sandbox, and must succeed there. SECURITY.md contains the tables that these tests print.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import pytest
 from waiting import until
 
 from .conftest import SUMMARY, TINY_MODEL, Host
-from .running import Outcomes, add_modules, inside, judge, outside, remove_modules
+from .running import FLAGS_OF_SERVER, Outcomes, add_modules, inside, judge, outside, remove_modules
 
 THIEF, VICTIM = "thief", "victim"
 PORTS = {THIEF: 11586, VICTIM: 11587}
@@ -68,7 +68,7 @@ class Pair:
                 PORT=port,
                 KV_CACHE_GB=0.25,
                 DRAIN_TIMEOUT_SEC=2,
-                VLLM_ARGS="'--logits-processors runner:Running'",
+                VLLM_ARGS=f"'{FLAGS_OF_SERVER}'",
             )
             self.keys[name] = self.machine.output("citadel-llm", "key", "add", name)
         self.machine.run("systemctl", "start", *(f"citadel-llm@{name}" for name in PORTS))
@@ -95,8 +95,9 @@ class Pair:
         return self.machine.output("stat", "-c", "%u", f"/proc/{pid}")
 
     def inside(self, name: str, expression: str) -> Any:
-        """Evaluate a Python expression in the engine of an instance."""
-        return inside(self.machine, name, f"http://127.0.0.1:{PORTS[name]}", self.keys[name], expression)
+        """Evaluate a Python expression in the API server of an instance."""
+        url = f"http://127.0.0.1:{PORTS[name]}"
+        return inside(self.machine, name, url, self.keys[name], expression, server=True)
 
     def status(self, name: str, key: str) -> str:
         """The HTTP status of an instance's list of models."""

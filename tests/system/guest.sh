@@ -66,6 +66,27 @@ say ranks "$(
     echo $BASHPID >"$group/cgroup.procs"
     timeout 300 /opt/citadel/env/bin/python -I /root/ranks.py
 )"
+say landlock "$(/opt/citadel/env/bin/python -I - <<'END'
+import os, tempfile
+from pathlib import Path
+from hxp_enterprise_llm.system import isolation
+
+own, secret = Path(tempfile.mkdtemp()), Path("/run/credentials/other/key")
+for directory in (own / "a", own / "b", secret.parent):
+    directory.mkdir(parents=True)
+secret.touch()
+said = [str(isolation.landlock_version()), str(isolation.confine("/run/credentials", [own]))]
+(own / "a/file").touch()
+(own / "a/file").rename(own / "b/file")
+for path in (secret, own.parent / "new", Path(f"/proc/{os.getppid()}/mem")):
+    try:
+        path.open("ab" if path.name == "new" else "rb").close()
+        said.append("opened")
+    except PermissionError:
+        said.append("refused")
+print(*said)
+END
+)"
 for file in memory.max memory.high memory.swap.max cpu.max pids.max; do say $file "$(cat "$group/$file")"; done
 # Longer than the interval of the monitor.
 sleep 5

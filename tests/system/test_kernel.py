@@ -92,6 +92,8 @@ def test_package_works_on_debian_kernel_with_cgroup_version_2() -> None:
     limits = {"memory.max": str(4 * GIB), "memory.swap.max": "0", "cpu.max": "200000 100000", "pids.max": "1000"}
     assert {name: said[name] for name in limits} == limits
     assert 3.7 * GIB < int(said["memory.high"]) < 4 * GIB
+    # A secret, a file outside its own directory, the memory of a process outside its domain.
+    assert said["landlock"] == "2 True refused refused refused", "what confines an engine"
     sent, refused = "tcp-sent udp-sent", "tcp-refused udp-refused"
     expected = {"127.0.0.1": sent, "127.0.0.53": refused, "127.0.1.1": refused, "192.0.2.1": refused}
     packets = {address: said[f"packets-{address}"].strip() for address in expected}

@@ -1,5 +1,6 @@
 """TLS for the API: validates a certificate and its key, and describes their errors."""
 
+import os
 import re
 import ssl
 import tempfile
@@ -106,8 +107,15 @@ def _ask() -> NoReturn:
 
 @contextmanager
 def _in_file(text: str) -> Iterator[str]:
-    """The path of a file with the content `text`, which has no name; in a unit it is in memory, as TMPDIR is."""
-    with tempfile.TemporaryFile("w", encoding="latin-1") as file:
-        file.write(text)
-        file.flush()
-        yield f"/proc/self/fd/{file.fileno()}"
+    """The path of a file in memory with the content `text`. It never has a name, by which others could open it."""
+    try:
+        descriptor = os.memfd_create("tls", os.MFD_CLOEXEC)
+    except PermissionError:
+        # In the sandbox of a model on the CPU; TMPDIR is in memory there.
+        descriptor = os.open(tempfile.gettempdir(), os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        with open(descriptor, "w", encoding="latin-1", closefd=False) as stream:
+            stream.write(text)
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)

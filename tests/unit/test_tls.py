@@ -1,8 +1,10 @@
 """Certificates from files, errors of unusable certificates, and a handshake with a valid certificate."""
 
+import os
 import ssl
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import certificates as made
 import pytest
@@ -124,6 +126,23 @@ def test_key_file_without_keys_admits_no_client() -> None:
     assert (given.key_digests, given.metrics_digests) == ((credentials.OF_NO_KEY,), (digest("a"),))
     given = credentials.validate(keyed, {"api-key": f"{only_metrics}by-hand\n"})
     assert (given.key_digests, given.metrics_digests) == ((digest("by-hand"),), (digest("a"),))
+
+
+def test_certificate_can_be_used_where_the_sandbox_refuses_files_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file must never have a name: not even where one without a name cannot be made."""
+
+    def refuse(*_: object) -> NoReturn:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "memfd_create", refuse)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert tls.expires(made.CERTIFICATE, made.KEY) == END
+    monkeypatch.setattr(os, "O_TMPFILE", os.O_DIRECTORY)
+    with pytest.raises(IsADirectoryError):
+        tls.server(made.CERTIFICATE, made.KEY)
+    assert not list(tmp_path.iterdir())
 
 
 def test_private_key_is_not_in_repr() -> None:

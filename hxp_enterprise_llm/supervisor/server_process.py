@@ -29,6 +29,8 @@ LOOK_SEC = 0.05
 ENGINE_TITLE = "VLLM::"
 """How the titles of vLLM's engine and worker processes begin; other children may end at any time."""
 LARGEST_MESSAGE = 4096
+FAILURES_AT_ONCE = 100
+"""How many failures are read before anything else: an engine may send them without end."""
 PART_LENGTH = 16_384
 """How many characters of credentials a message has; escaped, they fit into LARGEST_COMMAND_BYTES."""
 COMMAND_SEC = 30.0
@@ -367,8 +369,11 @@ class ServerProcess:
             log.warning("The server sent an invalid message: %s", error)
 
     def _hear_failure(self) -> None:
-        # All of them at once: the end of a process may be noticed next, and the last failure may be the final one.
-        while (message := _received(self._failures)) is not None:
+        # At once: the end of a process may be noticed next, and the last failure may be the final one.
+        for _ in range(FAILURES_AT_ONCE):
+            message = _received(self._failures)
+            if message is None:
+                return
             try:
                 failure = Failure(**message["failed"])
             except (KeyError, TypeError) as error:
@@ -406,7 +411,7 @@ def _received(end: socket.socket) -> dict[str, Any] | None:
         # The server has closed its end.
         asyncio.get_running_loop().remove_reader(end)
         return None
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         message = json.loads(text)
         if isinstance(message, dict):
             return message

@@ -3,6 +3,9 @@
 import ast
 from collections.abc import Iterator
 
+OF_NAMED_TUPLES = {"_asdict", "_replace"}
+"""Public methods (collections.namedtuple), with names that no field can have."""
+
 
 def uses(source: str) -> Iterator[tuple[int, str]]:
     """The line and the text of each use of a private name that the source does not define itself.
@@ -26,7 +29,7 @@ def uses(source: str) -> Iterator[tuple[int, str]]:
 
 
 def _private(name: str) -> bool:
-    return name.startswith("_") and not name.startswith("__") and name != "_"
+    return name.startswith("_") and not name.startswith("__") and name != "_" and name not in OF_NAMED_TUPLES
 
 
 def _defined(tree: ast.AST) -> Iterator[str]:

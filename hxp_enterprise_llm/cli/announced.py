@@ -9,9 +9,8 @@ from typing import BinaryIO
 
 from hxp_enterprise_llm.settings.grammar import shown
 
-MOST_FILES = 10_000
 LONGEST_PATH = 500
-"""Limits of a repository (files, characters)."""
+"""In characters."""
 LARGEST_FILE = 1 << 53
 
 

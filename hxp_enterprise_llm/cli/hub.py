@@ -23,7 +23,8 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers
 
-from hxp_enterprise_llm.cli.announced import MOST_FILES, LimitedFile, MoreThanAnnounced, refusal
+from hxp_enterprise_llm.cli.announced import LimitedFile, MoreThanAnnounced, refusal
+from hxp_enterprise_llm.engine.model_files import MOST_FILES
 from hxp_enterprise_llm.protocol.download import Arrived, Begun, Message, PullFailed
 from hxp_enterprise_llm.settings import regular_files
 from hxp_enterprise_llm.settings.errors import CitadelError, NotPermitted

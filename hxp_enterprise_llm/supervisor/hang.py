@@ -127,8 +127,9 @@ class HangWatch:
         silent, idle = now - self._heard, now - self._awake
         if silent >= self._limit or idle >= min(SILENT_SEC, self._limit):
             return f"the API server's event loop has been blocked for {silent:.0f} s"
+        requests = "1 request waits" if waiting == 1 else f"{waiting} requests wait"
         if self._by_cpu and now - self._busy >= min(STILL_SEC, self._limit):
-            return f"{waiting} requests wait and no process works on them"
+            return f"{requests} and no process works on " + ("it" if waiting == 1 else "them")
         if now - self._moved >= self._limit:
-            return f"{waiting} requests wait and no token has come for {self._limit:g} s (HANG_TIMEOUT_SEC)"
+            return f"{requests} and no token has come for {self._limit:g} s (HANG_TIMEOUT_SEC)"
         return ""

@@ -46,8 +46,8 @@ def test_server_that_yields_tokens_is_never_reported_as_hung() -> None:
 @pytest.mark.parametrize(
     ("cpu_per_second", "seconds", "words"),
     [
-        (0.0, 11, "1 requests wait and no process works on them"),
-        (1.0, 61, r"1 requests wait and no token has come for 60 s (HANG_TIMEOUT_SEC)"),
+        (0.0, 11, "1 request waits and no process works on it"),
+        (1.0, 61, r"1 request waits and no token has come for 60 s (HANG_TIMEOUT_SEC)"),
     ],
 )
 def test_waiting_requests_without_tokens_are_a_hang(cpu_per_second: float, seconds: int, words: str) -> None:
